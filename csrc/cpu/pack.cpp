@@ -1,0 +1,35 @@
+#include "dove/pack.h"
+
+#include "isa.h"
+
+namespace dove::cpu {
+
+DOVE_DECLARE(pack, PackArgs)
+DOVE_DECLARE(unpack, PackArgs)
+
+namespace {
+
+Status check(const PackArgs& a) {
+  if (a.element_bytes != 2 && a.element_bytes != 4) return Status::kUnsupportedDType;
+  if (a.batch < 0 || a.max_len < 0 || a.width < 0) return Status::kUnsupportedShape;
+  if (a.cu_seqlens[0] != 0) return Status::kBadLengths;
+  for (int64_t b = 0; b < a.batch; ++b) {
+    const int64_t length = int64_t{a.cu_seqlens[b + 1]} - a.cu_seqlens[b];
+    if (length < 0 || length > a.max_len) return Status::kBadLengths;
+  }
+  return Status::kOk;
+}
+
+}  // namespace
+
+Status pack(const PackArgs& args) {
+  if (const Status status = check(args); status != Status::kOk) return status;
+  DOVE_DISPATCH(pack, args);
+}
+
+Status unpack(const PackArgs& args) {
+  if (const Status status = check(args); status != Status::kOk) return status;
+  DOVE_DISPATCH(unpack, args);
+}
+
+}  // namespace dove::cpu

@@ -1,0 +1,32 @@
+// Variable-length packing: padded [B, K, D] <-> packed [T, D] with cu_seqlens [B + 1].
+//
+// The smallest op of the house, and the worked example for adding one: contract (this file),
+// cpu/pack.cpp (dispatch), cpu/kernels/pack.cpp (kernel, compiled once per instruction set),
+// bindings/pack.cpp (checks and converts), dove_ext/ops/pack.py (torch op), tests/ops/cases.py (rows).
+#pragma once
+
+#include "dove/common.h"
+
+namespace dove {
+
+struct PackArgs {
+  const void* source;         // pack: padded rows; unpack: packed rows
+  void* target;               // pack: packed rows; unpack: padded rows
+  const int32_t* cu_seqlens;  // [batch + 1], starts at 0, never falls
+  int64_t batch;
+  int64_t max_len;           // K
+  int64_t width;             // D
+  int64_t element_bytes;     // 2 or 4
+  int64_t padded_stride_b;   // elements between images of the padded side; its last dimension is dense
+  int64_t padded_stride_k;   // elements between positions of the padded side
+  int threads;
+};
+
+namespace cpu {
+// target[cu[b] + i] = source[b, i] for i < cu[b + 1] - cu[b]. The packed side is contiguous.
+Status pack(const PackArgs& args);
+// target[b, i] = source[cu[b] + i] for i < length, else zero. Every element of target is written.
+Status unpack(const PackArgs& args);
+}  // namespace cpu
+
+}  // namespace dove

@@ -1,0 +1,6 @@
+"""The kernels of dove_ext as functions on tensors; each is also a torch operator `torch.ops.dove.*`."""
+
+from dove_ext.ops._library import set_backend
+from dove_ext.ops.pack import pack, unpack
+
+__all__ = ["pack", "set_backend", "unpack"]

@@ -1,0 +1,120 @@
+"""The torch operator library `dove::` and what every op's wrapper shares.
+
+An op is defined once (`define`), has a compiled implementation for CPU tensors, a fake implementation for
+tracing and, for devices without compiled kernels, its plain-PyTorch reference. `set_backend` is how a caller
+chooses between them; nothing is read from the environment.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LIBRARY = torch.library.Library("dove", "DEF")
+
+BACKENDS = ("auto", "cpu", "cuda", "torch")
+KERNEL_DTYPES = (torch.float32, torch.bfloat16)
+# The values of dove::DType in csrc/include/dove/common.h.
+DTYPE_CODE = {torch.float32: 0, torch.bfloat16: 1}
+
+_backend = "auto"
+_warned = False
+
+
+def set_backend(name: str) -> str:
+    """Choose who computes the ops; returns the previous choice.
+
+    Args:
+        name: "auto" (compiled kernels where the tensor's device has them, else plain PyTorch with one
+            warning), "cpu" or "cuda" (insist on compiled kernels of that device), or "torch" (plain PyTorch
+            everywhere, for comparison, export and debugging).
+
+    Raises:
+        ValueError: if the name is unknown.
+        RuntimeError: if compiled kernels are asked for that this build or machine does not have.
+    """
+    global _backend
+    if name not in BACKENDS:
+        raise ValueError(f"backend {name!r} is unknown; choose one of {', '.join(BACKENDS)}")
+    if name == "cuda":
+        from dove_ext._info import info
+
+        cuda = info()["backends"]["cuda"]
+        if not cuda["available"]:
+            raise RuntimeError(f"backend 'cuda' cannot run: {cuda['why']}")
+    previous, _backend = _backend, name
+    return previous
+
+
+def use_kernels(op: str, *tensors: Tensor | None) -> bool:
+    """Decide whether `op` goes to the torch operator (compiled) or to its plain-PyTorch reference.
+
+    Raises:
+        TypeError: if compiled kernels are to run on a dtype they do not serve.
+        RuntimeError: if the chosen backend does not serve the tensors' device.
+    """
+    if _backend == "torch":
+        return False
+    first = next(t for t in tensors if t is not None)
+    if _backend != "auto" and first.device.type != _backend:
+        raise RuntimeError(
+            f"{op}: backend {_backend!r} was chosen, the tensors are on {first.device.type!r}; "
+            "move them or call dove_ext.set_backend('auto')"
+        )
+    if first.device.type == "cpu" and first.dtype not in KERNEL_DTYPES:
+        raise TypeError(
+            f"{op}: the compiled kernels take float32 or bfloat16, got {first.dtype}; "
+            "cast the model or call dove_ext.set_backend('torch')"
+        )
+    return True
+
+
+def warn_no_kernels(op: str, device: torch.device) -> None:
+    """Say once per process that a device has no compiled kernels and plain PyTorch runs instead."""
+    global _warned
+    if not _warned:
+        _warned = True
+        warnings.warn(
+            f"dove_ext has no compiled kernels for {device.type!r} (first needed by {op}); "
+            "running plain PyTorch there. `dove info` says why.",
+            stacklevel=3,
+        )
+
+
+def register(
+    schema: str,
+    *,
+    cpu: Callable[..., Any],
+    fake: Callable[..., Any],
+    reference: Callable[..., Any],
+    setup_context: Callable[..., None] | None = None,
+    backward: Callable[..., Any] | None = None,
+) -> None:
+    """Define one op of the library with its implementations.
+
+    Args:
+        schema: torch schema string, such as "pack(Tensor padded, Tensor cu_seqlens, int total) -> Tensor".
+        cpu: calls the compiled CPU kernel.
+        fake: shapes and dtypes only.
+        reference: plain PyTorch, used for devices without compiled kernels.
+        setup_context: see torch.library.register_autograd.
+        backward: see torch.library.register_autograd; None for ops without a gradient.
+    """
+    name = schema.split("(", 1)[0]
+    LIBRARY.define(schema)
+    LIBRARY.impl(name, cpu, "CPU")
+
+    def plain(*args: Any, **kwargs: Any) -> Any:
+        device = next(a.device for a in args if isinstance(a, Tensor))
+        warn_no_kernels(name, device)
+        return reference(*args, **kwargs)
+
+    LIBRARY.impl(name, plain, "CUDA")
+    LIBRARY.impl(name, plain, "MPS")
+    torch.library.register_fake(f"dove::{name}", fake, lib=LIBRARY)
+    if backward is not None:
+        torch.library.register_autograd(f"dove::{name}", backward, setup_context=setup_context, lib=LIBRARY)

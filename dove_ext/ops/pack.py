@@ -1,0 +1,128 @@
+"""Variable-length packing between padded [B, K, D] and packed [T, D] tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dove_ext import _C
+from dove_ext.ops import reference
+from dove_ext.ops._library import register, use_kernels
+
+
+def pack(padded: Tensor, cu_seqlens: Tensor, total: int | None = None) -> Tensor:
+    """Gather the kept positions of every image into one packed tensor.
+
+    Args:
+        padded: [B, K, D], float32 or bfloat16; the last dimension must be dense. Values behind an image's
+            length are never read and may be NaN.
+        cu_seqlens: int32 [B + 1], starts at 0 and rises by each image's length (0..K).
+        total: T, the last entry of `cu_seqlens`; read from it when None (a copy to the host on a GPU).
+
+    Returns:
+        Tensor: [T, D], same dtype. Differentiable in `padded`; the gradient behind a length is zero.
+
+    Raises:
+        RuntimeError: if `cu_seqlens` falls, does not start at 0 or names more than K positions.
+    """
+    if total is None:
+        total = int(cu_seqlens[-1])
+    if not use_kernels("pack", padded):
+        return reference.pack(padded, cu_seqlens, total)
+    out: Tensor = torch.ops.dove.pack(padded, cu_seqlens, total)
+    return out
+
+
+def unpack(packed: Tensor, cu_seqlens: Tensor, max_len: int) -> Tensor:
+    """Spread packed tokens back to one padded row per image, with zeros behind each length.
+
+    Args:
+        packed: [T, D], float32 or bfloat16.
+        cu_seqlens: int32 [B + 1] as for `pack`, ending at T.
+        max_len: K, at least the longest length.
+
+    Returns:
+        Tensor: [B, K, D], same dtype, differentiable in `packed`.
+
+    Raises:
+        RuntimeError: if `cu_seqlens` falls, does not start at 0 or names a length above K.
+    """
+    if not use_kernels("unpack", packed):
+        return reference.unpack(packed, cu_seqlens, max_len)
+    out: Tensor = torch.ops.dove.unpack(packed, cu_seqlens, max_len)
+    return out
+
+
+def _check_lengths(op: str, cu_seqlens: Tensor, total: int) -> Tensor:
+    if cu_seqlens.dtype != torch.int32 or cu_seqlens.dim() != 1 or cu_seqlens.numel() < 1:
+        raise RuntimeError(f"dove::{op}: cu_seqlens must be int32 [B + 1], got {cu_seqlens.dtype} {list(cu_seqlens.shape)}")
+    if int(cu_seqlens[-1]) != total:
+        raise RuntimeError(f"dove::{op}: cu_seqlens ends at {int(cu_seqlens[-1])}, but there are {total} packed rows")
+    return cu_seqlens.contiguous()
+
+
+def _pack_cpu(padded: Tensor, cu_seqlens: Tensor, total: int) -> Tensor:
+    cu_seqlens = _check_lengths("pack", cu_seqlens, total)
+    if padded.stride(-1) != 1:
+        padded = padded.contiguous()
+    batch, max_len, width = padded.shape
+    out = padded.new_empty(total, width)
+    _C.cpu_pack(
+        padded.data_ptr(), out.data_ptr(), cu_seqlens.data_ptr(), batch, max_len, width, padded.element_size(),
+        padded.stride(0), padded.stride(1), torch.get_num_threads(),
+    )  # fmt: skip
+    return out
+
+
+def _unpack_cpu(packed: Tensor, cu_seqlens: Tensor, max_len: int) -> Tensor:
+    cu_seqlens = _check_lengths("unpack", cu_seqlens, packed.shape[0])
+    packed = packed.contiguous()
+    batch, width = cu_seqlens.numel() - 1, packed.shape[1]
+    out = packed.new_empty(batch, max_len, width)
+    _C.cpu_unpack(
+        packed.data_ptr(), out.data_ptr(), cu_seqlens.data_ptr(), batch, max_len, width, packed.element_size(),
+        out.stride(0), out.stride(1), torch.get_num_threads(),
+    )  # fmt: skip
+    return out
+
+
+def _pack_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    padded, cu_seqlens, _ = inputs
+    ctx.save_for_backward(cu_seqlens)
+    ctx.max_len = padded.shape[1]
+
+
+def _pack_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    (cu_seqlens,) = ctx.saved_tensors
+    return torch.ops.dove.unpack(grad.contiguous(), cu_seqlens, ctx.max_len), None, None
+
+
+def _unpack_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    packed, cu_seqlens, _ = inputs
+    ctx.save_for_backward(cu_seqlens)
+    ctx.total = packed.shape[0]
+
+
+def _unpack_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    (cu_seqlens,) = ctx.saved_tensors
+    return torch.ops.dove.pack(grad, cu_seqlens, ctx.total), None, None
+
+
+register(
+    "pack(Tensor padded, Tensor cu_seqlens, SymInt total) -> Tensor",
+    cpu=_pack_cpu,
+    fake=lambda padded, cu_seqlens, total: padded.new_empty(total, padded.shape[2]),
+    reference=reference.pack,
+    setup_context=_pack_setup,
+    backward=_pack_backward,
+)
+register(
+    "unpack(Tensor packed, Tensor cu_seqlens, SymInt max_len) -> Tensor",
+    cpu=_unpack_cpu,
+    fake=lambda packed, cu_seqlens, max_len: packed.new_empty(cu_seqlens.shape[0] - 1, max_len, packed.shape[1]),
+    reference=reference.unpack,
+    setup_context=_unpack_setup,
+    backward=_unpack_backward,
+)

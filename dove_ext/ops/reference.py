@@ -1,0 +1,25 @@
+"""Each op in plain PyTorch: the oracle of the tests (in float64) and the path for other devices.
+
+Written for clarity: what the formula says, in the order it says it, in any floating dtype.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def pack(padded: Tensor, cu_seqlens: Tensor, total: int | None = None) -> Tensor:
+    """Rows `padded[b, :lengths[b]]` one after the other; see `dove_ext.ops.pack`."""
+    lengths = cu_seqlens.diff()
+    keep = torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
+    return padded[keep]
+
+
+def unpack(packed: Tensor, cu_seqlens: Tensor, max_len: int) -> Tensor:
+    """The inverse of `pack`, with zeros behind each length; see `dove_ext.ops.unpack`."""
+    lengths = cu_seqlens.diff()
+    keep = torch.arange(max_len, device=packed.device) < lengths[:, None]
+    padded = packed.new_zeros(lengths.shape[0], max_len, packed.shape[1])
+    padded[keep] = packed
+    return padded
