@@ -78,8 +78,8 @@ def compare(times: Mapping[str, Sequence[float]], ours: str) -> dict[str, Any]:
     """Summarise what `interleave` measured.
 
     Returns:
-        dict: "rounds"; "time_us": name -> spread; "speedup": other name -> spread of other / ours, round by round
-        (above 1: ours is faster).
+        dict: "rounds"; "time_us": name -> spread; "speedup": other name -> spread of other / ours, round by
+        round (above 1: ours is faster).
     """
     mine = times[ours]
     return {
@@ -134,8 +134,7 @@ def print_row(label: str, result: Mapping[str, Any]) -> None:
     """One line: the median time of each candidate, then each speed-up with its 20-80% range."""
     times = "  ".join(f"{name} {1e-3 * s['median']:9.3f} ms" for name, s in result["time_us"].items())
     ratios = "  ".join(
-        f"{name} / ours {s['median']:6.2f} ({s['q20']:.2f}-{s['q80']:.2f})"
-        for name, s in result["speedup"].items()
+        f"x{name} {s['median']:6.2f} ({s['q20']:.2f}-{s['q80']:.2f})" for name, s in result["speedup"].items()
     )
     print(f"{label:38s} {times}   {ratios}", flush=True)
 
@@ -144,9 +143,7 @@ def arguments(description: str, *, seconds: float) -> argparse.ArgumentParser:
     """The options that every benchmark takes: --json, --seconds, --threads."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write the record to PATH")
-    parser.add_argument(
-        "--seconds", type=float, default=seconds, help="measuring time per row (default %(default)s)"
-    )
+    parser.add_argument("--seconds", type=float, default=seconds, help="per row (default %(default)s)")
     parser.add_argument("--threads", type=int, help="threads for both sides (default: torch's own choice)")
     return parser
 

@@ -25,5 +25,6 @@ inline void raise_on_error(const char* op, Status status) {
 
 void bind_info(py::module_& m);
 void bind_pack(py::module_& m);
+void bind_group_norm(py::module_& m);
 
 }  // namespace dove::bindings

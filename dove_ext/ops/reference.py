@@ -23,3 +23,21 @@ def unpack(packed: Tensor, cu_seqlens: Tensor, max_len: int) -> Tensor:
     padded = packed.new_zeros(lengths.shape[0], max_len, packed.shape[1])
     padded[keep] = packed
     return padded
+
+
+def group_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    groups: int = 32,
+    eps: float = 1e-6,
+    silu: bool = True,
+    residual: Tensor | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """silu(GroupNorm(x + residual)), and the sum if there is one; see `dove_ext.ops.group_norm`."""
+    summed = x if residual is None else x + residual
+    normed = torch.group_norm(summed, groups, weight.to(x.dtype), bias.to(x.dtype), eps)
+    if silu:
+        normed = torch.nn.functional.silu(normed)
+    return normed if residual is None else (normed, summed)

@@ -1,0 +1,57 @@
+#include "dove/group_norm.h"
+
+#include "bindings.h"
+
+namespace dove::bindings {
+
+void bind_group_norm(py::module_& m) {
+  m.def(
+      "cpu_group_norm_workspace",
+      [](int64_t batch, int64_t pixels, int64_t channels, int64_t groups, int threads) {
+        GroupNormArgs args{};
+        args.batch = batch;
+        args.pixels = pixels;
+        args.channels = channels;
+        args.groups = groups;
+        args.threads = threads;
+        return cpu::group_norm_workspace(args);
+      },
+      "Bytes of workspace for cpu_group_norm.", py::arg("batch"), py::arg("pixels"), py::arg("channels"),
+      py::arg("groups"), py::arg("threads"));
+  m.def(
+      "cpu_group_norm",
+      [](uintptr_t x, uintptr_t residual, uintptr_t weight, uintptr_t bias, uintptr_t normed, uintptr_t summed,
+         uintptr_t mean, uintptr_t rstd, uintptr_t workspace, int64_t workspace_bytes, int64_t batch, int64_t pixels,
+         int64_t channels, int64_t groups, int64_t x_stride_image, int64_t x_stride_pixel,
+         int64_t residual_stride_image, int64_t residual_stride_pixel, double eps, bool silu, int dtype, int threads) {
+        raise_on_error("group_norm", cpu::group_norm({pointer<const void>(x),
+                                                      pointer<const void>(residual),
+                                                      pointer<const float>(weight),
+                                                      pointer<const float>(bias),
+                                                      pointer<void>(normed),
+                                                      pointer<void>(summed),
+                                                      pointer<float>(mean),
+                                                      pointer<float>(rstd),
+                                                      pointer<void>(workspace),
+                                                      workspace_bytes,
+                                                      batch,
+                                                      pixels,
+                                                      channels,
+                                                      groups,
+                                                      x_stride_image,
+                                                      x_stride_pixel,
+                                                      residual_stride_image,
+                                                      residual_stride_pixel,
+                                                      eps,
+                                                      silu,
+                                                      static_cast<DType>(dtype),
+                                                      threads}));
+      },
+      py::call_guard<py::gil_scoped_release>(), py::arg("x"), py::arg("residual"), py::arg("weight"), py::arg("bias"),
+      py::arg("normed"), py::arg("summed"), py::arg("mean"), py::arg("rstd"), py::arg("workspace"),
+      py::arg("workspace_bytes"), py::arg("batch"), py::arg("pixels"), py::arg("channels"), py::arg("groups"),
+      py::arg("x_stride_image"), py::arg("x_stride_pixel"), py::arg("residual_stride_image"),
+      py::arg("residual_stride_pixel"), py::arg("eps"), py::arg("silu"), py::arg("dtype"), py::arg("threads"));
+}
+
+}  // namespace dove::bindings

@@ -1,0 +1,248 @@
+// GroupNorm + SiLU (+ residual sum) over channels-last images.
+//
+// An image is cut into chunks of whole pixels whose size follows from the channel count alone. One task is one
+// chunk, in both passes, so a result depends neither on the threads nor on the batch:
+//   1. statistics: make and store the sum if there is a residual; per channel, take the mean and then the
+//      squares about it, the second time from cache, so that a mean far larger than the deviation does no harm;
+//      combine the channels of each group; store mean and squared deviations of (chunk, group).
+//   2. between the passes, one task per image merges its chunks in order, in double.
+//   3. normalise: the last chunks first, since they are what the caches still hold of a large image.
+// Images run through all three steps in sets that fit the last-level cache.
+#include "dove/group_norm.h"
+
+#include "../group_norm_layout.h"
+#include "../parallel.h"
+#include "vec.h"
+
+namespace dove::cpu::DOVE_ISA {
+namespace {
+
+// Vectors of channels that one sweep over a chunk's pixels sums up: 3 registers each.
+#if defined(__AVX512F__)
+constexpr int kSweep = 8;
+#else
+constexpr int kSweep = 4;
+#endif
+
+// Bytes of input after which the images met so far are finished before the next is begun.
+constexpr int64_t kSetBytes = int64_t{4} << 20;
+
+struct Chunk {
+  int64_t image;
+  int64_t index;
+  int64_t first_pixel;
+  int64_t pixels;
+};
+
+Chunk chunk_of(const GroupNormArgs& a, const GroupNormLayout& w, int64_t image, int64_t index) {
+  const int64_t first = index * w.chunk_pixels;
+  const int64_t left = a.pixels - first;
+  return {image, index, first, left < w.chunk_pixels ? left : w.chunk_pixels};
+}
+
+template <class T>
+const T* pixel_row(const void* base, int64_t image, int64_t stride_image, int64_t pixel, int64_t stride_pixel) {
+  return static_cast<const T*>(base) + image * stride_image + pixel * stride_pixel;
+}
+
+template <class T>
+T* dense_row(void* base, const GroupNormArgs& a, int64_t image, int64_t pixel) {
+  return static_cast<T*>(base) + (image * a.pixels + pixel) * a.channels;
+}
+
+// The last, incomplete vector of a row: `count` values, then zeros.
+template <class T>
+Vec load_some(const T* from, int64_t count) {
+  T values[kLanes] = {};
+  std::memcpy(values, from, count * sizeof(T));
+  return load(values);
+}
+
+template <class T>
+void store_some(T* to, Vec v, int64_t count) {
+  T values[kLanes];
+  store(values, v);
+  std::memcpy(to, values, count * sizeof(T));
+}
+
+template <class T>
+void add_rows(const T* x, const T* residual, T* to, int64_t channels) {
+  int64_t c = 0;
+  for (; c + kLanes <= channels; c += kLanes) store(to + c, load(x + c) + load(residual + c));
+  if (c < channels) {
+    const int64_t rest = channels - c;
+    store_some(to + c, load_some(x + c, rest) + load_some(residual + c, rest), rest);
+  }
+}
+
+// Sums of a vector of channels over a chunk, taken about a first estimate of its mean: sums[0] gets that estimate,
+// sums[1] the sum of what differs from it, sums[2] the sum of its squares, each `padded` apart. The estimate
+// itself is summed relative to the first pixel. The chunk is read twice, the second time from cache.
+// `values` limits an incomplete vector, for which `count` is 1.
+template <class T, int count>
+void sweep(const T* rows, int64_t stride, int64_t pixels, float* sums, int64_t padded, int64_t values = kLanes) {
+  const auto load_pixel = [&](int64_t p, int j) {
+    const T* from = rows + p * stride + j * kLanes;
+    return values == kLanes ? load(from) : load_some(from, values);
+  };
+  Vec center[count], sum[count], squares[count];
+  for (int j = 0; j < count; ++j) {
+    center[j] = load_pixel(0, j);
+    sum[j] = squares[j] = Vec{};
+  }
+  for (int64_t p = 1; p < pixels; ++p) {
+    for (int j = 0; j < count; ++j) sum[j] += load_pixel(p, j) - center[j];
+  }
+  for (int j = 0; j < count; ++j) {
+    center[j] += sum[j] / static_cast<float>(pixels);
+    sum[j] = Vec{};
+  }
+  for (int64_t p = 0; p < pixels; ++p) {
+    for (int j = 0; j < count; ++j) {
+      const Vec d = load_pixel(p, j) - center[j];
+      sum[j] += d;
+      squares[j] = fma(d, d, squares[j]);
+    }
+  }
+  for (int j = 0; j < count; ++j) {
+    store(sums + j * kLanes, center[j]);
+    store(sums + padded + j * kLanes, sum[j]);
+    store(sums + 2 * padded + j * kLanes, squares[j]);
+  }
+}
+
+template <class T>
+void statistics(const GroupNormArgs& a, const GroupNormLayout& w, const Chunk& chunk) {
+  const T* row = pixel_row<T>(a.x, chunk.image, a.x_stride_image, chunk.first_pixel, a.x_stride_pixel);
+  int64_t stride = a.x_stride_pixel;
+  if (a.residual != nullptr) {
+    const T* residual =
+        pixel_row<T>(a.residual, chunk.image, a.residual_stride_image, chunk.first_pixel, a.residual_stride_pixel);
+    T* summed = dense_row<T>(a.summed, a, chunk.image, chunk.first_pixel);
+    for (int64_t p = 0; p < chunk.pixels; ++p) {
+      add_rows(row + p * a.x_stride_pixel, residual + p * a.residual_stride_pixel, summed + p * a.channels, a.channels);
+    }
+    row = summed;
+    stride = a.channels;
+  }
+  const int64_t padded = w.padded_channels;
+  float* sums = w.channel_sums + int64_t{thread_index()} * 3 * padded;
+  int64_t c = 0;
+  for (; c + kSweep * kLanes <= a.channels; c += kSweep * kLanes) {
+    sweep<T, kSweep>(row + c, stride, chunk.pixels, sums + c, padded);
+  }
+  for (; c + kLanes <= a.channels; c += kLanes) sweep<T, 1>(row + c, stride, chunk.pixels, sums + c, padded);
+  if (c < a.channels) sweep<T, 1>(row + c, stride, chunk.pixels, sums + c, padded, a.channels - c);
+
+  // mean = average of the channels' means; squares = theirs, each about its own mean, plus the spread of the means.
+  const int64_t per_group = a.channels / a.groups;
+  const double pixels = static_cast<double>(chunk.pixels);
+  const int64_t part = (chunk.image * w.chunks + chunk.index) * a.groups;
+  for (int64_t g = 0; g < a.groups; ++g) {
+    const float* first = sums + g * per_group;
+    const float* sum = first + padded;
+    const float* squares = sum + padded;
+    double total = 0;
+    for (int64_t i = 0; i < per_group; ++i) total += first[i] + sum[i] / pixels;
+    const double mean = total / per_group;
+    double deviations = 0;
+    for (int64_t i = 0; i < per_group; ++i) {
+      const double own = sum[i] / pixels;
+      const double apart = first[i] + own - mean;
+      deviations += squares[i] - own * sum[i] + pixels * apart * apart;
+    }
+    w.chunk_mean[part + g] = mean;
+    w.chunk_squares[part + g] = deviations;
+  }
+}
+
+// Merges an image's chunks and prepares what the normalisation multiplies and adds per channel.
+void finish_statistics(const GroupNormArgs& a, const GroupNormLayout& w, int64_t image) {
+  const int64_t per_group = a.channels / a.groups;
+  const double* means = w.chunk_mean + image * w.chunks * a.groups;
+  const double* squares = w.chunk_squares + image * w.chunks * a.groups;
+  const auto pixels_in = [&](int64_t index) { return double(chunk_of(a, w, image, index).pixels); };
+  for (int64_t g = 0; g < a.groups; ++g) {
+    double total = 0;
+    for (int64_t i = 0; i < w.chunks; ++i) total += means[i * a.groups + g] * pixels_in(i);
+    const double mean = total / a.pixels;
+    double deviations = 0;
+    for (int64_t i = 0; i < w.chunks; ++i) {
+      const double apart = means[i * a.groups + g] - mean;
+      deviations += squares[i * a.groups + g] + pixels_in(i) * per_group * apart * apart;
+    }
+    const double count = static_cast<double>(a.pixels) * per_group;
+    const double variance = deviations > 0 || deviations != deviations ? deviations / count : 0;
+    const double rstd = 1 / __builtin_sqrt(variance + a.eps);
+    const float center = static_cast<float>(mean);
+    a.mean[image * a.groups + g] = center;
+    a.rstd[image * a.groups + g] = static_cast<float>(rstd);
+    for (int64_t c = g * per_group; c < (g + 1) * per_group; ++c) {
+      const int64_t at = image * w.padded_channels + c;
+      w.center[at] = center;
+      w.scale[at] = static_cast<float>(a.weight[c] * rstd);
+      w.shift[at] = static_cast<float>(a.bias[c] - (mean - center) * rstd * a.weight[c]);
+    }
+  }
+}
+
+template <bool silu>
+inline Vec normalised(Vec x, const float* center, const float* scale, const float* shift) {
+  const Vec y = fma(x - load(center), load(scale), load(shift));
+  return silu ? y / (1.0f + exp(-y)) : y;
+}
+
+template <class T, bool silu>
+void normalise(const GroupNormArgs& a, const GroupNormLayout& w, const Chunk& chunk) {
+  const float* center = w.center + chunk.image * w.padded_channels;
+  const float* scale = w.scale + chunk.image * w.padded_channels;
+  const float* shift = w.shift + chunk.image * w.padded_channels;
+  T* to = dense_row<T>(a.normed, a, chunk.image, chunk.first_pixel);
+  const T* from = pixel_row<T>(a.x, chunk.image, a.x_stride_image, chunk.first_pixel, a.x_stride_pixel);
+  int64_t stride = a.x_stride_pixel;
+  if (a.residual != nullptr) {
+    from = dense_row<T>(a.summed, a, chunk.image, chunk.first_pixel);
+    stride = a.channels;
+  }
+  for (int64_t p = 0; p < chunk.pixels; ++p, from += stride, to += a.channels) {
+    int64_t c = 0;
+    for (; c + kLanes <= a.channels; c += kLanes) {
+      store(to + c, normalised<silu>(load(from + c), center + c, scale + c, shift + c));
+    }
+    if (c < a.channels) {
+      const int64_t rest = a.channels - c;
+      store_some(to + c, normalised<silu>(load_some(from + c, rest), center + c, scale + c, shift + c), rest);
+    }
+  }
+}
+
+template <class T, bool silu>
+void run(const GroupNormArgs& a) {
+  const GroupNormLayout w(a, a.workspace);
+  const int64_t image_bytes = a.pixels * a.channels * static_cast<int64_t>(sizeof(T));
+  const int64_t set_size = image_bytes < kSetBytes ? kSetBytes / image_bytes : 1;
+  for (int64_t begin = 0; begin < a.batch; begin += set_size) {
+    const int64_t images = a.batch - begin < set_size ? a.batch - begin : set_size;
+    const int64_t tasks = images * w.chunks;
+    parallel_for(tasks, a.threads,
+                 [&](int64_t i) { statistics<T>(a, w, chunk_of(a, w, begin + i / w.chunks, i % w.chunks)); });
+    parallel_for(images, a.threads, [&](int64_t i) { finish_statistics(a, w, begin + i); });
+    parallel_for(tasks, a.threads, [&](int64_t i) {
+      const int64_t last = tasks - 1 - i;
+      normalise<T, silu>(a, w, chunk_of(a, w, begin + last / w.chunks, last % w.chunks));
+    });
+  }
+}
+
+}  // namespace
+
+Status group_norm(const GroupNormArgs& a) {
+  if (a.dtype == DType::kFloat32) {
+    a.silu ? run<float, true>(a) : run<float, false>(a);
+  } else {
+    a.silu ? run<BFloat16, true>(a) : run<BFloat16, false>(a);
+  }
+  return Status::kOk;
+}
+
+}  // namespace dove::cpu::DOVE_ISA
