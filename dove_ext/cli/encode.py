@@ -1,0 +1,87 @@
+"""`dove encode`: pictures to a file of tokens."""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentParser, Namespace
+from dataclasses import replace
+
+from dove_ext.cli.command import Command
+from dove_ext.cli.options import (
+    add_image_options,
+    add_json_option,
+    add_length_options,
+    add_model_options,
+    encode,
+    length_arguments,
+    load_model,
+)
+from dove_ext.cli.pictures import Failures, Source, find_pictures, progress, read_batches
+
+
+def run(args: Namespace) -> int:
+    """Encode, write the file, report."""
+    from dove_ext.files import check_writable_file
+    from dove_ext.tokens import DoveTokens
+
+    lengths = length_arguments(args)
+    check_writable_file(args.output)
+    failures = Failures("encode")
+    sources = find_pictures(args.images, failures)
+    model = load_model(args)
+    parts: list[DoveTokens] = []
+    done: list[Source] = []
+    # A budget is shared among all images, so these must be encoded in one call.
+    batch_size = len(sources) if args.token_budget else args.batch_size
+    with progress(len(sources), "encode") as bar:
+        for batch, images in read_batches(sources, model.config.image_size, args.fit, batch_size, failures):
+            tokens = encode(model, images, lengths, return_p_eos=args.p_eos, batch_size=args.batch_size)
+            parts.append(tokens.cpu())
+            done += batch
+            bar.update(len(batch))
+    failures.require_some(len(done))
+    tokens = replace(DoveTokens.cat(parts), names=tuple(source.name for source in done))
+    tokens.save(args.output)
+    counts = tokens.lengths.tolist()
+    if args.json:
+        items = [
+            {"path": str(s.path), "name": s.name, "tokens": n} for s, n in zip(done, counts, strict=True)
+        ]
+        report = {
+            "output": args.output,
+            "model": tokens.model,
+            "images": len(tokens),
+            "tokens": sum(counts),
+            "width": tokens.width,
+            "num_slots": tokens.num_slots,
+            "items": items,
+            "failed": failures.as_json(),
+        }
+        print(json.dumps(report, indent=2))
+    else:
+        for source, count in zip(done, counts, strict=True):
+            print(f"{count:>6}  {source.name}")
+        print(f"{sum(counts):>6}  tokens of {len(tokens)} images in {args.output}")
+    return failures.report(len(done))
+
+
+def configure(parser: ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    add_image_options(parser)
+    parser.add_argument(
+        "-o",
+        "--output",
+        required=True,
+        metavar="FILE",
+        help="safetensors file; an existing one is replaced whole",
+    )
+    parser.add_argument(
+        "--p-eos", action="store_true", help="keep the curve of stop probabilities in the file"
+    )
+    add_json_option(parser)
+    add_length_options(parser)
+    add_model_options(parser)
+
+
+command = Command("turn pictures into a file of tokens", configure, run,
+                  example="dove encode photos/ cat.jpg -o tokens.safetensors --max-tokens 128")  # fmt: skip

@@ -1,0 +1,160 @@
+"""Options that several verbs share, and what is made of them."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from typing import TYPE_CHECKING, Any
+
+from dove_ext.cli.command import UsageError
+from dove_ext.errors import DoveError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dove_ext.models.dove import DoveModel
+    from dove_ext.tokens import DoveTokens
+
+DEFAULT_MODEL = "dove-tiny"
+DTYPES = ("float32", "bfloat16")
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1, for argparse."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return value
+
+
+def probability(text: str) -> float:
+    """A number from 0 to 1, for argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return value
+
+
+def add_model_options(parser: ArgumentParser) -> None:
+    """--model, --device, --dtype, --batch-size."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model",
+        default=DEFAULT_MODEL,
+        metavar="NAME",
+        help="a model that ships with the package, a folder, or a Hugging Face hub id (default: %(default)s)",
+    )
+    group.add_argument("--device", help="such as cpu, cuda or cuda:1 (default: cpu)", default="cpu")
+    group.add_argument("--dtype", choices=DTYPES, default="float32", help="(default: %(default)s)")
+    group.add_argument(
+        "--batch-size",
+        type=positive,
+        default=16,
+        metavar="N",
+        help="images that run at once (default: %(default)s)",
+    )
+
+
+def add_length_options(parser: ArgumentParser) -> None:
+    """--num-tokens, --max-tokens, --eos-threshold, --token-budget."""
+    group = parser.add_argument_group(
+        "length", "how many tokens; by default the model decides for each image"
+    )
+    group.add_argument("--num-tokens", type=positive, metavar="N", help="exactly N tokens an image")
+    group.add_argument("--max-tokens", type=positive, metavar="N", help="at most N tokens an image")
+    group.add_argument(
+        "--eos-threshold",
+        type=probability,
+        metavar="P",
+        help="stop an image at the first position where the model's stop probability reaches P",
+    )
+    group.add_argument(
+        "--token-budget",
+        type=positive,
+        metavar="N",
+        help="N tokens for all images together, shared out by how much each still has to say",
+    )
+
+
+def add_image_options(parser: ArgumentParser) -> None:
+    """IMG... and --fit."""
+    parser.add_argument(
+        "images",
+        nargs="+",
+        metavar="IMG",
+        help="picture files, or folders that are searched for picture files at all depths",
+    )
+    parser.add_argument(
+        "--fit",
+        choices=("crop", "squash", "pad"),
+        default="crop",
+        help="how a picture becomes square: its centre, all of it distorted, or all of it with grey margins "
+        "(default: %(default)s)",
+    )
+
+
+def add_json_option(parser: ArgumentParser) -> None:
+    """--json."""
+    parser.add_argument("--json", action="store_true", help="report as JSON on standard output")
+
+
+def length_arguments(args: Namespace) -> dict[str, Any]:
+    """The length options as arguments of `DoveModel.encode`.
+
+    Raises:
+        UsageError: if two of them contradict one another.
+    """
+    names = ("num_tokens", "max_tokens", "eos_threshold", "token_budget")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    for fixed in ("num_tokens", "token_budget"):
+        others = [_flag(name) for name in given if name != fixed]
+        if fixed in given and others:
+            raise UsageError(f"{_flag(fixed)} settles the lengths; drop it or {' and '.join(others)}")
+    return given
+
+
+def load_model(args: Namespace) -> DoveModel:
+    """The model that --model, --device and --dtype ask for.
+
+    Raises:
+        UsageError: if the device is unknown.
+        DoveError: if the device or the model is not there.
+    """
+    import torch
+
+    import dove_ext
+
+    try:
+        device = torch.device(args.device)
+    except RuntimeError as error:
+        raise UsageError(f"--device {args.device!r} is unknown; use cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not (
+        torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()
+    ):
+        count = torch.cuda.device_count()
+        raise DoveError(
+            f"--device {args.device!r} is not there: torch sees {count} CUDA devices; use --device cpu"
+        )
+    model: DoveModel = dove_ext.load_model(args.model, device=device, dtype=getattr(torch, args.dtype))
+    return model
+
+
+def encode(model: DoveModel, images: Tensor, lengths: dict[str, Any], **options: Any) -> DoveTokens:
+    """`model.encode`, where a length that this model does not have is the user's to mend.
+
+    Raises:
+        DoveError: with the model's own message.
+    """
+    try:
+        return model.encode(images, **lengths, **options)
+    except ValueError as error:
+        raise DoveError(str(error)) from error
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

@@ -1,0 +1,139 @@
+"""`dove reconstruct`: pictures through the tokens and back, and a sheet to look at."""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from dove_ext.cli.command import Command
+from dove_ext.cli.options import (
+    add_image_options,
+    add_json_option,
+    add_length_options,
+    add_model_options,
+    encode,
+    length_arguments,
+    load_model,
+)
+from dove_ext.cli.pictures import (
+    SUFFIX,
+    Failures,
+    Source,
+    find_pictures,
+    output_names,
+    progress,
+    read_batches,
+)
+
+if TYPE_CHECKING:
+    from dove_ext.figure import Row
+    from dove_ext.models.dove import DoveModel
+
+FIXED_COUNTS = (16, 32, 64, 128)
+ROWS_PER_SHEET = 8
+
+
+def run(args: Namespace) -> int:
+    """Reconstruct, write pictures and sheets, report."""
+    from dove_ext.figure import draw_sheet, psnr
+    from dove_ext.files import make_writable_folder
+    from dove_ext.image_io import save_image
+
+    lengths = length_arguments(args)
+    folder = make_writable_folder(args.output)
+    failures = Failures("reconstruct")
+    sources = find_pictures(args.images, failures)
+    paths = dict(
+        zip(sources, (folder / name for name in output_names([s.name for s in sources])), strict=True)
+    )
+    model = load_model(args)
+    rows: list[Row] = []
+    items: list[dict[str, Any]] = []
+    sheets: list[str] = []
+
+    def finish_sheet() -> None:
+        path = folder / f"sheet-{len(sheets) + 1:02d}{SUFFIX}"
+        save_image(draw_sheet(rows), path)
+        sheets.append(str(path))
+        rows.clear()
+
+    with progress(len(sources), "reconstruct") as bar:
+        for source, row in _reconstruct(model, sources, lengths, args, failures):
+            count, image = row.chosen
+            save_image(image, paths[source])
+            items.append(
+                {
+                    "path": str(source.path),
+                    "output": str(paths[source]),
+                    "tokens": count,
+                    "psnr_db": round(psnr(row.original, image), 2),
+                }
+            )
+            rows.append(row)
+            if len(rows) == ROWS_PER_SHEET:
+                finish_sheet()
+            bar.update()
+    failures.require_some(len(items))
+    if rows:
+        finish_sheet()
+    if args.json:
+        report = {"model": model.config.name, "items": items, "sheets": sheets, "failed": failures.as_json()}
+        print(json.dumps(report, indent=2))
+    else:
+        for item in items:
+            print(f"{item['tokens']:>6} tokens {item['psnr_db']:>6.2f} dB  {item['output']}")
+        for sheet in sheets:
+            print(f"side by side: {sheet}")
+    return failures.report(len(items))
+
+
+def _reconstruct(
+    model: DoveModel, sources: list[Source], lengths: dict[str, Any], args: Namespace, failures: Failures
+) -> Iterator[tuple[Source, Row]]:
+    from dove_ext.figure import Row
+
+    fixed_counts = [n for n in FIXED_COUNTS if n <= model.config.num_tokens]
+    # A budget is shared among all images, so these must be encoded in one call.
+    together = len(sources) if args.token_budget else args.batch_size
+    for batch, images in read_batches(sources, model.config.image_size, args.fit, together, failures):
+        all_chosen = encode(model, images, lengths, batch_size=args.batch_size)
+        for start in range(0, len(batch), args.batch_size):
+            chunk = slice(start, start + args.batch_size)
+            chosen, originals = all_chosen[chunk], images[chunk]
+            fixed = []
+            if fixed_counts:
+                # Token i does not depend on later ones, so every shorter length is a prefix of the longest.
+                longest = model.encode(originals, num_tokens=fixed_counts[-1])
+                fixed = [(n, model.decode(longest.truncate(n)).cpu()) for n in fixed_counts]
+            decoded = model.decode(chosen).cpu()
+            for b, (source, count) in enumerate(zip(batch[chunk], chosen.lengths.tolist(), strict=True)):
+                yield (
+                    source,
+                    Row(source.name, originals[b], [(n, i[b]) for n, i in fixed], (count, decoded[b])),
+                )
+
+
+def configure(parser: ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    add_image_options(parser)
+    parser.add_argument(
+        "-o",
+        "--output",
+        required=True,
+        metavar="DIR",
+        help="folder for NAME.dove.png, each picture at its own length, and for sheet-01.dove.png and so on, "
+        "which show it at 16, 32, 64 and 128 tokens, too (existing ones are replaced); made if it is missing",
+    )
+    add_json_option(parser)
+    add_length_options(parser)
+    add_model_options(parser)
+
+
+command = Command(
+    "pictures through tokens and back, drawn side by side",
+    configure,
+    run,
+    example="dove reconstruct photos/ -o pictures/",
+)
