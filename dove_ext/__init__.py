@@ -1,6 +1,76 @@
-"""dove_ext: turn an image into as many visual tokens as it deserves (DOVE, arXiv 2506.03643)."""
+"""dove_ext: turn an image into as many visual tokens as it deserves (DOVE, arXiv 2506.03643).
 
-from dove_ext._info import info
-from dove_ext.ops import set_backend
+    tokens = dove_ext.encode(["photo.jpg"])
+    images = dove_ext.decode(tokens)
 
-__all__ = ["info", "set_backend"]
+Names are imported when they are first used, so that `dove --help` need not wait for torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dove_ext._info import __version__, info
+    from dove_ext.config import DoveConfig, StackConfig, VQGANConfig
+    from dove_ext.default import decode, encode, load_model, reconstruct
+    from dove_ext.errors import CheckpointError, DoveError, ImageError, OutputError, TokensError
+    from dove_ext.images import prepare_images
+    from dove_ext.models.dove import DoveModel
+    from dove_ext.ops import set_backend
+    from dove_ext.tokens import DoveTokens
+
+_HOMES = {
+    "CheckpointError": "errors",
+    "DoveConfig": "config",
+    "DoveError": "errors",
+    "DoveModel": "models.dove",
+    "DoveTokens": "tokens",
+    "ImageError": "errors",
+    "OutputError": "errors",
+    "StackConfig": "config",
+    "TokensError": "errors",
+    "VQGANConfig": "config",
+    "__version__": "_info",
+    "decode": "default",
+    "encode": "default",
+    "info": "_info",
+    "load_model": "default",
+    "prepare_images": "images",
+    "reconstruct": "default",
+    "set_backend": "ops",
+}
+
+__all__ = [  # noqa: RUF022 (what a newcomer needs first comes first)
+    "encode",
+    "decode",
+    "reconstruct",
+    "load_model",
+    "DoveModel",
+    "DoveTokens",
+    "DoveConfig",
+    "VQGANConfig",
+    "StackConfig",
+    "prepare_images",
+    "info",
+    "set_backend",
+    "DoveError",
+    "CheckpointError",
+    "ImageError",
+    "OutputError",
+    "TokensError",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'dove_ext' has no attribute {name!r}")
+    value = getattr(import_module(f"dove_ext.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

@@ -10,6 +10,16 @@ import torch
 from dove_ext import _C
 
 
+def _version() -> str:
+    try:
+        return version("dove-ext")
+    except PackageNotFoundError:
+        return "not installed"
+
+
+__version__ = _version()
+
+
 def info() -> dict[str, Any]:
     """Describe the installation.
 
@@ -18,10 +28,6 @@ def info() -> dict[str, Any]:
         int}, "cuda": {"built": bool, "archs": list[str], "available": bool, "why": str}}}`. `why` is empty
         when the backend can run, otherwise one sentence with the reason and the remedy.
     """
-    try:
-        package_version = version("dove-ext")
-    except PackageNotFoundError:
-        package_version = "not installed"
     archs = [arch for arch in _C.cuda_archs().split(",") if arch]
     if not archs:
         why = _C.cuda_why_not()
@@ -30,7 +36,7 @@ def info() -> dict[str, Any]:
     else:
         why = ""
     return {
-        "version": package_version,
+        "version": __version__,
         "torch": torch.__version__,
         "backends": {
             "cpu": {"available": True, "isa": _C.cpu_isa(), "threads": torch.get_num_threads()},

@@ -1,1 +1,1 @@
-"""Training programs for dove_ext models."""
+"""Training of dove_ext models: data, closed-form start, losses, and one loop."""

@@ -1,0 +1,208 @@
+"""The shape of a model as dataclasses, and the presets by name.
+
+A shape is everything that decides which tensors a checkpoint holds and what they mean. What a caller may
+change from call to call (lengths, thresholds, block size) is an argument of `DoveModel.encode` instead.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from dove_ext.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class VQGANConfig:
+    """The convolutional autoencoder (VQGAN, f = `downsampling`)."""
+
+    channels: int = 128  # width of the first level
+    channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)  # one level each, halving the resolution between
+    encoder_blocks: int = 2  # residual blocks a level
+    decoder_blocks: int = 3
+    latent_channels: int = 256  # z_channels = embed_dim
+    codebook_size: int = 8192  # of the VQGAN baseline; outside DOVE's path. 0 leaves the quantiser out
+    stem_patch: int = 1  # side of the patch that the first convolution folds into one position
+    patch_shortcut: bool = False  # a linear map of whole patches beside the convolutions, both ways
+
+    def __post_init__(self) -> None:
+        if self.stem_patch < 1 or self.stem_patch & (self.stem_patch - 1):
+            raise ValueError(f"stem_patch must be a power of two, got {self.stem_patch}")
+        widths = [self.channels * m for m in self.channel_multipliers]
+        if any(width % 32 for width in widths):
+            raise ValueError(f"every level's width must be a multiple of 32 (GroupNorm groups), got {widths}")
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels of the image along one side of a grid position."""
+        return int(self.stem_patch * 2 ** (len(self.channel_multipliers) - 1))
+
+
+@dataclass(frozen=True)
+class StackConfig:
+    """A GPT-NeoX stack; the defaults are Pythia-70M's."""
+
+    hidden: int = 512
+    layers: int = 6
+    heads: int = 8
+    mlp: int = 2048
+    rotary_fraction: float = 0.25  # share of each head's dimensions that is rotated
+    rotary_base: float = 10000.0
+    layer_norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if self.hidden % self.heads:
+            raise ValueError(f"hidden ({self.hidden}) must be a multiple of heads ({self.heads})")
+        if self.rotary_dim % 2:
+            raise ValueError(f"rotary_fraction {self.rotary_fraction} gives an odd number of rotated dimensions")
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.hidden // self.heads
+
+    @property
+    def rotary_dim(self) -> int:
+        """Rotated dimensions of each head, the first ones."""
+        return int(self.head_dim * self.rotary_fraction)
+
+
+@dataclass(frozen=True)
+class DoveConfig:
+    """A DOVE model. The defaults are the paper's (2.1, A.1)."""
+
+    name: str = "dove-base"
+    image_size: int = 256
+    vqgan: VQGANConfig = field(default_factory=VQGANConfig)
+    generator: StackConfig = field(default_factory=StackConfig)
+    token_decoder: StackConfig = field(default_factory=StackConfig)
+    vocab_size: int = 50304  # of the head that decides EOS; 2 ("go on", "EOS") when trained from scratch
+    eos_id: int = 0
+    head_bias: bool = False  # a bias in the head; with it p_eos starts at `eos_prior` in a new model
+    eos_prior: float = 0.01
+    prefix_attention: Literal["causal", "bidirectional"] = "causal"  # among the H_v positions
+    attend_padding: bool = True  # the token decoder attends to the zeros behind the kept tokens
+    shortcut: bool = False  # tokens start as the grid's DCT coefficients, most important first
+    gaussian: bool = False  # DOVE (Gaussian), appendix D: tokens through mean and log-variance heads
+    query_vocab_size: int = 0  # text vocabulary of query tokens (Q-DOVE); 0: queries come as embeddings
+
+    def __post_init__(self) -> None:
+        if self.image_size % self.vqgan.downsampling:
+            raise ValueError(
+                f"image_size ({self.image_size}) must be a multiple of the downsampling ({self.vqgan.downsampling})"
+            )
+        if self.generator.hidden != self.token_decoder.hidden:
+            raise ValueError("generator and token_decoder must share one hidden width: it is the token width")
+        if not 0 <= self.eos_id < self.vocab_size:
+            raise ValueError(f"eos_id {self.eos_id} is outside the vocabulary of {self.vocab_size}")
+        if self.prefix_attention not in ("causal", "bidirectional"):
+            raise ValueError(f"prefix_attention must be 'causal' or 'bidirectional', got {self.prefix_attention!r}")
+        if self.shortcut and not self.attend_padding:
+            raise ValueError("attend_padding=False needs shortcut=False: with it every slot carries part of the grid")
+        if not 0 < self.eos_prior < 1:
+            raise ValueError(f"eos_prior must be between 0 and 1, got {self.eos_prior}")
+
+    @property
+    def grid(self) -> int:
+        """Positions along one side of the latent grid."""
+        return self.image_size // self.vqgan.downsampling
+
+    @property
+    def num_tokens(self) -> int:
+        """K: time positions, which are also the token decoder's slots, one for each grid position."""
+        return self.grid**2
+
+    @property
+    def token_width(self) -> int:
+        """D: width of a token."""
+        return self.generator.hidden
+
+    def to_json(self) -> str:
+        """The configuration as it stands in a model folder's config.json."""
+        return json.dumps({"model_type": "dove", **dataclasses.asdict(self)}, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, source: str = "config.json") -> DoveConfig:
+        """Read `to_json`'s output; unknown fields and wrong types are refused.
+
+        Raises:
+            CheckpointError: naming `source`, the field and what is wrong.
+        """
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise CheckpointError(f"{source} is not JSON ({error}); the model folder is damaged") from error
+        if not isinstance(values, dict) or values.pop("model_type", None) != "dove":
+            raise CheckpointError(f"{source} does not describe a dove model (model_type is not 'dove')")
+        try:
+            return _build(cls, values)
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"{source}: {error}") from error
+
+
+def _build(cls: Any, values: dict[str, Any]) -> Any:
+    """A dataclass from plain JSON values, nested dataclasses and tuples included."""
+    known = {f.name: f for f in dataclasses.fields(cls)}
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise ValueError(f"unknown field {unknown[0]!r}; was the model saved by a newer dove_ext?")
+    nested = {"vqgan": VQGANConfig, "generator": StackConfig, "token_decoder": StackConfig}
+    arguments: dict[str, Any] = {}
+    for name, value in values.items():
+        expected = type(getattr(_defaults(cls), name))
+        if name in nested and cls is DoveConfig:
+            if not isinstance(value, dict):
+                raise ValueError(f"{name} must be an object, got {value!r}")
+            value = _build(nested[name], value)
+        elif expected is tuple and isinstance(value, list) and all(type(v) is int for v in value):
+            value = tuple(value)
+        elif expected is float and type(value) is int:
+            value = float(value)
+        elif type(value) is not expected:
+            raise ValueError(f"{name} must be {expected.__name__}, got {value!r}")
+        arguments[name] = value
+    return cls(**arguments)
+
+
+def _defaults(cls: Any) -> Any:
+    return cls()
+
+
+_TINY_STACK = StackConfig(hidden=256, layers=4, heads=4, mlp=1024)
+
+PRESETS: dict[str, DoveConfig] = {
+    # The paper's shape: VQGAN f16 and two Pythia-70M stacks.
+    "dove-base": DoveConfig(),
+    # Small enough to ship and to run on a laptop; trained from scratch.
+    "dove-tiny": DoveConfig(
+        name="dove-tiny",
+        vqgan=VQGANConfig(
+            channels=64,
+            channel_multipliers=(1, 2, 3),
+            encoder_blocks=1,
+            decoder_blocks=2,
+            latent_channels=160,
+            codebook_size=0,
+            stem_patch=4,
+            patch_shortcut=True,
+        ),
+        generator=_TINY_STACK,
+        token_decoder=_TINY_STACK,
+        vocab_size=2,
+        head_bias=True,
+        shortcut=True,
+    ),
+}
+
+
+def preset(name: str) -> DoveConfig:
+    """A preset's configuration by name ("dove-base", "dove-tiny").
+
+    Raises:
+        ValueError: listing the known names.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"no preset is named {name!r}; known are {', '.join(PRESETS)}")
+    return PRESETS[name]

@@ -1,0 +1,302 @@
+"""DOVE: an image in, as many tokens as it deserves out, and back (2.1)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from dove_ext import ops
+from dove_ext.config import DoveConfig, preset
+from dove_ext.images import prepare_images
+from dove_ext.lengths import lengths_for_budget
+from dove_ext.models.generator import Generator, TokenDecoder
+from dove_ext.models.shortcut import FrequencyShortcut
+from dove_ext.models.vqgan import VQGAN
+from dove_ext.tokens import DoveTokens
+
+
+class DoveModel(nn.Module):
+    """VQGAN encoder, token generator, token decoder, VQGAN decoder.
+
+    Example:
+        >>> model = DoveModel.from_pretrained("dove-tiny")
+        >>> tokens = model.encode(["photo.jpg"])
+        >>> images = model.decode(tokens)
+    """
+
+    def __init__(self, config: DoveConfig | str) -> None:
+        """Build with random weights.
+
+        Args:
+            config: a configuration, or a preset's name.
+        """
+        super().__init__()
+        self.config = preset(config) if isinstance(config, str) else config
+        c = self.config
+        self.vqgan = VQGAN(c.vqgan)
+        self.generator = Generator(c)
+        self.token_decoder = TokenDecoder(c)
+        self.shortcut: FrequencyShortcut | None = None
+        if c.shortcut:
+            self.shortcut = FrequencyShortcut(c.grid, c.vqgan.latent_channels, c.num_tokens, c.token_width)
+        self.generator.reset_parameters()
+        self.token_decoder.reset_parameters()
+        self.to(memory_format=torch.channels_last)
+
+    # --- The paper's steps, differentiable, on tensors ------------------------------------------------
+
+    def generate(self, pixels: Tensor, query: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """All K tokens of each image in one pass (Eq. 1).
+
+        Args:
+            pixels: [B, 3, S, S] in [-1, 1].
+            query: embeddings [B, Q, hidden] or ids [B, Q] between H_v and the time positions (Q-DOVE).
+
+        Returns:
+            (Tensor, Tensor): tokens d_1..d_K [B, K, D], and the hidden states [B, K, hidden] that
+            `generator.p_eos` reads.
+        """
+        latents = self.vqgan.encode(pixels)
+        hidden = self.generator(latents, query)
+        return self.generator.tokens(hidden, self._base_tokens(latents)), hidden
+
+    def render(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Pixels [B, 3, S, S], nominally in [-1, 1], from the first `lengths` of tokens [B, K, D].
+
+        Args:
+            tokens: [B, K, D]; what stands behind a length is ignored.
+            lengths: int32 [B]. No gradient reaches them: the truncation's mask is constant.
+        """
+        kept = ops.zero_tail(tokens, lengths)
+        base = None if self.shortcut is None else self.shortcut.latents(kept)
+        return self.vqgan.decode(self.token_decoder(kept, lengths, base))
+
+    def forward(self, pixels: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Reconstruct in one differentiable pass.
+
+        Args:
+            pixels: [B, 3, S, S] in [-1, 1].
+            lengths: int32 [B] tokens to keep; None: where the model stops.
+
+        Returns:
+            (Tensor, Tensor): pixels [B, 3, S, S] and the lengths int32 [B].
+        """
+        tokens, hidden = self.generate(pixels)
+        if lengths is None:
+            lengths = self.generator.first_stop(hidden.detach(), None).clamp_min(1)
+        return self.render(tokens, lengths), lengths
+
+    def _base_tokens(self, latents: Tensor) -> Tensor | None:
+        return None if self.shortcut is None else self.shortcut.tokens(latents)
+
+    # --- What a user calls ----------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.generator.embed_out.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The weights' dtype, which is also the tokens'."""
+        return self.generator.embed_out.weight.dtype
+
+    @torch.inference_mode()
+    def encode(
+        self,
+        images: Any,
+        *,
+        num_tokens: int | None = None,
+        max_tokens: int | None = None,
+        eos_threshold: float | None = None,
+        token_budget: int | None = None,
+        return_p_eos: bool = False,
+        query: Tensor | None = None,
+        fit: Literal["crop", "squash", "pad"] = "crop",
+        batch_size: int = 32,
+        block_size: int = 32,
+    ) -> DoveTokens:
+        """Turn images into as many tokens as each deserves.
+
+        The length of an image is where the model predicts EOS. It does not depend on the other images of
+        the call (to rounding: matrix products may sum in another order for another batch size, which moves
+        a length only where p_eos is within rounding of the decision), except with `token_budget`.
+
+        Args:
+            images: anything `dove_ext.images.prepare_images` takes: tensors, arrays, PIL images, paths, or
+                a list of these.
+            num_tokens: exactly this many tokens for every image, 1..K.
+            max_tokens: stop here at the latest.
+            eos_threshold: stop at the first position where p_eos >= this (0..1), instead of where EOS wins
+                the vocabulary's arg-max.
+            token_budget: choose the lengths over all images of this call so that they sum to exactly this
+                (`dove_ext.lengths.lengths_for_budget`); from one token an image to K.
+            return_p_eos: keep the p_eos curve [B, K] with the tokens; all K positions are run then.
+            query: embeddings [B, Q, hidden] or ids [B, Q] (Q-DOVE).
+            fit: how an image becomes square, see `prepare_images`.
+            batch_size: images that run at once.
+            block_size: time positions that run at once before the model looks for EOS; the tokens are the
+                same for any value.
+
+        Returns:
+            DoveTokens: tokens [T, D] with cu_seqlens int32 [B + 1].
+
+        Raises:
+            ValueError: if length controls contradict one another or are out of range.
+            ImageError: if an input is not an image or not in range.
+        """
+        self._check_lengths(num_tokens, max_tokens, eos_threshold, token_budget)
+        if batch_size < 1 or block_size < 1:
+            raise ValueError(f"batch_size and block_size must be at least 1, got {batch_size} and {block_size}")
+        pixels = prepare_images(images, self.config.image_size, fit=fit)
+        count = pixels.shape[0]
+        if query is not None and query.shape[0] != count:
+            raise ValueError(f"query has {query.shape[0]} rows for {count} images; give one row an image")
+        if token_budget is not None and not count <= token_budget <= count * self.config.num_tokens:
+            raise ValueError(
+                f"token_budget must be between 1 and {self.config.num_tokens} tokens an image "
+                f"({count}..{count * self.config.num_tokens} for {count} images), got {token_budget}"
+            )
+        whole_curve = return_p_eos or token_budget is not None
+        was_training = self.training
+        self.eval()
+        try:
+            parts = []
+            for start in range(0, count, batch_size):
+                chunk = pixels[start : start + batch_size].to(self.device, self.dtype)
+                chunk_query = None if query is None else query[start : start + batch_size].to(self.device)
+                limit = num_tokens or max_tokens or self.config.num_tokens
+                parts.append(
+                    self._encode_batch(chunk, chunk_query, num_tokens, limit, eos_threshold, whole_curve, block_size)
+                )
+        finally:
+            self.train(was_training)
+        lengths = torch.cat([part[1] for part in parts])
+        p_eos = torch.cat([part[2] for part in parts if part[2] is not None]) if whole_curve else None
+        if token_budget is not None and p_eos is not None:
+            lengths = lengths_for_budget(p_eos, token_budget)
+        packed, start = [], 0
+        for tokens, part_lengths, _ in parts:
+            part_lengths = lengths[start : start + part_lengths.shape[0]]
+            packed.append(ops.pack(tokens, ops.lengths_to_cu_seqlens(part_lengths)))
+            start += part_lengths.shape[0]
+        return DoveTokens(
+            tokens=torch.cat(packed),
+            cu_seqlens=ops.lengths_to_cu_seqlens(lengths),
+            num_slots=self.config.num_tokens,
+            p_eos=p_eos if return_p_eos else None,
+            model=self.config.name,
+        )
+
+    def _encode_batch(
+        self,
+        pixels: Tensor,
+        query: Tensor | None,
+        num_tokens: int | None,
+        limit: int,
+        threshold: float | None,
+        whole_curve: bool,
+        block_size: int,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Padded tokens [B, n, D], lengths int32 [B], and the p_eos curve [B, K] where it is wanted."""
+        latents = self.vqgan.encode(pixels)
+        p_eos = None
+        if whole_curve or num_tokens is not None:
+            hidden = self.generator(latents, query, None if whole_curve else num_tokens)
+            p_eos = self.generator.p_eos(hidden) if whole_curve else None
+            if num_tokens is None:
+                lengths = self.generator.first_stop(hidden[:, :limit], threshold).clamp_min(1)
+            else:
+                lengths = torch.full((pixels.shape[0],), num_tokens, dtype=torch.int32, device=pixels.device)
+        else:
+            hidden, lengths = self.generator.run_until_stop(
+                latents, query=query, limit=limit, threshold=threshold, block=block_size
+            )
+        base = self._base_tokens(latents)
+        base = None if base is None else base[:, : hidden.shape[1]]
+        return self.generator.tokens(hidden, base), lengths, p_eos
+
+    @torch.inference_mode()
+    def decode(self, tokens: DoveTokens, *, batch_size: int = 32) -> Tensor:
+        """Turn tokens back into images.
+
+        Args:
+            tokens: from this model's `encode`, possibly truncated, indexed or loaded.
+            batch_size: images that run at once.
+
+        Returns:
+            Tensor: float32 [B, 3, S, S] in [0, 1], on the model's device.
+
+        Raises:
+            TokensError: if the tokens' width or slots are not this model's.
+        """
+        tokens.require(self.config.token_width, self.config.num_tokens, self.config.name)
+        images = []
+        for start in range(0, len(tokens), batch_size):
+            part = tokens[start : start + batch_size].to(self.device, self.dtype)
+            padded = ops.unpack(part.tokens, part.cu_seqlens, self.config.num_tokens)
+            images.append(self.render(padded, part.lengths).float().add(1).div(2).clamp(0, 1).contiguous())
+        return torch.cat(images)
+
+    def reconstruct(self, images: Any, **lengths: Any) -> tuple[Tensor, DoveTokens]:
+        """`decode(encode(images, **lengths))`, and the tokens: ([B, 3, S, S] in [0, 1], DoveTokens)."""
+        tokens = self.encode(images, **lengths)
+        return self.decode(tokens), tokens
+
+    def _check_lengths(
+        self, num_tokens: int | None, max_tokens: int | None, eos_threshold: float | None, token_budget: int | None
+    ) -> None:
+        slots = self.config.num_tokens
+        for name, value in (("num_tokens", num_tokens), ("max_tokens", max_tokens)):
+            if value is not None and not 1 <= value <= slots:
+                raise ValueError(f"{name} must be between 1 and {slots}, got {value}")
+        if eos_threshold is not None and not 0 <= eos_threshold <= 1:
+            raise ValueError(f"eos_threshold must be between 0 and 1, got {eos_threshold}")
+        given = [n for n, v in (("max_tokens", max_tokens), ("eos_threshold", eos_threshold)) if v is not None]
+        for name, value in (("num_tokens", num_tokens), ("token_budget", token_budget)):
+            if value is not None and given:
+                raise ValueError(f"{name} fixes the lengths; it cannot be combined with {' or '.join(given)}")
+        if num_tokens is not None and token_budget is not None:
+            raise ValueError("num_tokens and token_budget both fix the lengths; give one of them")
+
+    # --- Files ----------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path = "dove-tiny",
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        revision: str | None = None,
+    ) -> DoveModel:
+        """Load a model that ships with the package, from a folder, or from the Hugging Face hub.
+
+        Args:
+            name_or_path: a shipped name ("dove-tiny"), a folder with config.json and model.safetensors, or
+                a hub id ("owner/name"; needs the `hub` extra).
+            device: where to put it.
+            dtype: of the weights; float32 or bfloat16 for the compiled CPU kernels.
+            revision: branch, tag or commit on the hub.
+
+        Raises:
+            CheckpointError: if nothing is found there, or files are damaged or do not fit together.
+        """
+        from dove_ext.pretrained import load_pretrained
+
+        return load_pretrained(name_or_path, device=torch.device(device), dtype=dtype, revision=revision)
+
+    def save_pretrained(self, folder: str | Path, *, card: str | None = None, dtype: torch.dtype | None = None) -> None:
+        """Write config.json, model.safetensors and README.md, each complete or not at all.
+
+        Args:
+            folder: made if it is missing.
+            card: text of README.md; a short one is written if None.
+            dtype: floating dtype of the saved weights (None: as they are).
+        """
+        from dove_ext.pretrained import save_pretrained
+
+        save_pretrained(self, Path(folder), card=card, dtype=dtype)

@@ -1,0 +1,199 @@
+"""The dynamic token generator f and the token decoder g (2.1)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from dove_ext import ops
+from dove_ext.config import DoveConfig
+from dove_ext.models.stack import KeyValueCache, Stack
+
+
+def time_encodings(count: int, width: int) -> Tensor:
+    """t_1..t_K: sinusoidal encodings, float32 [count, width], sines in the even columns."""
+    frequency = 10000.0 ** -(torch.arange(0, width, 2, dtype=torch.float32) / width)
+    angle = torch.arange(count, dtype=torch.float32)[:, None] * frequency
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)
+
+
+class Generator(nn.Module):
+    """D = f(H_v, t_1, ..., t_K) (Eq. 1): one causal pass over [H_v ; query ; t] gives all tokens.
+
+    d_i is never fed back, so the K time positions may run at once, or in blocks over a key/value cache.
+    """
+
+    def __init__(self, config: DoveConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.token_width
+        self.from_latent = nn.Linear(config.vqgan.latent_channels, width)
+        self.times: Tensor
+        self.register_buffer("times", time_encodings(config.num_tokens, width), persistent=False)
+        self.embed_in = nn.Embedding(config.query_vocab_size, width) if config.query_vocab_size else None
+        self.stack = Stack(config.generator)
+        self.embed_out = nn.Linear(width, config.vocab_size, bias=config.head_bias)
+        self.to_token = nn.Linear(width, width) if config.shortcut else None
+        self.mean = nn.Linear(width, width) if config.gaussian else None
+        self.log_variance = nn.Linear(width, width) if config.gaussian else None
+        # Rows of the vocabulary that beat EOS most often, for ops.eos_scan; any set of rows is correct.
+        witnesses = min(256, config.vocab_size - 1) if config.vocab_size > 2 else 0
+        self.witness: Tensor
+        self.register_buffer("witness", torch.arange(1, witnesses + 1, dtype=torch.int32))
+
+    @property
+    def prefix(self) -> int:
+        """Positions at the front that every position sees (Stack.forward)."""
+        return 0 if self.config.prefix_attention == "causal" else self.config.num_tokens
+
+    def sequence(self, latents: Tensor, query: Tensor | None = None) -> Tensor:
+        """[H_v ; query]: what the time positions follow, [B, P + Q, hidden].
+
+        Args:
+            latents: H_v, [B, P, latent_channels].
+            query: embedded query [B, Q, hidden], or token ids [B, Q] int64 if the model embeds them.
+        """
+        x = self.from_latent(latents)
+        if query is None:
+            return x
+        if not query.is_floating_point():
+            if self.embed_in is None:
+                raise ValueError("this model embeds no query ids (query_vocab_size is 0); pass embeddings [B, Q, hidden]")
+            query = self.embed_in(query)
+        return torch.cat([x, query.to(x.dtype)], dim=1)
+
+    def forward(self, latents: Tensor, query: Tensor | None = None, count: int | None = None) -> Tensor:
+        """Last hidden states at the first `count` (default K) time positions, [B, count, hidden]."""
+        x = self.sequence(latents, query)
+        times = self.times[: self.config.num_tokens if count is None else count].to(x.dtype)
+        x = torch.cat([x, times.expand(x.shape[0], -1, -1)], dim=1)
+        return self.stack(x, prefix=self.prefix)[:, -times.shape[0] :]
+
+    def tokens(self, hidden: Tensor, base: Tensor | None = None) -> Tensor:
+        """d_1..d_n from the hidden states [B, n, hidden] of the first n time positions: [B, n, D].
+
+        The hidden state is the token; with the linear shortcut it is `base` (the shortcut's tokens) plus a
+        learned change. In training the Gaussian variant samples its token, otherwise the token is the mean
+        (appendix D).
+        """
+        d = hidden if self.to_token is None or base is None else base + self.to_token(hidden)
+        if self.mean is None or self.log_variance is None:
+            return d
+        mean = self.mean(d)
+        if not self.training:
+            return mean
+        return mean + torch.randn_like(mean) * (0.5 * self.log_variance(d)).exp()
+
+    def p_eos(self, hidden: Tensor) -> Tensor:
+        """p_eos(i), the softmax entry of EOS at each position (2.2): float32 [B, n]."""
+        return ops.eos_probability(hidden, self.embed_out.weight, self.embed_out.bias, eos_id=self.config.eos_id)
+
+    def first_stop(self, hidden: Tensor, threshold: float | None) -> Tensor:
+        """First position (0-based) that ends the sequence, or n if none does: int32 [B].
+
+        Args:
+            hidden: [B, n, hidden].
+            threshold: stop where p_eos >= threshold; None: where EOS wins the vocabulary's arg-max.
+        """
+        if threshold is None:
+            head = self.embed_out
+            return ops.eos_scan(
+                hidden, head.weight, head.bias, eos_id=self.config.eos_id, witness=self.witness
+            )
+        stops = self.p_eos(hidden) >= threshold
+        count = torch.full_like(stops[:, 0], stops.shape[1], dtype=torch.int32)
+        return torch.where(stops.any(1), stops.int().argmax(1).int(), count)
+
+    def run_until_stop(
+        self, latents: Tensor, *, query: Tensor | None, limit: int, threshold: float | None, block: int
+    ) -> tuple[Tensor, Tensor]:
+        """Run time positions block by block until every image has ended.
+
+        Args:
+            latents: H_v, [B, P, latent_channels].
+            query: as for `sequence`.
+            limit: at most this many positions.
+            threshold: as for `first_stop`.
+            block: positions a block; any value gives the same tokens.
+
+        Returns:
+            (Tensor, Tensor): hidden states [B, n, hidden] of the n <= limit positions that ran, and each
+            image's length int32 [B], 1..limit.
+        """
+        x = self.sequence(latents, query)
+        cache = KeyValueCache(self.config.generator, x.shape[0], x.shape[1] + limit, x)
+        self.stack.fill(x, prefix=self.prefix, cache=cache)
+        # first_stop reports the index behind a block's last position when the block holds no stop.
+        lengths = torch.full((x.shape[0],), limit, dtype=torch.int32, device=x.device)
+        hidden: list[Tensor] = []
+        for start in range(0, limit, block):
+            times = self.times[start : min(start + block, limit)].to(x.dtype)
+            hidden.append(self.stack(times.expand(x.shape[0], -1, -1), prefix=self.prefix, cache=cache))
+            stop = self.first_stop(hidden[-1], threshold)
+            ended = (stop < times.shape[0]) & (lengths == limit)
+            lengths = torch.where(ended, stop + start, lengths)
+            if bool((lengths < limit).all()):
+                break
+        # Position m of EOS and all behind it become zero; at least one token is kept.
+        return torch.cat(hidden, dim=1), lengths.clamp_min(1)
+
+    def reset_parameters(self) -> None:
+        """Initialise for training from scratch; with a shortcut the stack starts by adding nothing."""
+        self.stack.reset_parameters()
+        for linear in (self.from_latent, self.embed_out):
+            nn.init.normal_(linear.weight, std=linear.in_features**-0.5 if linear is self.from_latent else 0.02)
+            if linear.bias is not None:
+                nn.init.zeros_(linear.bias)
+        if self.embed_out.bias is not None:
+            # The other logits start near zero, so this puts p_eos at eos_prior: at 1 / 50304 the gradient
+            # of a linear p_eos would vanish.
+            prior, others = self.config.eos_prior, self.config.vocab_size - 1
+            with torch.no_grad():
+                self.embed_out.bias[self.config.eos_id] = math.log(prior / (1 - prior) * others)
+        if self.to_token is not None:
+            nn.init.zeros_(self.to_token.weight)
+            nn.init.zeros_(self.to_token.bias)
+        if self.mean is not None and self.log_variance is not None:
+            nn.init.eye_(self.mean.weight)
+            nn.init.zeros_(self.mean.bias)
+            nn.init.zeros_(self.log_variance.weight)
+            nn.init.constant_(self.log_variance.bias, -6.0)
+
+
+class TokenDecoder(nn.Module):
+    """g: all K slots, zeros included, attend to one another and become the grid's latents (2.1)."""
+
+    def __init__(self, config: DoveConfig) -> None:
+        super().__init__()
+        self.attend_padding = config.attend_padding
+        width, latent = config.token_width, config.vqgan.latent_channels
+        self.from_grid = nn.Linear(latent, width) if config.shortcut else None
+        self.stack = Stack(config.token_decoder)
+        self.to_latent = nn.Linear(width, latent)
+
+    def forward(self, tokens: Tensor, lengths: Tensor, base: Tensor | None = None) -> Tensor:
+        """Latents [B, P, latent_channels].
+
+        Args:
+            tokens: [B, K, D], zero behind each image's length.
+            lengths: int32 [B]; without `attend_padding` slots from here on are not attended to.
+            base: with the linear shortcut, its latents [B, P, latent_channels]; the stack reads them beside
+                the tokens and changes them.
+        """
+        x = tokens if self.from_grid is None or base is None else tokens + self.from_grid(base)
+        hidden = self.stack(x, prefix=None, kv_lens=None if self.attend_padding else lengths)
+        change: Tensor = self.to_latent(hidden)
+        return change if base is None else base + change
+
+    def reset_parameters(self) -> None:
+        """Initialise for training from scratch; with a shortcut the stack starts by changing nothing."""
+        self.stack.reset_parameters()
+        if self.from_grid is None:
+            nn.init.normal_(self.to_latent.weight, std=self.to_latent.in_features**-0.5)
+        else:
+            nn.init.zeros_(self.to_latent.weight)
+            nn.init.normal_(self.from_grid.weight, std=self.from_grid.in_features**-0.5)
+            nn.init.zeros_(self.from_grid.bias)
+        nn.init.zeros_(self.to_latent.bias)

@@ -1,0 +1,150 @@
+"""The transformer of the token generator and the token decoder: GPT-NeoX in Pythia-70M's shape (A.1).
+
+The names of the parameters are those of the public Pythia checkpoints.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dove_ext import ops
+from dove_ext.config import StackConfig
+
+
+def rotary_table(length: int, dim: int, base: float, device: torch.device) -> Tensor:
+    """Cosines and sines of the rotary angles of positions 0..length-1: float32 [length, dim], [cos | sin]."""
+    frequency = base ** -(torch.arange(0, dim, 2, dtype=torch.float32, device=device) / dim)
+    angle = torch.arange(length, dtype=torch.float32, device=device)[:, None] * frequency
+    return torch.cat([angle.cos(), angle.sin()], dim=1)
+
+
+class KeyValueCache:
+    """Keys (not yet rotated) and values of every layer for the positions seen so far."""
+
+    def __init__(self, config: StackConfig, batch: int, capacity: int, like: Tensor) -> None:
+        shape = (config.layers, 2, batch, capacity, config.heads, config.head_dim)
+        self.entries = like.new_empty(shape)
+        self.length = 0
+
+    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Store a block [B, n, H, D] behind the positions seen; returns all keys and values up to it."""
+        end = self.length + key.shape[1]
+        self.entries[layer, 0, :, self.length : end] = key
+        self.entries[layer, 1, :, self.length : end] = value
+        return self.entries[layer, 0, :, :end], self.entries[layer, 1, :, :end]
+
+
+class Attention(nn.Module):
+    """Multi-head attention with the first dimensions of each head rotated."""
+
+    def __init__(self, config: StackConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.query_key_value = nn.Linear(config.hidden, 3 * config.hidden)  # per head [q | k | v]
+        self.dense = nn.Linear(config.hidden, config.hidden)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values [B, N, H, D] as views of one projection."""
+        q, k, v = self.query_key_value(x).unflatten(-1, (self.heads, -1)).chunk(3, dim=-1)
+        return q, k, v
+
+
+class MLP(nn.Module):
+    """Two linear maps around an exact GELU."""
+
+    def __init__(self, config: StackConfig) -> None:
+        super().__init__()
+        self.dense_h_to_4h = nn.Linear(config.hidden, config.mlp)
+        self.dense_4h_to_h = nn.Linear(config.mlp, config.hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.dense_4h_to_h(F.gelu(self.dense_h_to_4h(x)))
+        return out
+
+
+class Layer(nn.Module):
+    """x + attention(norm(x)) + mlp(norm'(x)): both branches read the same x."""
+
+    def __init__(self, config: StackConfig) -> None:
+        super().__init__()
+        self.input_layernorm = nn.LayerNorm(config.hidden, eps=config.layer_norm_eps)
+        self.post_attention_layernorm = nn.LayerNorm(config.hidden, eps=config.layer_norm_eps)
+        self.attention = Attention(config)
+        self.mlp = MLP(config)
+
+    def forward(
+        self,
+        x: Tensor,
+        rotary: Tensor,
+        prefix: int | None,
+        kv_lens: Tensor | None = None,
+        cache: tuple[KeyValueCache, int] | None = None,
+    ) -> Tensor:
+        q, k, v = self.attention.project(self.input_layernorm(x))
+        if cache is not None:
+            k, v = cache[0].append(cache[1], k, v)
+        attended = ops.attention(q, k, v, prefix=prefix, rotary=rotary, kv_lens=kv_lens)
+        out: Tensor = x + self.attention.dense(attended.flatten(2)) + self.mlp(self.post_attention_layernorm(x))
+        return out
+
+
+class Stack(nn.Module):
+    """All layers and the final LayerNorm."""
+
+    def __init__(self, config: StackConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        self.final_layer_norm = nn.LayerNorm(config.hidden, eps=config.layer_norm_eps)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        prefix: int | None,
+        kv_lens: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """Hidden states after the final LayerNorm.
+
+        Args:
+            x: [B, N, hidden], inputs of the next N positions (of all, without a cache).
+            prefix: every position sees the first `prefix` ones besides itself and those before it;
+                0 is causal attention, None is full attention.
+            kv_lens: int32 [B]; positions from here on are invisible.
+            cache: keys and values of earlier positions; this block is appended to it.
+
+        Returns:
+            Tensor: [B, N, hidden].
+        """
+        seen = 0 if cache is None else cache.length
+        rotary = rotary_table(seen + x.shape[1], self.config.rotary_dim, self.config.rotary_base, x.device)
+        for i, layer in enumerate(self.layers):
+            x = layer(x, rotary, prefix, kv_lens, None if cache is None else (cache, i))
+        if cache is not None:
+            cache.length += x.shape[1]
+        out: Tensor = self.final_layer_norm(x)
+        return out
+
+    def fill(self, x: Tensor, *, prefix: int, cache: KeyValueCache) -> None:
+        """Run positions only for what later ones need of them: the last layer stops at its keys and values."""
+        rotary = rotary_table(x.shape[1], self.config.rotary_dim, self.config.rotary_base, x.device)
+        last = len(self.layers) - 1
+        for i, layer in enumerate(self.layers):
+            if i == last:
+                _, k, v = layer.attention.project(layer.input_layernorm(x))
+                cache.append(i, k, v)
+            else:
+                x = layer(x, rotary, prefix, None, (cache, i))
+        cache.length += x.shape[1]
+
+    def reset_parameters(self) -> None:
+        """Initialise as GPT-NeoX does for training from scratch: normal 0.02, branches scaled by depth."""
+        for name, parameter in self.named_parameters():
+            if parameter.dim() < 2:
+                nn.init.ones_(parameter) if name.endswith("norm.weight") else nn.init.zeros_(parameter)
+            else:
+                branch_end = name.endswith(("attention.dense.weight", "dense_4h_to_h.weight"))
+                nn.init.normal_(parameter, std=0.02 / (2 * len(self.layers)) ** 0.5 if branch_end else 0.02)

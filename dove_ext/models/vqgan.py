@@ -1,0 +1,265 @@
+"""The VQGAN of DOVE (2.1): a convolutional encoder and decoder with attention at the coarsest level.
+
+The names of the parameters are those of the public taming checkpoints. Everything runs in channels-last
+memory. A residual branch's sum is not formed where the branch ends but inside the next normalisation, which
+has to read it anyway: blocks hand on a pair (x, branch) whose value is x + branch.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dove_ext import ops
+from dove_ext.config import VQGANConfig
+
+Stream = tuple[Tensor, Tensor | None]  # (x, branch): the activation is x + branch
+
+
+def settle(stream: Stream) -> Tensor:
+    """The activation a stream stands for."""
+    x, branch = stream
+    return x if branch is None else x + branch
+
+
+class Norm(nn.GroupNorm):
+    """GroupNorm of 32 groups, eps 1e-6, optionally followed by SiLU."""
+
+    def __init__(self, channels: int, *, silu: bool = True) -> None:
+        super().__init__(32, channels, eps=1e-6)
+        self.silu = silu
+
+    def forward(self, stream: Stream) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """(normalised activation, activation) of a stream."""
+        x, branch = stream
+        arguments = {"groups": self.num_groups, "eps": self.eps, "silu": self.silu}
+        if branch is None:
+            return ops.group_norm(x, self.weight, self.bias, **arguments), x
+        return ops.group_norm(x, self.weight, self.bias, residual=branch, **arguments)
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(silu(norm(conv(silu(norm(x)))))), with a 1x1 convolution of x where the width changes."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        self.norm1 = Norm(channels_in)
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.norm2 = Norm(channels_out)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        self.nin_shortcut = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else None
+
+    def forward(self, stream: Stream) -> Stream:
+        normed, x = self.norm1(stream)
+        branch = self.conv2(self.norm2((self.conv1(normed), None))[0])
+        return (x if self.nin_shortcut is None else self.nin_shortcut(x)), branch
+
+
+class AttentionBlock(nn.Module):
+    """Single-head self-attention over all positions of the grid, as a residual branch."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = Norm(channels, silu=False)
+        self.q, self.k, self.v, self.proj_out = (nn.Conv2d(channels, channels, 1) for _ in range(4))
+
+    def forward(self, stream: Stream) -> Stream:
+        normed, x = self.norm(stream)
+        height, width = x.shape[2:]
+        q, k, v = (conv(normed).flatten(2).transpose(1, 2) for conv in (self.q, self.k, self.v))  # [B, HW, C]
+        # One head as wide as the level (512 in the paper's shape): two matrix products, no kernel of ours.
+        attended = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
+        branch = self.proj_out(attended.transpose(1, 2).unflatten(2, (height, width)))
+        return x, branch
+
+
+class Downsample(nn.Module):
+    """3x3 convolution of stride 2 after padding one row below and one column to the right."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, stream: Stream) -> Stream:
+        return self.conv(F.pad(settle(stream), (0, 1, 0, 1))), None
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour doubling, then a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, stream: Stream) -> Stream:
+        return self.conv(F.interpolate(settle(stream), scale_factor=2.0, mode="nearest")), None
+
+
+class Level(nn.Module):
+    """The blocks of one resolution: residual blocks, each followed by attention at the coarsest level."""
+
+    def __init__(self, channels_in: int, channels_out: int, blocks: int, attention: bool) -> None:
+        super().__init__()
+        widths = [channels_in] + [channels_out] * blocks
+        self.block = nn.ModuleList(ResidualBlock(widths[i], widths[i + 1]) for i in range(blocks))
+        self.attn = nn.ModuleList(AttentionBlock(channels_out) for _ in range(blocks if attention else 0))
+        self.downsample: Downsample | None = None
+        self.upsample: Upsample | None = None
+
+    def forward(self, stream: Stream) -> Stream:
+        for i, block in enumerate(self.block):
+            stream = block(stream)
+            if self.attn:
+                stream = self.attn[i](stream)
+        for resample in (self.downsample, self.upsample):
+            if resample is not None:
+                stream = resample(stream)
+        return stream
+
+
+class Middle(nn.Module):
+    """Residual block, attention, residual block."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.block_1 = ResidualBlock(channels, channels)
+        self.attn_1 = AttentionBlock(channels)
+        self.block_2 = ResidualBlock(channels, channels)
+
+    def forward(self, stream: Stream) -> Stream:
+        stream = self.block_2(self.attn_1(self.block_1(stream)))
+        return stream
+
+
+class Encoder(nn.Module):
+    """Image [B, 3, S, S] to features [B, latent_channels, S/f, S/f]."""
+
+    def __init__(self, config: VQGANConfig) -> None:
+        super().__init__()
+        widths = [config.channels * m for m in config.channel_multipliers]
+        patch = config.stem_patch
+        self.conv_in = (
+            nn.Conv2d(3, config.channels, 3, padding=1)
+            if patch == 1
+            else nn.Conv2d(3, config.channels, patch, stride=patch)
+        )
+        self.down = nn.ModuleList()
+        for i, width in enumerate(widths):
+            last = i == len(widths) - 1
+            before = widths[i - 1] if i else config.channels
+            level = Level(before, width, config.encoder_blocks, attention=last)
+            level.downsample = None if last else Downsample(width)
+            self.down.append(level)
+        self.mid = Middle(widths[-1])
+        self.norm_out = Norm(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], config.latent_channels, 3, padding=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        stream: Stream = (self.conv_in(image), None)
+        for level in self.down:
+            stream = level(stream)
+        features: Tensor = self.conv_out(self.norm_out(self.mid(stream))[0])
+        return features
+
+
+class Decoder(nn.Module):
+    """Features [B, latent_channels, S/f, S/f] to an image [B, 3, S, S], not clamped."""
+
+    def __init__(self, config: VQGANConfig) -> None:
+        super().__init__()
+        widths = [config.channels * m for m in config.channel_multipliers]
+        self.stem_patch = config.stem_patch
+        self.conv_in = nn.Conv2d(config.latent_channels, widths[-1], 3, padding=1)
+        self.mid = Middle(widths[-1])
+        self.up = nn.ModuleList()  # up[i] works at level i, the finest being 0; it is passed last
+        for i, width in enumerate(widths):
+            last = i == len(widths) - 1
+            before = width if last else widths[i + 1]
+            level = Level(before, width, config.decoder_blocks, attention=last)
+            level.upsample = Upsample(width) if i else None
+            self.up.append(level)
+        self.norm_out = Norm(widths[0])
+        self.conv_out = nn.Conv2d(widths[0], 3 * config.stem_patch**2, 3, padding=1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        stream = self.mid((self.conv_in(features), None))
+        for level in reversed(self.up):
+            stream = level(stream)
+        out: Tensor = self.conv_out(self.norm_out(stream)[0])
+        return out if self.stem_patch == 1 else F.pixel_shuffle(out, self.stem_patch)
+
+
+class Quantizer(nn.Module):
+    """Nearest codebook entry for each grid position; the VQGAN baseline's discrete bottleneck."""
+
+    def __init__(self, codebook_size: int, width: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(codebook_size, width)
+        nn.init.uniform_(self.embedding.weight, -1 / codebook_size, 1 / codebook_size)
+
+    def forward(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Quantise latents [B, P, C].
+
+        Returns:
+            (Tensor, Tensor): the chosen entries [B, P, C], with the gradient passed straight through, and
+            their indices [B, P] int64.
+        """
+        codes = self.embedding.weight
+        distance = codes.pow(2).sum(1) - 2 * latents @ codes.T  # |z|^2 is the same for every code
+        indices = distance.argmin(-1)
+        quantised = self.embedding(indices)
+        return latents + (quantised - latents).detach(), indices
+
+
+class VQGAN(nn.Module):
+    """The autoencoder around DOVE's tokens, and with its quantiser the fixed-length baseline."""
+
+    def __init__(self, config: VQGANConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.latent_channels
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quant_conv = nn.Conv2d(width, width, 1)
+        self.post_quant_conv = nn.Conv2d(width, width, 1)
+        self.quantize = Quantizer(config.codebook_size, width) if config.codebook_size else None
+        self.patch_in: nn.Conv2d | None = None
+        self.patch_out: nn.ConvTranspose2d | None = None
+        if config.patch_shortcut:
+            side = config.downsampling
+            self.patch_in = nn.Conv2d(3, width, side, stride=side)
+            self.patch_out = nn.ConvTranspose2d(width, 3, side, stride=side)
+
+    def encode(self, image: Tensor) -> Tensor:
+        """H_v: latents before quantisation.
+
+        Args:
+            image: [B, 3, S, S] in [-1, 1], S a multiple of the downsampling.
+
+        Returns:
+            Tensor: [B, (S/f)^2, latent_channels], the grid row by row.
+        """
+        image = image.contiguous(memory_format=torch.channels_last)
+        latents = self.quant_conv(self.encoder(image))
+        if self.patch_in is not None:
+            latents = latents + self.patch_in(image)
+        return latents.flatten(2).transpose(1, 2)  # [B, P, C]; no copy in channels-last
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents [B, P, C] of a square grid to an image [B, 3, S, S], nominally in [-1, 1], not clamped."""
+        side = round(latents.shape[1] ** 0.5)
+        if side * side != latents.shape[1]:
+            raise ValueError(f"latents must form a square grid, got {latents.shape[1]} positions")
+        grid = latents.transpose(1, 2).unflatten(2, (side, side))  # [B, C, h, w] in channels-last
+        image: Tensor = self.decoder(self.post_quant_conv(grid))
+        if self.patch_out is not None:
+            image = image + self.patch_out(grid)
+        return image
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """The baseline's round trip: (reconstruction [B, 3, S, S], code indices [B, P])."""
+        if self.quantize is None:
+            raise ValueError("this VQGAN was built without a codebook (codebook_size=0)")
+        quantised, indices = self.quantize(self.encode(image))
+        return self.decode(quantised), indices
