@@ -23,6 +23,7 @@ inline void raise_on_error(const char* op, Status status) {
   if (status != Status::kOk) throw std::runtime_error(std::string("dove::") + op + ": " + status_message(status));
 }
 
+void bind_attention(py::module_& m);
 void bind_info(py::module_& m);
 void bind_pack(py::module_& m);
 void bind_group_norm(py::module_& m);

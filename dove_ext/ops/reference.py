@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dove_ext.ops.attention_reference import attention as attention
+
 
 def pack(padded: Tensor, cu_seqlens: Tensor, total: int | None = None) -> Tensor:
     """Rows `padded[b, :lengths[b]]` one after the other; see `dove_ext.ops.pack`."""

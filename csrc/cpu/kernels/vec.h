@@ -13,6 +13,7 @@
 // GCC 12 warns of its own _mm512_undefined_ps() in whatever inlines it.
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
 #pragma GCC diagnostic pop
 #endif

@@ -1,0 +1,257 @@
+"""Causal, prefix and full attention with rotary embedding, over padded, packed or cached keys."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dove_ext import _C
+from dove_ext.ops import attention_reference, reference
+from dove_ext.ops._library import DTYPE_CODE, register, use_kernels
+from dove_ext.ops.attention_reference import FULL
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    prefix: int | None = 0,
+    rotary: Tensor | None = None,
+    scale: float | None = None,
+    cu_seqlens_q: Tensor | None = None,
+    cu_seqlens_k: Tensor | None = None,
+    kv_lens: Tensor | None = None,
+) -> Tensor:
+    """Attend from every query to the keys that it sees.
+
+    out[i] = sum_j softmax_j(scale * rot(q[i]) . rot(k[j])) v[j]. Query i of a sequence stands at position
+    p = Nk - Nq + i, so a block of new queries against a longer key/value cache needs no further argument. It
+    sees key j if j <= p or j < prefix. A query that sees no key gives zeros. Softmax and sums are float32;
+    the score matrix is never stored.
+
+    Args:
+        q: [B, Nq, H, D], or packed [Tq, H, D]; float32 or bfloat16. Any strides: views of one projection
+            [B, N, H, 3 * D] or slices of a cache are read in place. D is a multiple of 16, at most 256.
+        k: [B, Nk, H, D] or packed [Tk, H, D], dtype of q. Keys are stored unrotated.
+        v: as k.
+        prefix: how many leading keys every query sees: 0 is causal, n a bidirectional prefix with a causal
+            rest, None full attention.
+        rotary: float32 [P, R], cosines in the first R / 2 columns and sines in the others, row = position,
+            P at least the longest Nk. Rotates dimensions d and d + R / 2 of q and k, d < R / 2, in float32;
+            needs Nq <= Nk. Not differentiable.
+        scale: above 0; D ** -0.5 when None.
+        cu_seqlens_q: int32 [B + 1], starts at 0, rises by each sequence's queries up to Tq; packed form only.
+        cu_seqlens_k: int32 [B + 1], likewise for keys up to Tk.
+        kv_lens: int32 [B], padded form only: keys from kv_lens[b] on are invisible and may hold NaN.
+            Positions still follow from Nk.
+
+    Returns:
+        Tensor: shape of q, contiguous, same dtype. Differentiable in q, k and v. A sequence's result depends
+        neither on the rest of the batch nor on the number of threads.
+
+    Raises:
+        ValueError: if shapes, dtypes or devices do not fit together.
+        TypeError: if compiled kernels are to run on another dtype.
+        RuntimeError: if lengths are out of range, or the head dimension has no kernel.
+    """
+    _check(q, k, v, prefix, rotary, scale, cu_seqlens_q, cu_seqlens_k, kv_lens)
+    if not use_kernels("attention", q, k, v):
+        return reference.attention(
+            q, k, v, prefix=prefix, rotary=rotary, scale=scale,
+            cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k, kv_lens=kv_lens,
+        )  # fmt: skip
+    out: Tensor = torch.ops.dove.attention(
+        q, k, v, rotary, cu_seqlens_q, cu_seqlens_k, kv_lens,
+        FULL if prefix is None else prefix, q.shape[-1] ** -0.5 if scale is None else scale,
+    )[0]  # fmt: skip
+    return out
+
+
+def _check(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    prefix: int | None,
+    rotary: Tensor | None,
+    scale: float | None,
+    cu_seqlens_q: Tensor | None,
+    cu_seqlens_k: Tensor | None,
+    kv_lens: Tensor | None,
+) -> None:
+    packed = cu_seqlens_q is not None
+    rank = 3 if packed else 4
+    if (cu_seqlens_k is not None) != packed:
+        raise ValueError("attention: give both cu_seqlens_q and cu_seqlens_k (packed) or neither (padded)")
+    form = "[T, H, D] with cu_seqlens" if packed else "[B, N, H, D] without cu_seqlens"
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.dim() != rank:
+            raise ValueError(f"attention: {name} must be {form}, got {list(x.shape)}")
+        if x.dtype != q.dtype or x.device != q.device:
+            raise ValueError(
+                f"attention: q, k and v must share dtype and device, but q is {q.dtype} on {q.device} "
+                f"and {name} is {x.dtype} on {x.device}"
+            )
+    if k.shape != v.shape:
+        raise ValueError(f"attention: k and v must have one shape, got {list(k.shape)} and {list(v.shape)}")
+    if q.shape[-2:] != k.shape[-2:] or (not packed and q.shape[0] != k.shape[0]):
+        raise ValueError(
+            "attention: q and k must agree in batch, heads and head dimension, "
+            f"got {list(q.shape)} and {list(k.shape)}"
+        )
+    if prefix is not None and prefix < 0:
+        raise ValueError(f"attention: prefix must be at least 0, or None for full attention, got {prefix}")
+    if scale is not None and not scale > 0:
+        raise ValueError(f"attention: scale must be above 0, got {scale}")
+    lengths = {"cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k, "kv_lens": kv_lens}
+    for name, x in lengths.items():
+        if x is not None and (x.dtype != torch.int32 or x.dim() != 1 or x.device != q.device):
+            raise ValueError(
+                f"attention: {name} must be one-dimensional int32 on {q.device}, "
+                f"got {x.dtype} {list(x.shape)} on {x.device}"
+            )
+    if cu_seqlens_q is not None and cu_seqlens_k is not None:
+        if kv_lens is not None:
+            raise ValueError("attention: kv_lens is for the padded form; with cu_seqlens, leave it None")
+        if cu_seqlens_q.shape != cu_seqlens_k.shape or cu_seqlens_q.shape[0] < 1:
+            raise ValueError(
+                "attention: cu_seqlens_q and cu_seqlens_k must both be [B + 1], "
+                f"got {list(cu_seqlens_q.shape)} and {list(cu_seqlens_k.shape)}"
+            )
+    elif kv_lens is not None and kv_lens.shape[0] != q.shape[0]:
+        raise ValueError(f"attention: kv_lens must be [{q.shape[0]}], got {list(kv_lens.shape)}")
+    if rotary is not None:
+        _check_rotary(q, k, rotary, packed)
+
+
+def _check_rotary(q: Tensor, k: Tensor, rotary: Tensor, packed: bool) -> None:
+    if rotary.dim() != 2 or rotary.shape[1] % 2 or rotary.shape[1] > q.shape[-1]:
+        raise ValueError(
+            f"attention: rotary must be [positions, R] with R even and at most {q.shape[-1]}, "
+            f"got {list(rotary.shape)}"
+        )
+    if not rotary.is_floating_point() or rotary.device != q.device:
+        raise ValueError(
+            f"attention: rotary must be floating point on {q.device}, got {rotary.dtype} on {rotary.device}"
+        )
+    if not packed and (q.shape[1] > k.shape[1] or rotary.shape[0] < k.shape[1]):
+        raise ValueError(
+            f"attention: rotary needs a row for each of the {k.shape[1]} keys and no more queries than keys, "
+            f"got {rotary.shape[0]} rows and {q.shape[1]} queries"
+        )
+
+
+def _dense(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _rows(x: Tensor) -> tuple[int, int, int, int]:
+    stride_b = x.stride(0) if x.dim() == 4 else 0
+    return x.data_ptr(), stride_b, x.stride(-3), x.stride(-2)
+
+
+def _address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+def _contiguous(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if x is None else x.to(dtype).contiguous()
+
+
+def _run(
+    backward: bool,
+    rows: dict[str, Tensor],
+    lse: Tensor,
+    rotary: Tensor | None,
+    cu_seqlens_q: Tensor | None,
+    cu_seqlens_k: Tensor | None,
+    kv_lens: Tensor | None,
+    prefix: int,
+    scale: float,
+) -> None:
+    rotary = _contiguous(rotary, torch.float32)
+    cu_seqlens_q, cu_seqlens_k = (
+        _contiguous(cu_seqlens_q, torch.int32),
+        _contiguous(cu_seqlens_k, torch.int32),
+    )
+    kv_lens = _contiguous(kv_lens, torch.int32)
+    q, k = rows["q"], rows["k"]
+    args = _C.AttentionArgs()
+    args.dtype = DTYPE_CODE[q.dtype]
+    args.batch = q.shape[0] if cu_seqlens_q is None else cu_seqlens_q.shape[0] - 1
+    args.heads, args.head_dim = q.shape[-2:]
+    args.len_q, args.len_k = q.shape[-3], k.shape[-3]
+    args.prefix, args.scale = prefix, scale
+    args.cu_seqlens_q, args.cu_seqlens_k = _address(cu_seqlens_q), _address(cu_seqlens_k)
+    args.kv_lens, args.rotary, args.lse = _address(kv_lens), _address(rotary), lse.data_ptr()
+    if rotary is not None:
+        args.rotary_rows, args.rotary_dim = rotary.shape
+    for name, tensor in rows.items():
+        setattr(args, name, _rows(tensor))
+    args.threads = torch.get_num_threads()
+    workspace = torch.empty(_C.cpu_attention_workspace(args, backward), dtype=torch.uint8)
+    args.workspace, args.workspace_bytes = workspace.data_ptr(), workspace.numel()
+    (_C.cpu_attention_backward if backward else _C.cpu_attention)(args)
+
+
+def _attention_cpu(
+    q: Tensor, k: Tensor, v: Tensor, rotary: Tensor | None, cu_seqlens_q: Tensor | None,
+    cu_seqlens_k: Tensor | None, kv_lens: Tensor | None, prefix: int, scale: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    out, lse = _fake(q, k, v, rotary, cu_seqlens_q, cu_seqlens_k, kv_lens, prefix, scale)
+    rows = {"q": _dense(q), "k": _dense(k), "v": _dense(v), "out": out}
+    _run(False, rows, lse, rotary, cu_seqlens_q, cu_seqlens_k, kv_lens, prefix, scale)
+    return out, lse
+
+
+def _attention_backward_cpu(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, rotary: Tensor | None,
+    cu_seqlens_q: Tensor | None, cu_seqlens_k: Tensor | None, kv_lens: Tensor | None,
+    prefix: int, scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    dq, dk, dv = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+    rows = {
+        "q": _dense(q), "k": _dense(k), "v": _dense(v), "out": _dense(out), "grad_out": _dense(grad),
+        "grad_q": dq, "grad_k": dk, "grad_v": dv,
+    }  # fmt: skip
+    _run(True, rows, lse.contiguous(), rotary, cu_seqlens_q, cu_seqlens_k, kv_lens, prefix, scale)
+    return dq, dk, dv
+
+
+def _fake(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    *batch, length, heads, _ = q.shape
+    return q.new_empty(q.shape), q.new_empty((*batch, heads, length), dtype=torch.float32)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, *tensors, prefix, scale = inputs
+    ctx.save_for_backward(q, k, v, *output, *tensors)
+    ctx.prefix, ctx.scale = prefix, scale
+
+
+def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    dq, dk, dv = torch.ops.dove.attention_backward(grad, *ctx.saved_tensors, ctx.prefix, ctx.scale)
+    return dq, dk, dv, None, None, None, None, None, None
+
+
+_KEYS = (
+    "Tensor? rotary, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor? kv_lens, SymInt prefix, float scale"
+)
+
+register(
+    f"attention(Tensor q, Tensor k, Tensor v, {_KEYS}) -> (Tensor, Tensor)",
+    cpu=_attention_cpu,
+    fake=_fake,
+    reference=attention_reference.attention_op,
+    setup_context=_setup_context,
+    backward=_backward,
+)
+register(
+    f"attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, {_KEYS})"
+    " -> (Tensor, Tensor, Tensor)",
+    cpu=_attention_backward_cpu,
+    fake=lambda grad, q, k, v, *_: (q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)),
+    reference=attention_reference.attention_backward_op,
+)
