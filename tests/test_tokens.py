@@ -1,0 +1,267 @@
+"""DoveTokens against plain lists of tensors, and its file."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from dove_ext.errors import TokensError
+from dove_ext.tokens import DoveTokens
+
+SLOTS = 9
+lengths_lists = st.lists(st.integers(1, SLOTS), min_size=1, max_size=6)
+
+
+def make(lengths: list[int], width: int = 3, **fields: Any) -> tuple[list[Tensor], DoveTokens]:
+    """Distinct values everywhere, so that any mix-up shows."""
+    flat = torch.arange(sum(lengths) * width, dtype=torch.float32).view(-1, width)
+    parts = list(flat.split(lengths))
+    p_eos = torch.arange(len(lengths) * SLOTS, dtype=torch.float32).view(len(lengths), SLOTS) / 1000
+    names = tuple(f"image {b}" for b in range(len(lengths)))
+    return parts, DoveTokens.from_list(
+        parts, SLOTS, **{"p_eos": p_eos, "names": names, "model": "m"} | fields
+    )
+
+
+def assert_holds(tokens: DoveTokens, parts: list[Tensor]) -> None:
+    assert len(tokens) == len(parts)
+    assert tokens.lengths.tolist() == [len(p) for p in parts]
+    assert tokens.lengths.dtype == tokens.cu_seqlens.dtype == torch.int32
+    for actual, expected in zip(tokens.to_list(), parts, strict=True):
+        assert torch.equal(actual, expected)
+
+
+@given(lengths_lists, st.data())
+def test_indexing_equals_that_of_a_list(lengths: list[int], data: st.DataObject) -> None:
+    parts, tokens = make(lengths)
+    count = len(lengths)
+    kind = data.draw(st.sampled_from(["int", "slice", "list", "mask", "int tensor", "bool tensor"]))
+    index: Any
+    if kind == "int":
+        index = data.draw(st.integers(-count, count - 1))
+        chosen = [range(count)[index]]
+    elif kind == "slice":
+        index = data.draw(st.slices(count))
+        chosen = list(range(count))[index]
+    elif kind in ("list", "int tensor"):
+        index = data.draw(st.lists(st.integers(-count, count - 1), max_size=8))
+        chosen = [range(count)[i] for i in index]
+        index = index if kind == "list" else torch.tensor(index, dtype=torch.int64)
+    else:
+        index = data.draw(st.lists(st.booleans(), min_size=count, max_size=count))
+        chosen = [b for b, keep in enumerate(index) if keep]
+        index = index if kind == "mask" else torch.tensor(index)
+    picked = tokens[index]
+    assert_holds(picked, [parts[b] for b in chosen])
+    assert picked.names == tuple(f"image {b}" for b in chosen)
+    assert tokens.p_eos is not None and picked.p_eos is not None
+    assert torch.equal(picked.p_eos, tokens.p_eos[chosen])
+    assert (picked.num_slots, picked.model) == (SLOTS, "m")
+
+
+@given(lengths_lists, st.data())
+def test_truncate(lengths: list[int], data: st.DataObject) -> None:
+    parts, tokens = make(lengths)
+    n = data.draw(st.integers(1, SLOTS + 3))
+    assert_holds(tokens.truncate(n), [p[:n] for p in parts])
+    each = data.draw(st.lists(st.integers(1, SLOTS + 3), min_size=len(lengths), max_size=len(lengths)))
+    for limits in (each, torch.tensor(each)):
+        assert_holds(tokens.truncate(limits), [p[:m] for p, m in zip(parts, each, strict=True)])
+
+
+@given(lengths_lists, st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.float64]))
+@settings(max_examples=30)
+def test_padded_round_trip(lengths: list[int], dtype: torch.dtype) -> None:
+    parts, tokens = make(lengths)
+    parts, tokens = [p.to(dtype) for p in parts], tokens.to(dtype)
+    for max_len in (None, SLOTS):
+        padded, mask = tokens.to_padded(max_len)
+        assert padded.shape == (len(lengths), max_len or max(lengths), 3) and padded.dtype == dtype
+        assert mask.dtype == torch.bool and mask.sum(1).tolist() == lengths
+        assert (padded[~mask] == 0).all()
+        padded[~mask] = float("nan")  # what lies behind an end must not be read
+        assert_holds(DoveTokens.from_padded(padded, lengths, SLOTS), parts)
+
+
+@given(lengths_lists, lengths_lists)
+@settings(max_examples=30)
+def test_cat_and_iteration(a: list[int], b: list[int]) -> None:
+    (parts_a, first), (parts_b, second) = make(a), make(b)
+    joined = DoveTokens.cat([first, second])
+    assert_holds(joined, parts_a + parts_b)
+    assert joined.names == (first.names or ()) + (second.names or ())
+    again = DoveTokens.cat(list(joined))
+    assert_holds(again, parts_a + parts_b)
+    assert DoveTokens.cat([first, make(b, p_eos=None)[1]]).p_eos is None
+
+
+def test_nested_shares_memory() -> None:
+    parts, tokens = make([3, 1, 5])
+    nested = tokens.to_nested()
+    assert nested.layout == torch.jagged
+    for actual, expected in zip(nested.unbind(), parts, strict=True):
+        assert torch.equal(actual, expected)
+    assert nested.values().data_ptr() == tokens.tokens.data_ptr()
+
+
+def test_neighbours_are_views() -> None:
+    _, tokens = make([3, 1, 5])
+    assert tokens[1:].tokens.data_ptr() == tokens.tokens[3:].data_ptr()
+
+
+def test_empty_selection_is_a_batch_of_none() -> None:
+    _, tokens = make([3, 1])
+    for none in (tokens[0:0], tokens[[]], tokens[[False, False]]):
+        assert len(none) == 0 and none.tokens.shape == (0, 3) and none.to_list() == []
+        assert none.to_padded()[0].shape == (0, 0, 3)
+        assert "0 images" in repr(none)
+        assert_holds(none.truncate(1), [])
+
+
+def test_moves() -> None:
+    _, tokens = make([3, 1])
+    half = tokens.to(torch.bfloat16)
+    assert half.dtype == torch.bfloat16
+    assert half.p_eos is not None and half.p_eos.dtype == torch.float32
+    assert half.cu_seqlens.dtype == torch.int32
+    assert tokens.cpu().device.type == "cpu"
+    assert tokens.to("meta").device.type == "meta"
+
+
+def test_gradient_flows_through_the_layouts() -> None:
+    leaf = torch.randn(4, 3, requires_grad=True)
+    tokens = DoveTokens(leaf, torch.tensor([0, 3, 4], dtype=torch.int32), SLOTS)
+    (tokens.truncate(2).to_padded()[0].sum() + tokens[1].tokens.sum()).backward()
+    assert leaf.grad is not None
+    assert leaf.grad[:, 0].tolist() == [1, 1, 0, 2]
+
+
+def test_repr() -> None:
+    assert repr(make([3, 1])[1]) == ("DoveTokens(2 images, 4 tokens, mean 2.0 of 9, width 3, float32, cpu)")
+
+
+def test_pickle_and_pytree() -> None:
+    parts, tokens = make([3, 1])
+    assert_holds(pickle.loads(pickle.dumps(tokens)), parts)
+    doubled = pytree.tree_map(lambda t: t * 2 if t.is_floating_point() else t, tokens)
+    assert_holds(doubled, [p * 2 for p in parts])
+    shapes = pytree.tree_map(lambda t: tuple(t.shape), tokens)
+    assert shapes.tokens == (4, 3)
+
+
+def test_is_immutable() -> None:
+    with pytest.raises(AttributeError):
+        make([1])[1].num_slots = 3  # type: ignore[misc]
+
+
+# --- Refusals ---------------------------------------------------------------------------------------------
+
+
+def cu(*values: int) -> Tensor:
+    return torch.tensor(values, dtype=torch.int32)
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        ({"tokens": torch.zeros(4)}, r"tokens must be floating point \[T, D\], got float32 \[4\]"),
+        ({"tokens": torch.zeros(4, 3, dtype=torch.int64)}, "floating point"),
+        ({"tokens": torch.zeros(4, 0)}, "floating point"),
+        ({"cu_seqlens": torch.tensor([0, 3, 4])}, r"cu_seqlens must be int32 \[B \+ 1\], got int64"),
+        ({"cu_seqlens": cu()}, "cu_seqlens must be int32"),
+        ({"cu_seqlens": cu(1, 4)}, "must run from 0 to T = 4, got 1 to 4"),
+        ({"cu_seqlens": cu(0, 3)}, "must run from 0 to T = 4, got 0 to 3"),
+        ({"cu_seqlens": cu(0, 3, 2, 4)}, "image 1 has -1 tokens"),
+        ({"cu_seqlens": cu(0, 0, 4)}, "image 0 has 0 tokens; every image must have 1 to 9"),
+        ({"cu_seqlens": cu(0, 2147483647, -2147483648, 4)}, "image 0 has 2147483647 tokens"),
+        ({"num_slots": 2}, "image 0 has 3 tokens; every image must have 1 to 2"),
+        ({"num_slots": 0}, "num_slots must be between 1 and 65536, got 0"),
+        ({"p_eos": torch.zeros(2, 8)}, r"p_eos must be float32 \[2, 9\], got float32 \[2, 8\]"),
+        ({"p_eos": torch.zeros(2, 9).double()}, "p_eos must be float32"),
+        ({"names": ("a",)}, "there are 1 names for 2 images"),
+        ({"tokens": torch.zeros(4, 3, device="meta")}, "tensors are on cpu and meta"),
+    ],
+)
+def test_constructor_refuses(fields: dict[str, Any], words: str) -> None:
+    good: dict[str, Any] = {"tokens": torch.zeros(4, 3), "cu_seqlens": cu(0, 3, 4), "num_slots": SLOTS}
+    DoveTokens(**good)
+    with pytest.raises(TokensError, match=words):
+        DoveTokens(**good | fields)
+
+
+def test_methods_refuse() -> None:
+    _, tokens = make([3, 1])
+    for call, error, words in [
+        (lambda: tokens[2], IndexError, "no image 2 among 2"),
+        (lambda: tokens[[True]], IndexError, "mask of 1 cannot choose among 2"),
+        (lambda: tokens["a"], TypeError, "ints, slices, booleans"),
+        (lambda: tokens.truncate(0), TokensError, "keeps at least 1 token"),
+        (lambda: tokens.truncate([1]), TokensError, "one for each of the 2 images"),
+        (lambda: tokens.truncate(1.5), TokensError, "whole numbers"),
+        (lambda: tokens.to_padded(2), TokensError, "an image has 3 tokens, more than max_len=2"),
+        (lambda: DoveTokens.from_list([], 9), TokensError, "list of token tensors is empty"),
+        (lambda: DoveTokens.from_list([torch.zeros(1, 2), torch.zeros(1, 3)], 9), TokensError, "image 1 has"),
+        (
+            lambda: DoveTokens.from_padded(torch.zeros(2, 4, 3), [1]),
+            TokensError,
+            "lengths must have the shape",
+        ),
+        (lambda: DoveTokens.from_padded(torch.zeros(1, 4, 3), [5]), TokensError, "between 1 and L = 4"),
+        (lambda: DoveTokens.cat([]), TokensError, "no tokens to join"),
+        (
+            lambda: DoveTokens.cat([tokens, make([1], model="n")[1]]),
+            TokensError,
+            "model differs: 'm' and 'n'",
+        ),
+        (lambda: DoveTokens.cat([tokens, make([1], width=2)[1]]), TokensError, "width differs: 3 and 2"),
+    ]:
+        with pytest.raises(error, match=words):
+            call()  # type: ignore[no-untyped-call]
+
+
+def test_require_names_the_right_model() -> None:
+    _, tokens = make([3, 1])
+    tokens.require(3, SLOTS, "m")
+    tokens.require(3, SLOTS)
+    with pytest.raises(TokensError, match=r"3 wide in 9 slots, but this model needs 4 in 9; .* 'm'"):
+        tokens.require(4, SLOTS)
+    with pytest.raises(TokensError, match=r"made by 'm', but this model is 'other'; decode with .* 'm'"):
+        tokens.require(3, SLOTS, "other")
+
+
+# --- The file ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_file_round_trip(dtype: torch.dtype, tmp_path: Path) -> None:
+    parts, tokens = make([3, 1, 5], names=("ä/b.jpg", "\udcff", "c"))
+    path = tmp_path / "tokens.safetensors"
+    tokens.to(dtype).save(path)
+    loaded = DoveTokens.load(path)
+    assert_holds(loaded, [p.to(dtype) for p in parts])
+    assert (loaded.num_slots, loaded.model, loaded.names) == (SLOTS, "m", tokens.names)
+    assert loaded.p_eos is not None and tokens.p_eos is not None and torch.equal(loaded.p_eos, tokens.p_eos)
+
+
+def test_file_of_a_slice_holds_only_the_slice(tmp_path: Path) -> None:
+    parts, tokens = make([3, 1, 5], p_eos=None, names=None, model=None)
+    tokens[1:2].save(tmp_path / "t.safetensors")
+    loaded = DoveTokens.load(tmp_path / "t.safetensors")
+    assert_holds(loaded, parts[1:2])
+    assert (loaded.p_eos, loaded.model, loaded.names) == (None, None, None)
+
+
+def test_existing_file_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "t.safetensors"
+    make([3])[1].save(path)
+    make([1, 2])[1].save(path)
+    assert len(DoveTokens.load(path)) == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["t.safetensors"]
