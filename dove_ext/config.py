@@ -56,7 +56,9 @@ class StackConfig:
         if self.hidden % self.heads:
             raise ValueError(f"hidden ({self.hidden}) must be a multiple of heads ({self.heads})")
         if self.rotary_dim % 2:
-            raise ValueError(f"rotary_fraction {self.rotary_fraction} gives an odd number of rotated dimensions")
+            raise ValueError(
+                f"rotary_fraction {self.rotary_fraction} gives an odd number of rotated dimensions"
+            )
 
     @property
     def head_dim(self) -> int:
@@ -91,16 +93,21 @@ class DoveConfig:
     def __post_init__(self) -> None:
         if self.image_size % self.vqgan.downsampling:
             raise ValueError(
-                f"image_size ({self.image_size}) must be a multiple of the downsampling ({self.vqgan.downsampling})"
+                f"image_size ({self.image_size}) must be a multiple of the downsampling "
+                f"({self.vqgan.downsampling})"
             )
         if self.generator.hidden != self.token_decoder.hidden:
             raise ValueError("generator and token_decoder must share one hidden width: it is the token width")
         if not 0 <= self.eos_id < self.vocab_size:
             raise ValueError(f"eos_id {self.eos_id} is outside the vocabulary of {self.vocab_size}")
         if self.prefix_attention not in ("causal", "bidirectional"):
-            raise ValueError(f"prefix_attention must be 'causal' or 'bidirectional', got {self.prefix_attention!r}")
+            raise ValueError(
+                f"prefix_attention must be 'causal' or 'bidirectional', got {self.prefix_attention!r}"
+            )
         if self.shortcut and not self.attend_padding:
-            raise ValueError("attend_padding=False needs shortcut=False: with it every slot carries part of the grid")
+            raise ValueError(
+                "attend_padding=False needs shortcut=False: with it every slot carries part of the grid"
+            )
         if not 0 < self.eos_prior < 1:
             raise ValueError(f"eos_prior must be between 0 and 1, got {self.eos_prior}")
 
@@ -137,7 +144,8 @@ class DoveConfig:
         if not isinstance(values, dict) or values.pop("model_type", None) != "dove":
             raise CheckpointError(f"{source} does not describe a dove model (model_type is not 'dove')")
         try:
-            return _build(cls, values)
+            config: DoveConfig = _build(cls, values)
+            return config
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"{source}: {error}") from error
 

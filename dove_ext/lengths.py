@@ -20,7 +20,8 @@ def lengths_for_budget(p_eos: Tensor, budget: int) -> Tensor:
         budget: total tokens, between B (every image keeps at least one) and B * K.
 
     Returns:
-        Tensor: int32 [B], each 1..K, summing to `budget`. Ties go to the lower position, then the lower image.
+        Tensor: int32 [B], each 1..K, summing to `budget`. Ties go to the lower position, then the
+            lower image.
 
     Raises:
         ValueError: if the budget is out of range.

@@ -43,13 +43,13 @@ def find_model(name_or_path: str | Path, revision: str | None = None) -> Path:
         raise CheckpointError(f"{name} is a file; give the model's folder, with {CONFIG} and {WEIGHTS} in it")
     if name in PRESETS:
         raise CheckpointError(
-            f"no weights of {name!r} come with the package; build it with random weights by DoveModel({name!r}), "
-            "or make it with `dove convert` and give its folder"
+            f"no weights of {name!r} come with the package; build it with random weights by "
+            f"DoveModel({name!r}), or make it with `dove convert` and give its folder"
         )
+    shipped = ", ".join(n for n in PRESETS if shipped_folder(n))
     if name.count("/") != 1 or name.startswith(("/", ".", "~")):
         raise CheckpointError(
-            f"there is no model at {name!r}; give a shipped name ({', '.join(n for n in PRESETS if shipped_folder(n))}), "
-            "a folder, or a hub id like owner/name"
+            f"there is no model at {name!r}; give a shipped name ({shipped}), a folder, or a hub id like owner/name"
         )
     return _download(name, revision)
 
@@ -134,7 +134,9 @@ def fit_weights(model: DoveModel, weights: dict[str, Tensor], source: str) -> No
                 "the two files do not belong together"
             )
         if weights[name].is_floating_point() != tensor.is_floating_point():
-            raise CheckpointError(f"{source}: {name!r} is {weights[name].dtype}, expected the kind of {tensor.dtype}")
+            raise CheckpointError(
+                f"{source}: {name!r} is {weights[name].dtype}, expected the kind of {tensor.dtype}"
+            )
         if weights[name].is_floating_point() and not torch.isfinite(weights[name]).all():
             raise CheckpointError(f"{source}: {name!r} holds NaN or infinity; the checkpoint is damaged")
     foreign = sorted(set(weights) - set(expected))
@@ -146,7 +148,9 @@ def save_pretrained(model: DoveModel, folder: Path, *, card: str | None, dtype: 
     """See `DoveModel.save_pretrained`."""
     make_writable_folder(folder)
     weights = {
-        name: (tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor).cpu().contiguous()
+        name: (tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor)
+        .cpu()
+        .contiguous()
         for name, tensor in model.state_dict().items()
     }
     for name, tensor in weights.items():
@@ -166,8 +170,8 @@ def default_card(model: DoveModel) -> str:
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     return (
         f"---\nlibrary_name: dove_ext\ntags: [image-tokenizer, dove]\n---\n\n# {config.name}\n\n"
-        f"A DOVE image tokenizer: {config.image_size} x {config.image_size} pixels to 1..{config.num_tokens} tokens "
-        f"of width {config.token_width}, {millions:.1f} M parameters.\n\n"
+        f"A DOVE image tokenizer: {config.image_size} x {config.image_size} pixels "
+        f"to 1..{config.num_tokens} tokens of width {config.token_width}, {millions:.1f} M parameters.\n\n"
         "```python\nfrom dove_ext import DoveModel\n\n"
         'model = DoveModel.from_pretrained("this/folder")\ntokens = model.encode(["photo.jpg"])\n```\n\n'
         "No measurements were recorded with these weights.\n"

@@ -1,0 +1,1 @@
+"""The models: VQGAN, the transformer stacks, and DOVE around them."""

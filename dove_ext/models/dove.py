@@ -44,7 +44,7 @@ class DoveModel(nn.Module):
             self.shortcut = FrequencyShortcut(c.grid, c.vqgan.latent_channels, c.num_tokens, c.token_width)
         self.generator.reset_parameters()
         self.token_decoder.reset_parameters()
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     # --- The paper's steps, differentiable, on tensors ------------------------------------------------
 
@@ -150,7 +150,9 @@ class DoveModel(nn.Module):
         """
         self._check_lengths(num_tokens, max_tokens, eos_threshold, token_budget)
         if batch_size < 1 or block_size < 1:
-            raise ValueError(f"batch_size and block_size must be at least 1, got {batch_size} and {block_size}")
+            raise ValueError(
+                f"batch_size and block_size must be at least 1, got {batch_size} and {block_size}"
+            )
         pixels = prepare_images(images, self.config.image_size, fit=fit)
         count = pixels.shape[0]
         if query is not None and query.shape[0] != count:
@@ -170,7 +172,9 @@ class DoveModel(nn.Module):
                 chunk_query = None if query is None else query[start : start + batch_size].to(self.device)
                 limit = num_tokens or max_tokens or self.config.num_tokens
                 parts.append(
-                    self._encode_batch(chunk, chunk_query, num_tokens, limit, eos_threshold, whole_curve, block_size)
+                    self._encode_batch(
+                        chunk, chunk_query, num_tokens, limit, eos_threshold, whole_curve, block_size
+                    )
                 )
         finally:
             self.train(was_training)
@@ -247,7 +251,11 @@ class DoveModel(nn.Module):
         return self.decode(tokens), tokens
 
     def _check_lengths(
-        self, num_tokens: int | None, max_tokens: int | None, eos_threshold: float | None, token_budget: int | None
+        self,
+        num_tokens: int | None,
+        max_tokens: int | None,
+        eos_threshold: float | None,
+        token_budget: int | None,
     ) -> None:
         slots = self.config.num_tokens
         for name, value in (("num_tokens", num_tokens), ("max_tokens", max_tokens)):
@@ -255,7 +263,9 @@ class DoveModel(nn.Module):
                 raise ValueError(f"{name} must be between 1 and {slots}, got {value}")
         if eos_threshold is not None and not 0 <= eos_threshold <= 1:
             raise ValueError(f"eos_threshold must be between 0 and 1, got {eos_threshold}")
-        given = [n for n, v in (("max_tokens", max_tokens), ("eos_threshold", eos_threshold)) if v is not None]
+        given = [
+            n for n, v in (("max_tokens", max_tokens), ("eos_threshold", eos_threshold)) if v is not None
+        ]
         for name, value in (("num_tokens", num_tokens), ("token_budget", token_budget)):
             if value is not None and given:
                 raise ValueError(f"{name} fixes the lengths; it cannot be combined with {' or '.join(given)}")
@@ -289,7 +299,9 @@ class DoveModel(nn.Module):
 
         return load_pretrained(name_or_path, device=torch.device(device), dtype=dtype, revision=revision)
 
-    def save_pretrained(self, folder: str | Path, *, card: str | None = None, dtype: torch.dtype | None = None) -> None:
+    def save_pretrained(
+        self, folder: str | Path, *, card: str | None = None, dtype: torch.dtype | None = None
+    ) -> None:
         """Write config.json, model.safetensors and README.md, each complete or not at all.
 
         Args:

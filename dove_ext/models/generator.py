@@ -60,7 +60,9 @@ class Generator(nn.Module):
             return x
         if not query.is_floating_point():
             if self.embed_in is None:
-                raise ValueError("this model embeds no query ids (query_vocab_size is 0); pass embeddings [B, Q, hidden]")
+                raise ValueError(
+                    "this model embeds no query ids (query_vocab_size is 0); pass embeddings [B, Q, hidden]"
+                )
             query = self.embed_in(query)
         return torch.cat([x, query.to(x.dtype)], dim=1)
 
@@ -87,8 +89,10 @@ class Generator(nn.Module):
         return mean + torch.randn_like(mean) * (0.5 * self.log_variance(d)).exp()
 
     def p_eos(self, hidden: Tensor) -> Tensor:
-        """p_eos(i), the softmax entry of EOS at each position (2.2): float32 [B, n]."""
-        return ops.eos_probability(hidden, self.embed_out.weight, self.embed_out.bias, eos_id=self.config.eos_id)
+        """The softmax entry of EOS at each position (p_eos of 2.2): float32 [B, n]."""
+        return ops.eos_probability(
+            hidden, self.embed_out.weight, self.embed_out.bias, eos_id=self.config.eos_id
+        )
 
     def first_stop(self, hidden: Tensor, threshold: float | None) -> Tensor:
         """First position (0-based) that ends the sequence, or n if none does: int32 [B].
@@ -143,7 +147,9 @@ class Generator(nn.Module):
         """Initialise for training from scratch; with a shortcut the stack starts by adding nothing."""
         self.stack.reset_parameters()
         for linear in (self.from_latent, self.embed_out):
-            nn.init.normal_(linear.weight, std=linear.in_features**-0.5 if linear is self.from_latent else 0.02)
+            nn.init.normal_(
+                linear.weight, std=linear.in_features**-0.5 if linear is self.from_latent else 0.02
+            )
             if linear.bias is not None:
                 nn.init.zeros_(linear.bias)
         if self.embed_out.bias is not None:

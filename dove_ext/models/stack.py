@@ -5,6 +5,8 @@ The names of the parameters are those of the public Pythia checkpoints.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -60,6 +62,7 @@ class MLP(nn.Module):
         self.dense_4h_to_h = nn.Linear(config.mlp, config.hidden)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[..., hidden] to [..., hidden]."""
         out: Tensor = self.dense_4h_to_h(F.gelu(self.dense_h_to_4h(x)))
         return out
 
@@ -74,6 +77,11 @@ class Layer(nn.Module):
         self.attention = Attention(config)
         self.mlp = MLP(config)
 
+    def keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What other positions attend to: keys and values [B, N, H, D]."""
+        _, k, v = self.attention.project(self.input_layernorm(x))
+        return k, v
+
     def forward(
         self,
         x: Tensor,
@@ -82,11 +90,14 @@ class Layer(nn.Module):
         kv_lens: Tensor | None = None,
         cache: tuple[KeyValueCache, int] | None = None,
     ) -> Tensor:
+        """[B, N, hidden] to the same; see `Stack.forward` for the arguments."""
         q, k, v = self.attention.project(self.input_layernorm(x))
         if cache is not None:
             k, v = cache[0].append(cache[1], k, v)
         attended = ops.attention(q, k, v, prefix=prefix, rotary=rotary, kv_lens=kv_lens)
-        out: Tensor = x + self.attention.dense(attended.flatten(2)) + self.mlp(self.post_attention_layernorm(x))
+        out: Tensor = (
+            x + self.attention.dense(attended.flatten(2)) + self.mlp(self.post_attention_layernorm(x))
+        )
         return out
 
 
@@ -129,13 +140,12 @@ class Stack(nn.Module):
         return out
 
     def fill(self, x: Tensor, *, prefix: int, cache: KeyValueCache) -> None:
-        """Run positions only for what later ones need of them: the last layer stops at its keys and values."""
+        """Run positions only for later ones to see: the last layer stops at its keys and values."""
         rotary = rotary_table(x.shape[1], self.config.rotary_dim, self.config.rotary_base, x.device)
         last = len(self.layers) - 1
         for i, layer in enumerate(self.layers):
             if i == last:
-                _, k, v = layer.attention.project(layer.input_layernorm(x))
-                cache.append(i, k, v)
+                cache.append(i, *cast(Layer, layer).keys_and_values(x))
             else:
                 x = layer(x, rotary, prefix, None, (cache, i))
         cache.length += x.shape[1]

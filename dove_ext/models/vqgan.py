@@ -33,10 +33,10 @@ class Norm(nn.GroupNorm):
     def forward(self, stream: Stream) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """(normalised activation, activation) of a stream."""
         x, branch = stream
-        arguments = {"groups": self.num_groups, "eps": self.eps, "silu": self.silu}
-        if branch is None:
-            return ops.group_norm(x, self.weight, self.bias, **arguments), x
-        return ops.group_norm(x, self.weight, self.bias, residual=branch, **arguments)
+        out = ops.group_norm(
+            x, self.weight, self.bias, groups=self.num_groups, eps=self.eps, silu=self.silu, residual=branch
+        )
+        return (out, x) if isinstance(out, Tensor) else out
 
 
 class ResidualBlock(nn.Module):
@@ -51,6 +51,7 @@ class ResidualBlock(nn.Module):
         self.nin_shortcut = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else None
 
     def forward(self, stream: Stream) -> Stream:
+        """Stream of width channels_in to stream of width channels_out."""
         normed, x = self.norm1(stream)
         branch = self.conv2(self.norm2((self.conv1(normed), None))[0])
         return (x if self.nin_shortcut is None else self.nin_shortcut(x)), branch
@@ -65,6 +66,7 @@ class AttentionBlock(nn.Module):
         self.q, self.k, self.v, self.proj_out = (nn.Conv2d(channels, channels, 1) for _ in range(4))
 
     def forward(self, stream: Stream) -> Stream:
+        """Stream to stream of the same shape."""
         normed, x = self.norm(stream)
         height, width = x.shape[2:]
         q, k, v = (conv(normed).flatten(2).transpose(1, 2) for conv in (self.q, self.k, self.v))  # [B, HW, C]
@@ -82,6 +84,7 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, stream: Stream) -> Stream:
+        """Stream at H x W to stream at H/2 x W/2."""
         return self.conv(F.pad(settle(stream), (0, 1, 0, 1))), None
 
 
@@ -93,6 +96,7 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, stream: Stream) -> Stream:
+        """Stream at H x W to stream at 2H x 2W."""
         return self.conv(F.interpolate(settle(stream), scale_factor=2.0, mode="nearest")), None
 
 
@@ -108,6 +112,7 @@ class Level(nn.Module):
         self.upsample: Upsample | None = None
 
     def forward(self, stream: Stream) -> Stream:
+        """Stream in, stream out, resampled at the end."""
         for i, block in enumerate(self.block):
             stream = block(stream)
             if self.attn:
@@ -128,8 +133,8 @@ class Middle(nn.Module):
         self.block_2 = ResidualBlock(channels, channels)
 
     def forward(self, stream: Stream) -> Stream:
-        stream = self.block_2(self.attn_1(self.block_1(stream)))
-        return stream
+        """Stream to stream of the same shape."""
+        return self.block_2(self.attn_1(self.block_1(stream)))
 
 
 class Encoder(nn.Module):
@@ -156,6 +161,7 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], config.latent_channels, 3, padding=1)
 
     def forward(self, image: Tensor) -> Tensor:
+        """Features [B, latent_channels, S/f, S/f] of an image [B, 3, S, S]."""
         stream: Stream = (self.conv_in(image), None)
         for level in self.down:
             stream = level(stream)
@@ -183,6 +189,7 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[0], 3 * config.stem_patch**2, 3, padding=1)
 
     def forward(self, features: Tensor) -> Tensor:
+        """Image [B, 3, S, S] of features [B, latent_channels, S/f, S/f]."""
         stream = self.mid((self.conv_in(features), None))
         for level in reversed(self.up):
             stream = level(stream)

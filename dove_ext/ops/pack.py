@@ -57,9 +57,13 @@ def unpack(packed: Tensor, cu_seqlens: Tensor, max_len: int) -> Tensor:
 
 def _check_lengths(op: str, cu_seqlens: Tensor, total: int) -> Tensor:
     if cu_seqlens.dtype != torch.int32 or cu_seqlens.dim() != 1 or cu_seqlens.numel() < 1:
-        raise RuntimeError(f"dove::{op}: cu_seqlens must be int32 [B + 1], got {cu_seqlens.dtype} {list(cu_seqlens.shape)}")
+        raise RuntimeError(
+            f"dove::{op}: cu_seqlens must be int32 [B + 1], got {cu_seqlens.dtype} {list(cu_seqlens.shape)}"
+        )
     if int(cu_seqlens[-1]) != total:
-        raise RuntimeError(f"dove::{op}: cu_seqlens ends at {int(cu_seqlens[-1])}, but there are {total} packed rows")
+        raise RuntimeError(
+            f"dove::{op}: cu_seqlens ends at {int(cu_seqlens[-1])}, but there are {total} packed rows"
+        )
     return cu_seqlens.contiguous()
 
 
@@ -70,8 +74,8 @@ def _pack_cpu(padded: Tensor, cu_seqlens: Tensor, total: int) -> Tensor:
     batch, max_len, width = padded.shape
     out = padded.new_empty(total, width)
     _C.cpu_pack(
-        padded.data_ptr(), out.data_ptr(), cu_seqlens.data_ptr(), batch, max_len, width, padded.element_size(),
-        padded.stride(0), padded.stride(1), torch.get_num_threads(),
+        padded.data_ptr(), out.data_ptr(), cu_seqlens.data_ptr(), batch, max_len, width,
+        padded.element_size(), padded.stride(0), padded.stride(1), torch.get_num_threads(),
     )  # fmt: skip
     return out
 
@@ -82,8 +86,8 @@ def _unpack_cpu(packed: Tensor, cu_seqlens: Tensor, max_len: int) -> Tensor:
     batch, width = cu_seqlens.numel() - 1, packed.shape[1]
     out = packed.new_empty(batch, max_len, width)
     _C.cpu_unpack(
-        packed.data_ptr(), out.data_ptr(), cu_seqlens.data_ptr(), batch, max_len, width, packed.element_size(),
-        out.stride(0), out.stride(1), torch.get_num_threads(),
+        packed.data_ptr(), out.data_ptr(), cu_seqlens.data_ptr(), batch, max_len, width,
+        packed.element_size(), out.stride(0), out.stride(1), torch.get_num_threads(),
     )  # fmt: skip
     return out
 
@@ -121,7 +125,9 @@ register(
 register(
     "unpack(Tensor packed, Tensor cu_seqlens, SymInt max_len) -> Tensor",
     cpu=_unpack_cpu,
-    fake=lambda packed, cu_seqlens, max_len: packed.new_empty(cu_seqlens.shape[0] - 1, max_len, packed.shape[1]),
+    fake=lambda packed, cu_seqlens, max_len: packed.new_empty(
+        cu_seqlens.shape[0] - 1, max_len, packed.shape[1]
+    ),
     reference=reference.unpack,
     setup_context=_unpack_setup,
     backward=_unpack_backward,

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from dove_ext.errors import ImageError
-from dove_ext.images import read_image
 from PIL import Image
 from torch import Tensor
+
+from dove_ext.errors import ImageError
+from dove_ext.images import prepare_images, read_image
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 
@@ -31,7 +32,9 @@ def open_images(paths: list[Path]) -> Iterator[tuple[str, Image.Image]]:
                     if Path(member.name).suffix.lower() in EXTENSIONS:
                         stream = tar.extractfile(member)
                         if stream is None:
-                            raise ImageError(f"{path}: {member.name} is not a regular file; rebuild the shard")
+                            raise ImageError(
+                                f"{path}: {member.name} is not a regular file; rebuild the shard"
+                            )
                         yield member.name, Image.open(io.BytesIO(stream.read())).convert("RGB")
         elif path.is_dir():
             for file in sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS):
@@ -75,7 +78,9 @@ class TrainingImages:
         for _ in range(count):
             epoch, index = divmod(self.position, len(self.images))
             order = np.random.default_rng((self.seed, epoch)).permutation(len(self.images))
-            rows.append(self._augment(self.images[order[index]], np.random.default_rng((self.seed, 1, self.position))))
+            rows.append(
+                self._augment(self.images[order[index]], np.random.default_rng((self.seed, 1, self.position)))
+            )
             self.position += 1
         pixels = torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2)
         return pixels.float().div_(127.5).sub_(1).contiguous(memory_format=torch.channels_last)
@@ -90,3 +95,14 @@ class TrainingImages:
             image = image.convert("L").convert("RGB")
         out = np.asarray(image)
         return out[:, ::-1] if random.random() < 0.5 else out
+
+
+def held_out_images(paths: list[Path], size: int, limit: int) -> Tensor:
+    """Validation images, evenly spread over the paths' order, centre-cropped.
+
+    Returns:
+        Tensor: float32 [N, 3, size, size] in [-1, 1], N <= limit.
+    """
+    images = [resize_short_side(image, size) for _, image in open_images(paths)]
+    step = max(1, len(images) // limit)
+    return prepare_images(images[::step][:limit], size)

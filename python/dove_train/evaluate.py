@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from dove_ext.models.dove import DoveModel
 from torch import Tensor
 from torch.nn import functional as F
+
+from dove_ext.models.dove import DoveModel
 
 TOKEN_COUNTS = (16, 32, 64, 128, 256)
 

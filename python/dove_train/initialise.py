@@ -8,9 +8,10 @@ training begins at this code's quality and can only add to it.
 from __future__ import annotations
 
 import torch
-from dove_ext.models.dove import DoveModel
 from torch import Tensor
 from torch.nn import functional as F
+
+from dove_ext.models.dove import DoveModel
 
 
 @torch.no_grad()
@@ -58,7 +59,7 @@ def freeze_linear_code(model: DoveModel) -> None:
 
 
 def principal_components(pixels: Tensor, side: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean [3 * side^2], leading components [3 * side^2, count] and their deviations [count] of all patches."""
+    """Mean [n], leading components [n, count] and their deviations [count] of all patches, n = 3 * side^2."""
     size = 3 * side * side
     total, outer, patches = torch.zeros(size), torch.zeros(size, size), 0
     for chunk in pixels.split(32):

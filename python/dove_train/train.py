@@ -13,16 +13,15 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from dove_ext.files import atomic_write
-from dove_ext.models.dove import DoveModel
 from torch import Tensor
 
-from dove_train.data import TrainingImages, open_images, resize_short_side
+from dove_ext.files import atomic_write
+from dove_ext.models.dove import DoveModel
+from dove_train.data import TrainingImages
 from dove_train.evaluate import evaluate
 from dove_train.initialise import fit_linear_code, freeze_linear_code
 from dove_train.losses import (
@@ -32,30 +31,7 @@ from dove_train.losses import (
     sample_lengths,
     stop_loss,
 )
-
-
-@dataclass
-class Settings:
-    """Everything a run depends on besides its data."""
-
-    preset: str = "dove-tiny"
-    steps: int = 2500
-    head_steps: int = 300  # at the end, with only the stop head trained
-    batch_size: int = 16
-    learning_rate: float = 3e-4
-    warmup_steps: int = 100
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    full_share: float = 0.2  # share of samples at full length; the others are log-uniform
-    lambda_eos: float = 0.05
-    target_length: float = 90.0
-    fit_images: int = 768  # images the closed-form start is fitted to
-    freeze_linear_code: bool = True  # keep the closed form as it is; only what is added to it is trained
-    ema: float = 0.998  # decay of the averaged weights, which are what is evaluated and saved
-    bf16: bool = True
-    seed: int = 0
-    checkpoint_every: int = 100
-    evaluate_every: int = 500
+from dove_train.settings import Settings
 
 
 class Run:
@@ -180,7 +156,8 @@ class Run:
                 self.log({"step": self.step, "images_per_s": round(speed, 2), **values})
                 report(
                     f"step {self.step}/{self.total_steps}  {speed:.1f} images/s  mse {values['mse']:.5f}  "
-                    f"stop {values['stop']:.3f}  length {values['length']:.0f}  threshold {values['threshold']:.5f}"
+                    f"stop {values['stop']:.3f}  length {values['length']:.0f}  "
+                    f"threshold {values['threshold']:.5f}"
                 )
             if self.step % s.evaluate_every == 0:
                 self.log({"step": self.step, "validation": self.evaluate()})
@@ -229,10 +206,3 @@ class Run:
         self.random.set_state(state["random"])
         self.step, self.seconds, self.images.position = state["step"], state["seconds"], state["position"]
         self.relative.mean, self.lengths.threshold = state["relative"], state["threshold"]
-
-
-def held_out_images(paths: list[Path], size: int) -> Tensor:
-    """Validation images, centre-cropped: float32 [N, 3, size, size] in [-1, 1]."""
-    from dove_ext.images import prepare_images
-
-    return prepare_images([resize_short_side(image, size) for _, image in open_images(paths)], size)

@@ -1,0 +1,48 @@
+# `make demo` and `make test` each start from nothing: they make the environment .venv and install into it.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
+CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+.PHONY: help demo test lint format bench clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+$(VENV)/.runtime: $(SOURCES)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime
+	$(BIN)/pip install --quiet --editable ".[dev]"
+	touch $@
+
+demo: $(VENV)/.runtime  ## environment, install, and the photos of examples/ as variable-length tokens
+	$(BIN)/dove info
+	$(BIN)/dove reconstruct examples/photos -o out/demo
+
+test: $(VENV)/.dev  ## environment, install, and all tests
+	$(BIN)/python -m pytest tests
+
+lint: $(VENV)/.dev  ## ruff, mypy and clang-format, as the pre-commit hooks run them
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
+
+format: $(VENV)/.dev  ## rewrite the sources as lint wants them
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_SOURCES)
+
+bench: $(VENV)/.runtime  ## measure the kernels and the models on this machine (some minutes)
+	$(BIN)/python -m benchmarks.attention
+	$(BIN)/python -m benchmarks.eos
+	$(BIN)/python -m benchmarks.group_norm
+	$(BIN)/python -m benchmarks.encode
+
+clean:  ## remove what the build and the tests leave
+	rm -rf $(VENV) build dist out *.egg-info dove_ext/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

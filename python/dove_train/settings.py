@@ -1,0 +1,37 @@
+"""Everything a run depends on besides its data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+
+def _setting(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class Settings:
+    """One run; the defaults train dove-tiny on a two-core machine within hours."""
+
+    preset: str = _setting("dove-tiny", "shape of the model")
+    steps: int = _setting(2500, "steps with all parts trained jointly")
+    head_steps: int = _setting(300, "steps at the end with only the stop head trained")
+    batch_size: int = _setting(16, "images a step")
+    learning_rate: float = _setting(4e-4, "peak of AdamW's learning rate")
+    warmup_steps: int = _setting(100, "steps in which the learning rate rises")
+    weight_decay: float = _setting(0.01, "of matrices and convolutions")
+    clip: float = _setting(1.0, "largest norm of the gradient")
+    full_share: float = _setting(0.2, "share of samples at full length; the others are log-uniform")
+    lambda_eos: float = _setting(0.05, "weight of the stop head's loss")
+    target_length: float = _setting(90.0, "mean length that the stop threshold is moved towards")
+    fit_images: int = _setting(768, "images the closed-form start is fitted to")
+    freeze_linear_code: bool = _setting(True, "train only what is added to the closed form")
+    ema: float = _setting(0.998, "decay of the averaged weights, which are evaluated and saved")
+    bf16: bool = _setting(True, "bfloat16 autocast")
+    seed: int = _setting(0, "of weights, lengths and the order of images")
+    checkpoint_every: int = _setting(100, "steps")
+    evaluate_every: int = _setting(500, "steps")
+
+
+SETTINGS_HELP: dict[str, str] = {f.name: f.metadata["help"] for f in fields(Settings)}
