@@ -47,7 +47,7 @@ def prepare_images(images: Images, size: int, *, fit: Fit = "crop") -> Tensor:
         size: side S of the result.
         fit: what to do with a picture that is not square.
 
-            - "crop": its largest centred square, resized. The default, and what the weights were trained on.
+            - "crop": its largest centred square, resized.
             - "squash": all of it, resized to a square; shapes are distorted.
             - "pad": all of it, undistorted, in the middle of a mid-grey square (the VLM protocol).
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -233,6 +234,16 @@ def test_bad_files_do_not_lose_the_others(
         "empty.jpg",
         "none.png",
     ]
+
+
+def test_names_that_are_no_text(model: PatchModel, photos: Path, tmp_path: Path, capsys: Any) -> None:
+    odd = os.fsdecode(b"odd\xff\x1b[31m.png")
+    (photos / "a.png").rename(tmp_path / odd)
+    code, out, _ = run(capsys, "encode", tmp_path / odd, "-o", tmp_path / "t.safetensors")
+    assert code == 0 and "odd\\udcff\\x1b[31m.png" in out
+    code, out, _ = run(capsys, "decode", tmp_path / "t.safetensors", "-o", tmp_path / "out")
+    assert code == 0 and "odd__[31m.dove.png" in out
+    assert run(capsys, "reconstruct", tmp_path / odd, "-o", tmp_path / "out")[0] == 0
 
 
 def test_lone_bad_file_is_one_sentence(model: PatchModel, tmp_path: Path, capsys: Any) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 
@@ -40,7 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     program = " ".join(["dove", *arguments[:1]])
     try:
         args = _parse(arguments)
-        code: int = args.run(args)
+        with warnings.catch_warnings():
+            # What Pillow grumbles about in a picture that it reads all the same.
+            warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+            code: int = args.run(args)
         sys.stdout.flush()
         return code
     except SystemExit as exit_request:  # argparse: 0 after --help, 2 after a usage error

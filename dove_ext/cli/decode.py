@@ -7,7 +7,7 @@ from argparse import ArgumentParser, Namespace
 
 from dove_ext.cli.command import Command
 from dove_ext.cli.options import add_json_option, add_model_options, load_model, positive
-from dove_ext.cli.pictures import output_names, progress
+from dove_ext.cli.pictures import output_names, printable, progress
 
 
 def run(args: Namespace) -> int:
@@ -39,7 +39,7 @@ def run(args: Namespace) -> int:
         print(json.dumps({"model": model.config.name, "images": len(tokens), "items": items}, indent=2))
     else:
         for path, count in zip(paths, counts, strict=True):
-            print(f"{count:>6}  {path}")
+            print(f"{count:>6}  {printable(path)}")
     return 0
 
 

@@ -16,7 +16,7 @@ from dove_ext.cli.options import (
     length_arguments,
     load_model,
 )
-from dove_ext.cli.pictures import Failures, Source, find_pictures, progress, read_batches
+from dove_ext.cli.pictures import Failures, Source, find_pictures, printable, progress, read_batches
 
 
 def run(args: Namespace) -> int:
@@ -60,8 +60,8 @@ def run(args: Namespace) -> int:
         print(json.dumps(report, indent=2))
     else:
         for source, count in zip(done, counts, strict=True):
-            print(f"{count:>6}  {source.name}")
-        print(f"{sum(counts):>6}  tokens of {len(tokens)} images in {args.output}")
+            print(f"{count:>6}  {printable(source.name)}")
+        print(f"{sum(counts):>6}  tokens of {len(tokens)} images in {printable(args.output)}")
     return failures.report(len(done))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from argparse import ArgumentParser, Namespace
-from importlib.resources import files
 from typing import Any
 
 from dove_ext.cli.command import Command
@@ -38,6 +37,7 @@ def _describe(name: str, config: Any) -> dict[str, Any]:
     import torch
 
     from dove_ext.models.dove import DoveModel
+    from dove_ext.pretrained import shipped_folder
 
     with torch.device("meta"):  # shapes without memory
         model = DoveModel(config)
@@ -47,7 +47,7 @@ def _describe(name: str, config: Any) -> dict[str, Any]:
         "num_tokens": config.num_tokens,
         "token_width": config.token_width,
         "image_size": config.image_size,
-        "shipped": files("dove_ext").joinpath("weights", name, "model.safetensors").is_file(),
+        "shipped": shipped_folder(name) is not None,
     }
 
 

@@ -86,7 +86,8 @@ def find_pictures(arguments: Iterable[str], failures: Failures) -> list[Source]:
         if not path.is_dir():
             sources.setdefault(path.absolute(), Source(path, path.name))
             continue
-        found = [Path(folder, f) for folder, _, files in os.walk(path) for f in files]
+        walk = os.walk(path, onerror=lambda error: failures.add(error.filename, _unreadable(error)))
+        found = [Path(folder, f) for folder, _, files in walk for f in files]
         found = [f for f in found if f.suffix.lower() in IMAGE_SUFFIXES]
         found = [f for f in found if not f.name.startswith(".") and not f.name.endswith(SUFFIX)]
         if not found:
@@ -94,6 +95,10 @@ def find_pictures(arguments: Iterable[str], failures: Failures) -> list[Source]:
         for file in sorted(found):
             sources.setdefault(file.absolute(), Source(file, file.relative_to(path).as_posix()))
     return list(sources.values())
+
+
+def _unreadable(error: OSError) -> ImageError:
+    return ImageError(f"{error.filename!r} cannot be read: {error.strerror}")
 
 
 def read_batches(
@@ -143,6 +148,12 @@ def output_names(names: Sequence[str]) -> list[str]:
         taken.add(unique.casefold())
         result.append(unique + SUFFIX)
     return result
+
+
+def printable(text: str | Path) -> str:
+    """A name for the terminal; one that holds control characters or undecodable bytes is escaped."""
+    text = str(text)
+    return text if text.isprintable() else repr(text)[1:-1]
 
 
 def progress(total: int, verb: str) -> Any:

@@ -23,6 +23,7 @@ from dove_ext.cli.pictures import (
     Source,
     find_pictures,
     output_names,
+    printable,
     progress,
     read_batches,
 )
@@ -83,9 +84,9 @@ def run(args: Namespace) -> int:
         print(json.dumps(report, indent=2))
     else:
         for item in items:
-            print(f"{item['tokens']:>6} tokens {item['psnr_db']:>6.2f} dB  {item['output']}")
+            print(f"{item['tokens']:>6} tokens {item['psnr_db']:>6.2f} dB  {printable(item['output'])}")
         for sheet in sheets:
-            print(f"side by side: {sheet}")
+            print(f"side by side: {printable(sheet)}")
     return failures.report(len(items))
 
 
