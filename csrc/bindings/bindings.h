@@ -26,6 +26,7 @@ inline void raise_on_error(const char* op, Status status) {
 void bind_attention(py::module_& m);
 void bind_info(py::module_& m);
 void bind_pack(py::module_& m);
+void bind_eos(py::module_& m);
 void bind_group_norm(py::module_& m);
 
 }  // namespace dove::bindings

@@ -5,5 +5,6 @@ PYBIND11_MODULE(_C, m) {
   dove::bindings::bind_attention(m);
   dove::bindings::bind_info(m);
   dove::bindings::bind_pack(m);
+  dove::bindings::bind_eos(m);
   dove::bindings::bind_group_norm(m);
 }

@@ -18,6 +18,8 @@ const char* status_message(Status status) {
       return "the workspace is too small";
     case Status::kBadLengths:
       return "lengths or cu_seqlens are out of range";
+    case Status::kBadIndex:
+      return "an index is out of range";
   }
   return "unknown status";
 }

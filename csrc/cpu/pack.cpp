@@ -6,6 +6,7 @@ namespace dove::cpu {
 
 DOVE_DECLARE(pack, PackArgs)
 DOVE_DECLARE(unpack, PackArgs)
+DOVE_DECLARE(zero_tail, ZeroTailArgs)
 
 namespace {
 
@@ -30,6 +31,15 @@ Status pack(const PackArgs& args) {
 Status unpack(const PackArgs& args) {
   if (const Status status = check(args); status != Status::kOk) return status;
   DOVE_DISPATCH(unpack, args);
+}
+
+Status zero_tail(const ZeroTailArgs& args) {
+  if (args.element_bytes != 2 && args.element_bytes != 4) return Status::kUnsupportedDType;
+  if (args.batch < 0 || args.max_len < 0 || args.width < 0) return Status::kUnsupportedShape;
+  for (int64_t b = 0; b < args.batch; ++b) {
+    if (args.lengths[b] < 0 || args.lengths[b] > args.max_len) return Status::kBadLengths;
+  }
+  DOVE_DISPATCH(zero_tail, args);
 }
 
 }  // namespace dove::cpu

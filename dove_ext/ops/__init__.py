@@ -2,7 +2,18 @@
 
 from dove_ext.ops._library import set_backend
 from dove_ext.ops.attention import attention
+from dove_ext.ops.eos import eos_probability, eos_scan
 from dove_ext.ops.group_norm import group_norm
-from dove_ext.ops.pack import pack, unpack
+from dove_ext.ops.pack import lengths_to_cu_seqlens, pack, unpack, zero_tail
 
-__all__ = ["attention", "group_norm", "pack", "set_backend", "unpack"]
+__all__ = [
+    "attention",
+    "eos_probability",
+    "eos_scan",
+    "group_norm",
+    "lengths_to_cu_seqlens",
+    "pack",
+    "set_backend",
+    "unpack",
+    "zero_tail",
+]

@@ -1,4 +1,4 @@
-"""Variable-length packing between padded [B, K, D] and packed [T, D] tokens."""
+"""Variable-length packing between padded [B, K, D] and packed [T, D] tokens, and zeros behind lengths."""
 
 from __future__ import annotations
 
@@ -55,6 +55,37 @@ def unpack(packed: Tensor, cu_seqlens: Tensor, max_len: int) -> Tensor:
     return out
 
 
+def zero_tail(tokens: Tensor, lengths: Tensor) -> Tensor:
+    """Set every position from its image's length on to exactly zero.
+
+    Args:
+        tokens: [B, K, D], float32 or bfloat16. Values behind a length are not read and may be NaN.
+        lengths: int32 [B], 0..K.
+
+    Returns:
+        Tensor: [B, K, D], same dtype, contiguous. Differentiable in `tokens`; no gradient behind a length.
+
+    Raises:
+        RuntimeError: if `lengths` is not int32 [B] or leaves 0..K.
+    """
+    if not use_kernels("zero_tail", tokens):
+        return reference.zero_tail(tokens, lengths)
+    out: Tensor = torch.ops.dove.zero_tail(tokens, lengths)
+    return out
+
+
+def lengths_to_cu_seqlens(lengths: Tensor) -> Tensor:
+    """Where each image begins and ends when images of these lengths are packed one after the other.
+
+    Args:
+        lengths: integers [B], none negative.
+
+    Returns:
+        Tensor: int32 [B + 1], 0 and then the running sum.
+    """
+    return torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
+
+
 def _check_lengths(op: str, cu_seqlens: Tensor, total: int) -> Tensor:
     if cu_seqlens.dtype != torch.int32 or cu_seqlens.dim() != 1 or cu_seqlens.numel() < 1:
         raise RuntimeError(
@@ -92,6 +123,23 @@ def _unpack_cpu(packed: Tensor, cu_seqlens: Tensor, max_len: int) -> Tensor:
     return out
 
 
+def _zero_tail_cpu(tokens: Tensor, lengths: Tensor) -> Tensor:
+    batch, max_len, width = tokens.shape
+    if lengths.dtype != torch.int32 or lengths.shape != (batch,):
+        raise RuntimeError(
+            f"dove::zero_tail: lengths must be int32 [{batch}], got {lengths.dtype} {list(lengths.shape)}"
+        )
+    lengths = lengths.contiguous()
+    if tokens.stride(-1) != 1:
+        tokens = tokens.contiguous()
+    out = tokens.new_empty(tokens.shape)
+    _C.cpu_zero_tail(
+        tokens.data_ptr(), out.data_ptr(), lengths.data_ptr(), batch, max_len, width, tokens.element_size(),
+        tokens.stride(0), tokens.stride(1), torch.get_num_threads(),
+    )  # fmt: skip
+    return out
+
+
 def _pack_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     padded, cu_seqlens, _ = inputs
     ctx.save_for_backward(cu_seqlens)
@@ -114,6 +162,15 @@ def _unpack_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
     return torch.ops.dove.pack(grad, cu_seqlens, ctx.total), None, None
 
 
+def _zero_tail_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[1])
+
+
+def _zero_tail_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    (lengths,) = ctx.saved_tensors
+    return torch.ops.dove.zero_tail(grad, lengths), None
+
+
 register(
     "pack(Tensor padded, Tensor cu_seqlens, SymInt total) -> Tensor",
     cpu=_pack_cpu,
@@ -131,4 +188,12 @@ register(
     reference=reference.unpack,
     setup_context=_unpack_setup,
     backward=_unpack_backward,
+)
+register(
+    "zero_tail(Tensor tokens, Tensor lengths) -> Tensor",
+    cpu=_zero_tail_cpu,
+    fake=lambda tokens, lengths: tokens.new_empty(tokens.shape),
+    reference=reference.zero_tail,
+    setup_context=_zero_tail_setup,
+    backward=_zero_tail_backward,
 )

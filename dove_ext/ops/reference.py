@@ -43,3 +43,39 @@ def group_norm(
     if silu:
         normed = torch.nn.functional.silu(normed)
     return normed if residual is None else (normed, summed)
+
+
+def zero_tail(tokens: Tensor, lengths: Tensor) -> Tensor:
+    """`tokens` with zeros from each length on; see `dove_ext.ops.zero_tail`."""
+    keep = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
+    return torch.where(keep[:, :, None], tokens, torch.zeros_like(tokens))
+
+
+def eos_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """[B, K, V] logits, in float32 or, for float64, in float64."""
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    logits = hidden.to(wide) @ weight.to(wide).T
+    return logits if bias is None else logits + bias.to(wide)
+
+
+def eos_scan(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    eos_id: int = 0,
+    witness: Tensor | None = None,
+) -> Tensor:
+    """First position whose arg-max is EOS, or K; see `dove_ext.ops.eos_scan`."""
+    logits = eos_logits(hidden, weight, bias)
+    ends = (logits.argmax(-1) == eos_id) & ~logits.isnan().any(-1)
+    # With a last position at which every image ends, the first True always exists.
+    ends = torch.cat([ends, ends.new_ones(ends.shape[0], 1)], dim=1)
+    return ends.int().argmax(1).int()
+
+
+def eos_probability(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None = None, *, eos_id: int = 0
+) -> Tensor:
+    """Softmax entry of EOS; see `dove_ext.ops.eos_probability`."""
+    return eos_logits(hidden, weight, bias).softmax(-1)[..., eos_id]

@@ -1,8 +1,9 @@
-"""Rows for pack and unpack."""
+"""Rows for pack, unpack and zero_tail."""
 
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from tests.cases.case import Case, Inputs
@@ -31,6 +32,11 @@ def _unpack(dtype: torch.dtype, *, lengths: list[int], max_len: int, width: int)
     return {"packed": packed, "cu_seqlens": _cu(lengths), "max_len": max_len}
 
 
+def _zero_tail(dtype: torch.dtype, **row: Any) -> Inputs:
+    inputs = _pack(dtype, **row)
+    return {"tokens": inputs["padded"], "lengths": inputs["cu_seqlens"].diff()}
+
+
 _SHAPES = {
     "one": {"lengths": [1], "max_len": 1, "width": 1},
     "empty_batch": {"lengths": [], "max_len": 4, "width": 3},
@@ -44,6 +50,11 @@ CASES = [
     Case(
         "pack", "strided", partial(_pack, lengths=[3, 0, 31], max_len=31, width=8, strided=True),
         grads=("padded",), exact=True,
+    ),
+    *(Case("zero_tail", k, partial(_zero_tail, **v), grads=("tokens",), exact=True) for k, v in _SHAPES.items()),
+    Case(
+        "zero_tail", "strided", partial(_zero_tail, lengths=[3, 0, 31], max_len=31, width=8, strided=True),
+        grads=("tokens",), exact=True,
     ),
     *(Case("unpack", k, partial(_unpack, **v), grads=("packed",), exact=True) for k, v in _SHAPES.items()),
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-// pack / unpack: one task is one image; rows are moved as bytes, so every 2- and 4-byte dtype is served.
+// pack / unpack / zero_tail: one task is one image; rows are moved as bytes, so every 2- and 4-byte dtype is served.
 #include "dove/pack.h"
 
 #include <cstring>
@@ -41,6 +41,20 @@ Status unpack(const PackArgs& a) {
         std::memset(to, 0, row_bytes);
       }
     }
+  });
+  return Status::kOk;
+}
+
+Status zero_tail(const ZeroTailArgs& a) {
+  const int64_t row_bytes = a.width * a.element_bytes;
+  parallel_for(a.batch, a.threads, [&](int64_t b) {
+    const char* from = static_cast<const char*>(a.source) + b * a.source_stride_b * a.element_bytes;
+    char* to = static_cast<char*>(a.target) + b * a.max_len * row_bytes;
+    const int64_t length = a.lengths[b];
+    for (int64_t k = 0; k < length; ++k) {
+      std::memcpy(to + k * row_bytes, from + k * a.source_stride_k * a.element_bytes, row_bytes);
+    }
+    std::memset(to + length * row_bytes, 0, (a.max_len - length) * row_bytes);
   });
   return Status::kOk;
 }

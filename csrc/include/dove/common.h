@@ -18,6 +18,7 @@ enum class Status : int32_t {
   kUnsupportedShape = 2,
   kWorkspaceTooSmall = 3,
   kBadLengths = 4,
+  kBadIndex = 5,
 };
 
 // One English clause per status; the binding prefixes it with the op's name.

@@ -1,4 +1,5 @@
-// Variable-length packing: padded [B, K, D] <-> packed [T, D] with cu_seqlens [B + 1].
+// Variable-length packing: padded [B, K, D] <-> packed [T, D] with cu_seqlens [B + 1], and padded [B, K, D] with
+// zeros behind each length.
 //
 // The smallest op of the house, and the worked example for adding one: contract (this file),
 // cpu/pack.cpp (dispatch), cpu/kernels/pack.cpp (kernel, compiled once per instruction set),
@@ -14,11 +15,24 @@ struct PackArgs {
   void* target;               // pack: packed rows; unpack: padded rows
   const int32_t* cu_seqlens;  // [batch + 1], starts at 0, never falls
   int64_t batch;
-  int64_t max_len;           // K
-  int64_t width;             // D
-  int64_t element_bytes;     // 2 or 4
-  int64_t padded_stride_b;   // elements between images of the padded side; its last dimension is dense
-  int64_t padded_stride_k;   // elements between positions of the padded side
+  int64_t max_len;          // K
+  int64_t width;            // D
+  int64_t element_bytes;    // 2 or 4
+  int64_t padded_stride_b;  // elements between images of the padded side; its last dimension is dense
+  int64_t padded_stride_k;  // elements between positions of the padded side
+  int threads;
+};
+
+struct ZeroTailArgs {
+  const void* source;      // [batch, max_len, width]
+  void* target;            // the same, dense
+  const int32_t* lengths;  // [batch], 0..max_len
+  int64_t batch;
+  int64_t max_len;
+  int64_t width;
+  int64_t element_bytes;    // 2 or 4
+  int64_t source_stride_b;  // in elements; the last dimension of source is dense
+  int64_t source_stride_k;
   int threads;
 };
 
@@ -27,6 +41,8 @@ namespace cpu {
 Status pack(const PackArgs& args);
 // target[b, i] = source[cu[b] + i] for i < length, else zero. Every element of target is written.
 Status unpack(const PackArgs& args);
+// target[b, i] = source[b, i] for i < lengths[b], else zero. Source is not read behind a length.
+Status zero_tail(const ZeroTailArgs& args);
 }  // namespace cpu
 
 }  // namespace dove
