@@ -1,0 +1,129 @@
+"""dove-base's VQGAN against an independent implementation with the same weights, and its published sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+import dove_ext
+from dove_ext.config import VQGANConfig
+from dove_ext.models.vqgan import VQGAN
+from tests.models import reference_vqgan as reference
+
+
+@pytest.fixture(scope="module")
+def vqgan() -> VQGAN:
+    torch.manual_seed(0)
+    model = VQGAN(VQGANConfig(codebook_size=64)).eval()
+    for name, parameter in model.named_parameters():
+        if "norm" in name:  # new norms are the identity, which would hide a mix-up
+            torch.nn.init.normal_(parameter, 1.0 if name.endswith("weight") else 0.0, 0.2)
+    torch.nn.init.normal_(model.quantize.embedding.weight, std=0.2)
+    return model.to(memory_format=torch.channels_last)
+
+
+@pytest.fixture(params=["auto", "torch"])
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    previous = dove_ext.set_backend(request.param)
+    yield request.param
+    dove_ext.set_backend(previous)
+
+
+def deviation(ours: Tensor, exact: Tensor) -> float:
+    """Largest error as a share of the largest value."""
+    return ((ours.double() - exact).abs().max() / exact.abs().max()).item()
+
+
+@dataclass
+class Expected:
+    """The reference's results: in float64, and how far float32 is from that."""
+
+    image: Tensor
+    latents: Tensor
+    latents_error: float
+    pixels: Tensor  # decoded from the float64 latents
+    pixels_error: float
+
+
+@pytest.fixture(scope="module")
+def expected(vqgan: VQGAN) -> Expected:
+    weights = vqgan.state_dict()
+    exact = {name: tensor.double() for name, tensor in weights.items()}
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    latents = reference.encode(exact, image.double())
+    pixels = reference.decode(exact, latents)
+    return Expected(
+        image,
+        latents,
+        deviation(reference.encode(weights, image), latents),
+        pixels,
+        deviation(reference.decode(weights, latents.float()), pixels),
+    )
+
+
+@torch.no_grad()
+def test_equals_reference(vqgan: VQGAN, expected: Expected, backend: str) -> None:
+    latents = vqgan.encode(expected.image)
+    assert latents.shape == (1, 16, 256)
+    assert deviation(latents, expected.latents) <= 2 * expected.latents_error + 1e-6
+    pixels = vqgan.decode(expected.latents.float())
+    assert pixels.shape == expected.image.shape
+    assert deviation(pixels, expected.pixels) <= 2 * expected.pixels_error + 1e-6
+    print(
+        "VQ",
+        backend,
+        deviation(latents, expected.latents),
+        expected.latents_error,
+        deviation(pixels, expected.pixels),
+        expected.pixels_error,
+    )
+
+
+@torch.no_grad()
+def test_quantiser(vqgan: VQGAN, expected: Expected) -> None:
+    quantised, indices = vqgan.quantize(expected.latents.float())
+    assert torch.equal(indices, reference.quantize(vqgan.state_dict(), expected.latents.float()))
+    assert len(indices.unique()) > 1
+    torch.testing.assert_close(quantised, vqgan.quantize.embedding.weight[indices])
+
+
+def count(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def test_published_sizes() -> None:
+    with torch.device("meta"):
+        model = dove_ext.DoveModel("dove-base")
+    assert count(model.vqgan.encoder) == pytest.approx(29.4e6, abs=0.1e6)
+    assert count(model.vqgan.decoder) == pytest.approx(42.5e6, abs=0.1e6)
+    assert count(model.generator.stack) == count(model.token_decoder.stack)
+    assert count(model.generator.stack) == pytest.approx(18.9e6, abs=0.05e6)
+    assert model.generator.embed_out.weight.shape == (50304, 512)
+    assert model.generator.embed_out.bias is None
+    assert model.config.num_tokens == 256
+
+
+def test_names_of_taming() -> None:
+    with torch.device("meta"):
+        names = set(VQGAN(VQGANConfig()).state_dict())
+    attention = {name.split(".norm")[0] for name in names if ".attn" in name and name.endswith("norm.weight")}
+    assert attention == {
+        *(f"encoder.down.4.attn.{j}" for j in range(2)),
+        *(f"decoder.up.4.attn.{j}" for j in range(3)),
+        "encoder.mid.attn_1",
+        "decoder.mid.attn_1",
+    }
+    shortcuts = {name.split(".nin_")[0] for name in names if "nin_shortcut.weight" in name}
+    assert shortcuts == {
+        "encoder.down.2.block.0",  # 128 to 256
+        "encoder.down.4.block.0",  # 256 to 512
+        "decoder.up.3.block.0",  # 512 to 256
+        "decoder.up.1.block.0",  # 256 to 128
+    }
+    assert {name.split(".")[2] for name in names if "downsample" in name} == set("0123")
+    assert {name.split(".")[2] for name in names if "upsample" in name} == set("1234")
+    assert {"quantize.embedding.weight", "quant_conv.weight", "post_quant_conv.bias"} <= names
