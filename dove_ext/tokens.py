@@ -74,8 +74,7 @@ class DoveTokens:
             raise TokensError(
                 f"cu_seqlens must run from 0 to T = {self.tokens.shape[0]}, got {first} to {last}"
             )
-        # In int64: offsets from a hostile file may be so far apart that their difference wraps in int32.
-        lengths = self.cu_seqlens.long().diff()
+        lengths = self.lengths
         wrong = ((lengths < 1) | (lengths > self.num_slots)).nonzero()
         if len(wrong):
             b = int(wrong[0])

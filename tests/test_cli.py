@@ -17,11 +17,12 @@ from PIL import Image
 import dove_ext
 from dove_ext.cli import main
 from dove_ext.cli.pictures import output_names
-from dove_ext.figure import TILE, Row, draw_sheet, psnr
+from dove_ext.figure import CAPTION, GAP, GROUP_GAP, MARGIN, ROW_GAP, TILE, Row, draw_sheet, psnr
 from dove_ext.images import read_image
 from dove_ext.tokens import DoveTokens
 from tests.stand_in import SIZE, SLOTS, PatchModel
 
+ROW = TILE + CAPTION + ROW_GAP
 VERBS = ("decode", "encode", "info", "models", "reconstruct")
 
 
@@ -361,6 +362,11 @@ def test_reconstruct(model: PatchModel, photos: Path, tmp_path: Path, capsys: An
     assert sorted(p.name for p in folder.iterdir()) == [
         "a-2.dove.png", "a.dove.png", "b.dove.png", "sheet-01.dove.png",
     ]  # fmt: skip
+    sheet = read_image(folder / "sheet-01.dove.png")[:, MARGIN : MARGIN + TILE]
+    tiles = [sheet[..., MARGIN + TILE + GROUP_GAP + i * (TILE + GAP) :][..., :TILE] for i in range(3)]
+    grey = [[bool(((part - 127).abs() < 2).all()) for part in tile[:, 8:].split(64, 1)] for tile in tiles]
+    assert grey[0] == [False, True, True, True], "16 of 64 patches: the upper quarter"
+    assert grey[1] == [False, False, True, True] and grey[2] == [False] * 4
     original, tokens = read_image(photos / "a.png"), model.encode(photos / "a.png")
     assert torch.equal(read_image(folder / "a.dove.png")[:, :40], original[:, :40]), (
         "the first 40 patches are kept"
@@ -376,14 +382,25 @@ def test_reconstruct_is_not_its_own_input(model: PatchModel, photos: Path, capsy
 
 def test_sheets_take_eight_rows(model: PatchModel, tmp_path: Path, capsys: Any) -> None:
     for i in range(9):
-        Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / f"{i}.png")
+        Image.new("RGB", (8, 8), (20 * i, 0, 0)).save(tmp_path / f"{i}.png")
     code, out, _ = run(
-        capsys, "reconstruct", tmp_path, "-o", tmp_path / "out", "--json", "--token-budget", "99"
+        capsys,
+        "reconstruct",
+        tmp_path,
+        "-o",
+        tmp_path / "out",
+        "--json",
+        "--token-budget",
+        "99",
+        "--batch-size",
+        "4",
     )
     report = json.loads(out)
     assert code == 0 and sum(item["tokens"] for item in report["items"]) == 99
     sheets = [Image.open(path) for path in report["sheets"]]
     assert len(sheets) == 2
+    originals = [sheets[0].getpixel((MARGIN + 9, MARGIN + 9 + i * ROW)) for i in range(8)]
+    assert originals == [(20 * i, 0, 0) for i in range(8)]
     assert sheets[0].height > 8 * TILE > 2 * TILE > sheets[1].height > TILE
 
 

@@ -259,6 +259,14 @@ def test_file_of_a_slice_holds_only_the_slice(tmp_path: Path) -> None:
     assert (loaded.p_eos, loaded.model, loaded.names) == (None, None, None)
 
 
+def test_file_of_strided_tokens(tmp_path: Path) -> None:
+    strided = torch.arange(12.0).view(3, 4).T
+    DoveTokens.from_padded(strided[None], [4]).save(tmp_path / "t.safetensors")
+    DoveTokens(strided, cu(0, 4), 4).save(tmp_path / "u.safetensors")
+    for name in ("t", "u"):
+        assert torch.equal(DoveTokens.load(tmp_path / f"{name}.safetensors").tokens, strided)
+
+
 def test_existing_file_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "t.safetensors"
     make([3])[1].save(path)
