@@ -1,7 +1,15 @@
-"""Quality by token count and the model's own lengths on held-out images."""
+"""Quality by token count and the model's own lengths on held-out images.
+
+    python -m dove_train.evaluate --model dove-tiny --data photos/ shard.tar
+
+prints what a model card quotes, as JSON.
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,3 +75,20 @@ def evaluate(model: DoveModel, pixels: Tensor, batch_size: int = 25) -> dict[str
         "length_pearson_laplacian": round(float(np.corrcoef(length, complexity)[0, 1]), 3) if varied else 0.0,
         "loss_ratio_own_to_full": round((sum(own_mse) / sum(full_mse)).item(), 3),
     }
+
+
+def main() -> None:
+    """Evaluate a model on images from folders or tar shards."""
+    from dove_train.data import held_out_images
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="dove-tiny", help="shipped name, folder or hub id")
+    parser.add_argument("--data", nargs="+", type=Path, required=True, help="image folders, tar shards, images")
+    parser.add_argument("--limit", type=int, default=1_000_000, help="images used, evenly spread")
+    args = parser.parse_args()
+    model = DoveModel.from_pretrained(args.model)
+    print(json.dumps(evaluate(model, held_out_images(args.data, model.config.image_size, args.limit)), indent=2))
+
+
+if __name__ == "__main__":
+    main()
