@@ -9,7 +9,9 @@
 // order of every sum is fixed, so the gradients do not depend on threads or batch. Splitting a head over threads
 // would need either a second set of sums or recomputing the scores twice (7 products instead of 5); sequences
 // times heads is parallelism enough for training.
+#include "attention_pack.h"
 #include "attention_plan.h"
+#include "attention_sequence.h"
 #include "attention_tiles.h"
 
 #include "../parallel.h"
@@ -29,7 +31,7 @@ struct Buffers {
   Unit* key_pairs;
   Unit *query_rows, *grad_rows;  // of q and of do
   Unit *query_pairs, *grad_pairs;
-  Unit* rows;                    // scratch of packing
+  Unit* rows;                    // scratch of packing: kLanes rows
   float* grad_q;                 // [queries][dim]
   float *grad_k, *grad_v;        // [kBlockKeys][dim]
   float *delta, *lse;            // [queries]: rowsum(do o), and the log-sum-exp in powers of 2
@@ -50,7 +52,7 @@ Buffers take_buffers(Scratch* scratch, int64_t keys, int64_t queries, int64_t di
   b.grad_rows = scratch->take<Unit>(rows * dim);
   b.query_pairs = paired ? scratch->take<Unit>(rows / 2 * dim) : b.query_rows;
   b.grad_pairs = paired ? scratch->take<Unit>(rows / 2 * dim) : b.grad_rows;
-  b.rows = scratch->take<Unit>((kLanes + 1) * row_units(dim));
+  b.rows = scratch->take<Unit>(kLanes * row_units(dim));
   b.grad_q = scratch->take<float>(rows * dim);
   b.grad_k = scratch->take<float>(kBlockKeys * dim);
   b.grad_v = scratch->take<float>(kBlockKeys * dim);
@@ -64,24 +66,26 @@ Buffers take_buffers(Scratch* scratch, int64_t keys, int64_t queries, int64_t di
   return b;
 }
 
-// Rows 0..count in both layouts (`rows` may be null); rows up to `padded` become zero, so that whole tiles can be
-// multiplied.
+// Rows 0..count in both layouts, rotated by their positions; rows up to `padded` become zero, so that whole tiles
+// can be multiplied. Where `rows` is null only the pairs are kept, and `scratch` holds two rows.
 template <class Units, class Element>
 void pack_rows(const Rows<const Element>& from, int64_t count, int64_t padded, int64_t dim, const Rotary& rotary,
-               int64_t position, float* scratch, Unit* rows, Unit* pairs) {
+               int64_t position, Unit* scratch, Unit* rows, Unit* pairs) {
   const int64_t steps = dim / Units::kPerUnit;
-  float* slot[2] = {scratch, scratch + dim};
-  for (int64_t i = 0; i < padded; ++i) {
-    float* row = slot[i % 2];
-    if (i < count) {
-      load_row(from[i], dim, rotary, position + i, row);
-    } else {
-      std::memset(row, 0, dim * sizeof(float));
+  for (int64_t i = 0; i < padded; i += Units::kPerUnit) {
+    Unit* packed = rows != nullptr ? rows + i * steps : Units::kPerUnit == 1 ? pairs + i * steps : scratch;
+    for (int64_t n = 0; n < Units::kPerUnit; ++n) {
+      if (i + n < count) {
+        pack_row<Units>(from[i + n], dim, rotary, position + i + n, packed + n * steps);
+      } else {
+        std::memset(packed + n * steps, 0, steps * sizeof(Unit));
+      }
     }
-    if (rows != nullptr) pack_row<Units>(row, dim, rows + i * steps);
-    if (Units::kPerUnit == 1 && rows == nullptr) pack_row<Units>(row, dim, pairs + i * steps);
-    if (Units::kPerUnit == 2 && i % 2 == 1) {
-      for (int64_t d = 0; d < dim; d += kLanes) store_bits(pairs + i / 2 * dim + d, pair_up(slot[0] + d, slot[1] + d));
+    if constexpr (Units::kPerUnit == 2) {
+      const auto* halves = reinterpret_cast<const BFloat16*>(packed);
+      for (int64_t d = 0; d < dim; d += kLanes) {
+        store_bits(pairs + i / 2 * dim + d, pair_up(halves + d, halves + dim + d));
+      }
     }
   }
 }
@@ -160,12 +164,12 @@ void accumulate(const Buffers& t, const Sequence& s, int64_t row, int64_t first,
 
 // Writes rows of sums, scaled and rotated back, as gradient rows.
 template <class Element>
-void store_rows(float* sums, int64_t count, int64_t dim, float scale, const Rotary& rotary, int64_t position,
+void store_rows(const float* sums, int64_t count, int64_t dim, float scale, const Rotary& rotary, int64_t position,
                 const Rows<Element>& to, int64_t first) {
   for (int64_t i = 0; i < count; ++i) {
-    float* row = sums + i * dim;
-    if (rotary.table != nullptr) rotate(row, rotary, position + i, -1.0f);
-    for (int64_t d = 0; d < dim; d += kLanes) store(to[first + i] + d, load(row + d) * scale);
+    Element* row = to[first + i];
+    rotate_row(sums + i * dim, dim, rotary, position + i, -1.0f,
+               [row, scale](int64_t d, Vec v) { store(row + d, v * scale); });
   }
 }
 
@@ -175,11 +179,10 @@ void pack_queries(const AttentionArgs& a, const Sequence& s, const Buffers& t, i
   const Rows<const Element> q = rows_of<const Element>(a.q, b, s.start_q, head);
   const Rows<const Element> out = rows_of<const Element>(a.out, b, s.start_q, head);
   const Rows<const Element> grad = rows_of<const Element>(a.grad_out, b, s.start_q, head);
-  float* scratch = reinterpret_cast<float*>(t.rows);
   const int64_t padded = round_up(s.len_q, kTileRows);
-  pack_rows<Units>(q, s.len_q, padded, a.head_dim, {a.rotary, a.rotary_dim}, s.offset, scratch, t.query_rows,
+  pack_rows<Units>(q, s.len_q, padded, a.head_dim, {a.rotary, a.rotary_dim}, s.offset, t.rows, t.query_rows,
                    t.query_pairs);
-  pack_rows<Units>(grad, s.len_q, padded, a.head_dim, {nullptr, 0}, 0, scratch, t.grad_rows, t.grad_pairs);
+  pack_rows<Units>(grad, s.len_q, padded, a.head_dim, {nullptr, 0}, 0, t.rows, t.grad_rows, t.grad_pairs);
   const float* lse = lse_of(a, s, b, head);
   for (int64_t i = 0; i < padded; ++i) {
     Vec sum{};
@@ -205,8 +208,7 @@ void run_head(const AttentionArgs& a, const Buffers& t, const Sequence& s, int64
   pack_queries<Element>(a, s, t, b, head);
   pack_panels<Units>(k, keys, dim, rotary, t.rows, t.key_panels);
   pack_panels<Units>(v, keys, dim, unrotated, t.rows, t.value_panels);
-  pack_rows<Units>(k, keys, round_up(keys, kBlockKeys), dim, rotary, 0, reinterpret_cast<float*>(t.rows),
-                   static_cast<Unit*>(nullptr), t.key_pairs);
+  pack_rows<Units>(k, keys, round_up(keys, kBlockKeys), dim, rotary, 0, t.rows, nullptr, t.key_pairs);
   std::memset(t.grad_q, 0, queries * dim * sizeof(float));
 
   for (int64_t first = 0; first < keys; first += kBlockKeys) {

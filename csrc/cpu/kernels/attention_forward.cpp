@@ -9,7 +9,9 @@
 // computes its scores, the softmax and its share of P V. Only the columns up to the last query of the block are
 // computed, so causality halves the work at the granularity of one vector, not of a tile. The order of a row's
 // sums depends only on its own keys: neither batch, threads nor the other queries change it.
+#include "attention_pack.h"
 #include "attention_plan.h"
+#include "attention_sequence.h"
 #include "attention_tiles.h"
 
 #include "../parallel.h"
@@ -30,7 +32,7 @@ constexpr float kNoScore = -1e30f;
 struct Buffers {
   Unit* keys;      // panels
   Unit* values;    // rows
-  Unit* rows;      // scratch of pack_panels and of packing queries
+  Unit* rows;      // scratch of pack_panels
   Unit* queries;   // [kTileRows][steps]
   float* scores;   // [kBlockRows][kBlockKeys], then probabilities in units
   float* out;      // [kTileRows][dim]
@@ -43,7 +45,7 @@ Buffers take_buffers(Scratch* scratch, int64_t keys, int64_t dim) {
   Buffers b;
   b.keys = scratch->take<Unit>(round_up(keys, kPanel) * dim);
   b.values = scratch->take<Unit>(round_up(keys, 2) * dim);
-  b.rows = scratch->take<Unit>((kLanes + 1) * row_units(dim));
+  b.rows = scratch->take<Unit>(kLanes * row_units(dim));
   b.queries = scratch->take<Unit>(kTileRows * dim);
   b.scores = scratch->take<float>(kBlockRows * kBlockKeys);
   b.out = scratch->take<float>(kTileRows * dim);
@@ -124,11 +126,9 @@ void attend_tile(const AttentionArgs& a, const Sequence& s, const Buffers& t, co
   const int64_t dim = a.head_dim, steps = dim / Units::kPerUnit;
   const int64_t first_query = tile * kTileRows, queries = smaller(kTileRows, s.len_q - first_query);
   const Rotary rotary{a.rotary, a.rotary_dim};
-  float* row = reinterpret_cast<float*>(t.rows);
   for (int64_t i = 0; i < round_up(queries, kBlockRows); ++i) {
     if (i < queries) {
-      load_row(q[first_query + i], dim, rotary, s.offset + first_query + i, row);
-      pack_row<Units>(row, dim, t.queries + i * steps);
+      pack_row<Units>(q[first_query + i], dim, rotary, s.offset + first_query + i, t.queries + i * steps);
     } else {
       std::memset(t.queries + i * steps, 0, steps * sizeof(Unit));
     }
@@ -175,9 +175,7 @@ void run(const AttentionArgs& a, const AttentionPlan& plan) {
     const Rows<const Element> k = rows_of<const Element>(a.k, b, s.start_k, head);
     const Rows<const Element> v = rows_of<const Element>(a.v, b, s.start_k, head);
     pack_panels<Units>(k, keys, a.head_dim, {a.rotary, a.rotary_dim}, t.rows, t.keys);
-    std::memset(t.rows, 0, a.head_dim * sizeof(Element));
-    pack_pairs<Units>(keys, a.head_dim, t.values, reinterpret_cast<const Element*>(t.rows),
-                      [&](int64_t i, int) { return v[i]; });
+    pack_pairs<Units>(v, keys, a.head_dim, t.values);
     for (int64_t tile = last_tile; tile >= 0; tile -= plan.parts) {
       attend_tile<Element>(a, s, t, rows_of<const Element>(a.q, b, s.start_q, head),
                            rows_of<Element>(a.out, b, s.start_q, head), lse_of(a, s, b, head), tile);

@@ -1,0 +1,92 @@
+"""Causal attention with rotary embedding: `dove_ext.ops.attention` against PyTorch.
+
+Both sides start from views of one projection [B, N, H, 3 D], as a GPT-NeoX layer makes it, rotate 16 of 64
+dimensions and attend causally. PyTorch's side is what a model does in eager mode: rotate q and k, then
+`scaled_dot_product_attention(is_causal=True)` on [B, H, N, D]. The rows named forward+backward go from the
+projection to its gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timing import arguments, compare, interleave, print_row, write_record
+from torch import Tensor
+
+from dove_ext import ops
+
+HEADS, LENGTH, DIM, ROTARY = 8, 512, 64, 16
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def rotary_table(positions: int, width: int) -> Tensor:
+    """[positions, width]: cosines, then sines."""
+    angles = torch.arange(positions)[:, None] * 10000.0 ** -(torch.arange(0, width, 2) / width)
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+def rotate_half(x: Tensor) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([-second, first], dim=-1)
+
+
+def eager(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate [B, N, H, D] and attend; cos and sin are [N, 1, R] in the dtype of q."""
+    q, k = (
+        torch.cat([x[..., :ROTARY] * cos + rotate_half(x[..., :ROTARY]) * sin, x[..., ROTARY:]], dim=-1)
+        for x in (q, k)
+    )
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+
+
+def both(batch: int, dtype: torch.dtype, backward: bool) -> dict[str, Callable[[], Tensor]]:
+    """The two candidates on the same inputs."""
+    generator = torch.Generator().manual_seed(batch)
+    qkv = torch.randn(batch, LENGTH, HEADS, 3 * DIM, generator=generator).to(dtype).requires_grad_(backward)
+    grad = torch.randn(batch, LENGTH, HEADS, DIM, generator=generator).to(dtype)
+    table = rotary_table(LENGTH, ROTARY)
+    half = ROTARY // 2
+    cos, sin = (
+        torch.cat([t, t], dim=1)[:, None].to(dtype) for t in (table[:, :half], table[:, half:])
+    )  # [N, 1, R]
+
+    def call(attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+        out = attend(*qkv.split(DIM, dim=-1))
+        return torch.autograd.grad(out, qkv, grad)[0] if backward else out
+
+    return {
+        "dove": partial(call, partial(ops.attention, rotary=table)),
+        "torch": partial(call, partial(eager, cos=cos, sin=sin)),
+    }
+
+
+def main() -> None:
+    args = arguments(__doc__.splitlines()[0], seconds=4.0).parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    rows: list[dict[str, Any]] = []
+    for backward in (False, True):
+        for batch in (1, 8):
+            for name, dtype in DTYPES.items():
+                candidates = both(batch, dtype, backward)
+                difference = (candidates["dove"]() - candidates["torch"]()).abs().max().item()
+                times = interleave(candidates, seconds=args.seconds, warmup=5)
+                result = compare(times, "dove")
+                work = "forward+backward" if backward else "forward"
+                label = f"{work} [{batch}, {HEADS}, {LENGTH}, {DIM}] {name}"
+                print_row(label, result)
+                shape = [batch, HEADS, LENGTH, DIM]
+                rows.append(
+                    {"work": work, "shape": shape, "dtype": name, "largest_difference": difference, **result}
+                )
+    if args.json:
+        write_record(args.json, "attention", rows)
+
+
+if __name__ == "__main__":
+    main()
