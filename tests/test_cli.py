@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 import dove_ext
+from dove_ext import DoveConfig, DoveModel, StackConfig, VQGANConfig
 from dove_ext.cli import main
 from dove_ext.cli.pictures import output_names
 from dove_ext.figure import CAPTION, GAP, GROUP_GAP, MARGIN, ROW_GAP, TILE, Row, draw_sheet, psnr
@@ -424,6 +425,37 @@ def test_sheet_shows_each_image_in_its_place() -> None:
 def test_psnr() -> None:
     assert psnr(torch.zeros(3, 2, 2), torch.full((3, 2, 2), 0.1)) == pytest.approx(20)
     assert psnr(torch.zeros(3, 2, 2), torch.zeros(3, 2, 2)) == float("inf")
+
+
+# --- The real model ---------------------------------------------------------------------------------------
+
+
+def test_real_model_from_a_folder(photos: Path, tmp_path: Path, capsys: Any) -> None:
+    stack = StackConfig(hidden=32, layers=1, heads=2, mlp=64)
+    vqgan = VQGANConfig(32, (1, 1), 1, 1, 32, codebook_size=0, stem_patch=4)
+    torch.manual_seed(0)
+    config = DoveConfig("micro", 64, vqgan, stack, stack, vocab_size=2, head_bias=True)
+    model = DoveModel(config)
+    model.save_pretrained(tmp_path / "micro")
+    capsys.readouterr()
+    options = ["--model", tmp_path / "micro", "--max-tokens", "20"]
+    code, _, err = run(capsys, "encode", photos, "-o", tmp_path / "t.safetensors", *options)
+    assert (code, err) == (0, "")
+    tokens = DoveTokens.load(tmp_path / "t.safetensors")
+    expected = model.encode([photos / n for n in ("a.png", "b.JPG", "sub/a.png")], max_tokens=20)
+    assert torch.equal(tokens.tokens, expected.tokens) and tokens.model == "micro"
+    code, _, err = run(capsys, "decode", tmp_path / "t.safetensors", "-o", tmp_path / "out", *options[:2])
+    assert (code, err) == (0, "")
+    images = (model.decode(expected) * 255).round().byte()
+    assert torch.equal(read_image(tmp_path / "out" / "b.dove.png"), images[1])
+    code, out, err = run(capsys, "reconstruct", photos, "-o", tmp_path / "rec", *options, "--json")
+    assert (code, err) == (0, "")
+    assert [i["tokens"] for i in json.loads(out)["items"]] == expected.lengths.tolist()
+    assert torch.equal(read_image(tmp_path / "rec" / "b.dove.png"), images[1])
+    code, _, err = run(
+        capsys, "decode", tmp_path / "t.safetensors", "-o", tmp_path, "--model", tmp_path / "no"
+    )
+    assert code == 1 and err.startswith("dove decode: there is no model at ") and len(err.splitlines()) == 1
 
 
 # --- The installed command --------------------------------------------------------------------------------
