@@ -136,6 +136,18 @@ def test_moves() -> None:
     assert tokens.to("meta").device.type == "meta"
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.filterwarnings("ignore:dove_ext has no compiled kernels")
+def test_on_a_gpu(tmp_path: Path) -> None:
+    parts, tokens = make([3, 1, 5])
+    moved = tokens.pin_memory().cuda()
+    assert moved.device.type == "cuda" and moved.p_eos is not None and moved.p_eos.is_cuda
+    assert_holds(moved[[2, 0]].truncate(2).cpu(), [parts[2][:2], parts[0][:2]])
+    assert_holds(DoveTokens.from_padded(moved.to_padded()[0], moved.lengths).cpu(), parts)
+    moved.save(tmp_path / "t.safetensors")
+    assert_holds(DoveTokens.load(tmp_path / "t.safetensors"), parts)
+
+
 def test_gradient_flows_through_the_layouts() -> None:
     leaf = torch.randn(4, 3, requires_grad=True)
     tokens = DoveTokens(leaf, torch.tensor([0, 3, 4], dtype=torch.int32), SLOTS)
