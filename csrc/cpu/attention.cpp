@@ -32,7 +32,8 @@ Status check_lengths(const AttentionArgs& a, AttentionPlan* plan) {
     if (keys > plan->max_keys) plan->max_keys = keys;
     if (queries > plan->max_queries) plan->max_queries = queries;
   }
-  if (packed && (a.cu_seqlens_q[a.batch] > a.len_q || a.cu_seqlens_k[a.batch] > a.len_k)) return Status::kBadLengths;
+  // Rows behind the last sequence would be left unwritten.
+  if (packed && (a.cu_seqlens_q[a.batch] != a.len_q || a.cu_seqlens_k[a.batch] != a.len_k)) return Status::kBadLengths;
   return Status::kOk;
 }
 

@@ -171,6 +171,11 @@ def _run(
     prefix: int,
     scale: float,
 ) -> None:
+    if rows["q"].shape[-1] % 16 or rows["q"].shape[-1] not in range(16, 257):
+        raise RuntimeError(
+            "dove::attention: the head dimension must be a multiple of 16 up to 256, "
+            f"got {rows['q'].shape[-1]}; call dove_ext.set_backend('torch') for others"
+        )
     rotary = _contiguous(rotary, torch.float32)
     cu_seqlens_q, cu_seqlens_k = (
         _contiguous(cu_seqlens_q, torch.int32),
