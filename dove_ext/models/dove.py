@@ -61,7 +61,8 @@ class DoveModel(nn.Module):
         """
         latents = self.vqgan.encode(pixels)
         hidden = self.generator(latents, query)
-        return self.generator.tokens(hidden, self._base_tokens(latents)), hidden
+        tokens = self.generator.tokens(hidden, self._base_tokens(latents), sample=self.training)
+        return tokens, hidden
 
     def render(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Pixels [B, 3, S, S], nominally in [-1, 1], from the first `lengths` of tokens [B, K, D].
@@ -163,21 +164,16 @@ class DoveModel(nn.Module):
                 f"({count}..{count * self.config.num_tokens} for {count} images), got {token_budget}"
             )
         whole_curve = return_p_eos or token_budget is not None
-        was_training = self.training
-        self.eval()
-        try:
-            parts = []
-            for start in range(0, count, batch_size):
-                chunk = pixels[start : start + batch_size].to(self.device, self.dtype)
-                chunk_query = None if query is None else query[start : start + batch_size].to(self.device)
-                limit = num_tokens or max_tokens or self.config.num_tokens
-                parts.append(
-                    self._encode_batch(
-                        chunk, chunk_query, num_tokens, limit, eos_threshold, whole_curve, block_size
-                    )
+        limit = num_tokens or max_tokens or self.config.num_tokens
+        parts = []
+        for start in range(0, count, batch_size):
+            chunk = pixels[start : start + batch_size].to(self.device, self.dtype)
+            chunk_query = None if query is None else query[start : start + batch_size].to(self.device)
+            parts.append(
+                self._encode_batch(
+                    chunk, chunk_query, num_tokens, limit, eos_threshold, whole_curve, block_size
                 )
-        finally:
-            self.train(was_training)
+            )
         lengths = torch.cat([part[1] for part in parts])
         p_eos = torch.cat([part[2] for part in parts if part[2] is not None]) if whole_curve else None
         if token_budget is not None and p_eos is not None:
@@ -243,6 +239,8 @@ class DoveModel(nn.Module):
             part = tokens[start : start + batch_size].to(self.device, self.dtype)
             padded = ops.unpack(part.tokens, part.cu_seqlens, self.config.num_tokens)
             images.append(self.render(padded, part.lengths).float().add(1).div(2).clamp(0, 1).contiguous())
+        if not images:
+            return torch.empty(0, 3, self.config.image_size, self.config.image_size, device=self.device)
         return torch.cat(images)
 
     def reconstruct(self, images: Any, **lengths: Any) -> tuple[Tensor, DoveTokens]:

@@ -73,18 +73,18 @@ class Generator(nn.Module):
         x = torch.cat([x, times.expand(x.shape[0], -1, -1)], dim=1)
         return self.stack(x, prefix=self.prefix)[:, -times.shape[0] :]
 
-    def tokens(self, hidden: Tensor, base: Tensor | None = None) -> Tensor:
+    def tokens(self, hidden: Tensor, base: Tensor | None = None, *, sample: bool = False) -> Tensor:
         """d_1..d_n from the hidden states [B, n, hidden] of the first n time positions: [B, n, D].
 
         The hidden state is the token; with the linear shortcut it is `base` (the shortcut's tokens) plus a
-        learned change. In training the Gaussian variant samples its token, otherwise the token is the mean
-        (appendix D).
+        learned change. With `sample` (in training) the Gaussian variant draws its token, otherwise the token
+        is the mean (appendix D).
         """
         d = hidden if self.to_token is None or base is None else base + self.to_token(hidden)
         if self.mean is None or self.log_variance is None:
             return d
         mean = self.mean(d)
-        if not self.training:
+        if not sample:
             return mean
         return mean + torch.randn_like(mean) * (0.5 * self.log_variance(d)).exp()
 

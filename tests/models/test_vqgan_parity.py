@@ -73,14 +73,6 @@ def test_equals_reference(vqgan: VQGAN, expected: Expected, backend: str) -> Non
     pixels = vqgan.decode(expected.latents.float())
     assert pixels.shape == expected.image.shape
     assert deviation(pixels, expected.pixels) <= 2 * expected.pixels_error + 1e-6
-    print(
-        "VQ",
-        backend,
-        deviation(latents, expected.latents),
-        expected.latents_error,
-        deviation(pixels, expected.pixels),
-        expected.pixels_error,
-    )
 
 
 @torch.no_grad()

@@ -1,0 +1,69 @@
+"""A DOVE model small enough for a test to build: 32 x 32 pixels, up to 64 tokens 64 wide."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dove_ext.config import DoveConfig, StackConfig, VQGANConfig
+from dove_ext.models.dove import DoveModel
+
+STACK = StackConfig(hidden=64, layers=2, heads=2, mlp=128)
+MICRO = DoveConfig(
+    name="micro",
+    image_size=32,
+    vqgan=VQGANConfig(
+        channels=32,
+        channel_multipliers=(1, 2),
+        encoder_blocks=1,
+        decoder_blocks=1,
+        latent_channels=16,
+        codebook_size=16,
+        stem_patch=2,
+    ),
+    generator=STACK,
+    token_decoder=STACK,
+    vocab_size=2,
+    head_bias=True,
+)
+SLOTS = MICRO.num_tokens
+assert SLOTS == 64
+
+
+def micro(**changes: Any) -> DoveModel:
+    """A model with fixed random weights, so large that its attention and its stops depend on the image."""
+    config = {f: getattr(MICRO, f) for f in MICRO.__dataclass_fields__} | changes
+    torch.manual_seed(7)
+    model = DoveModel(DoveConfig(**config)).eval()
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 2 and "embed_out" not in name and "shortcut" not in name:
+            gain = 2.5 if "attention" in name else 1.5
+            torch.nn.init.normal_(parameter, std=gain * parameter.shape[1] ** -0.5)
+    return model
+
+
+def photos(count: int, seed: int = 3) -> Tensor:
+    """uint8 [count, 3, 32, 32]: colour ramps with more and more noise."""
+    generator = torch.Generator().manual_seed(seed)
+    colours = torch.rand(count, 3, 4, 4, generator=generator)
+    smooth = torch.nn.functional.interpolate(colours, size=32, mode="bilinear")
+    noise = torch.rand(count, 3, 32, 32, generator=generator) - 0.5
+    amount = torch.linspace(0, 0.6, count)[:, None, None, None]
+    return ((smooth + amount * noise).clamp(0, 1) * 255).to(torch.uint8)
+
+
+@torch.no_grad()
+def stop_at_share(model: DoveModel, share: float = 0.04) -> DoveModel:
+    """Set the head so that EOS wins at about this share of positions; which ones depends on the image."""
+    head = model.generator.embed_out
+    generator = torch.Generator().manual_seed(11)
+    head.weight.copy_(torch.randn(head.weight.shape, generator=generator) * 0.5)
+    head.bias.zero_()
+    _, hidden = model.generate(photos(8).float() / 127.5 - 1)
+    logits = head(hidden)
+    others = torch.arange(head.weight.shape[0]) != model.config.eos_id
+    lead = logits[..., model.config.eos_id] - logits[..., others].amax(-1)
+    head.bias[model.config.eos_id] = -lead.flatten().quantile(1 - share)
+    return model

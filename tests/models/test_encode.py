@@ -1,0 +1,262 @@
+"""`DoveModel.encode` and `decode`: early exit, a caller's control of lengths, independence of the batch."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import dove_ext
+from dove_ext import DoveModel, DoveTokens
+from dove_ext.lengths import lengths_for_budget
+from dove_ext.models.generator import time_encodings
+from tests.models.micro import SLOTS, micro, photos, stop_at_share
+
+# Rounding, as the sharp attention of the micro model amplifies it; a mistake shows at 0.1 and above.
+TOLERANCE = {"rtol": 0.0, "atol": 1e-3}
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def model() -> DoveModel:
+    return stop_at_share(micro())
+
+
+def single_pass(model: DoveModel, threshold: float | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens [B, K, D] and lengths by the definition: all positions at once, cut where EOS wins."""
+    with torch.no_grad():
+        tokens, hidden = model.generate(photos(8).float() / 127.5 - 1)
+        logits = model.generator.embed_out(hidden)
+        stops = logits.argmax(-1) == model.config.eos_id
+        if threshold is not None:
+            stops = logits.softmax(-1)[..., model.config.eos_id] >= threshold
+    first = [int(row.nonzero()[0]) if row.any() else SLOTS for row in stops]
+    return tokens, torch.tensor([max(n, 1) for n in first], dtype=torch.int32)
+
+
+@pytest.mark.parametrize("threshold", [None, 0.0, 0.05, 0.3, 1.0])
+@pytest.mark.parametrize("block", [5, 32, 64, 1000])
+def test_blocks_equal_single_pass(model: DoveModel, threshold: float | None, block: int) -> None:
+    tokens, lengths = single_pass(model, threshold)
+    if threshold is None:
+        assert len(lengths.unique()) >= 5, "the lengths of this test should differ"
+        assert lengths.max() == SLOTS, "one image should never stop"
+    result = model.encode(photos(8), eos_threshold=threshold, block_size=block)
+    assert result.lengths.tolist() == lengths.tolist()
+    for ours, padded, length in zip(result.to_list(), tokens, lengths, strict=True):
+        torch.testing.assert_close(ours, padded[:length], **TOLERANCE)
+
+
+def test_one_token_is_kept_where_eos_comes_first() -> None:
+    model = micro()
+    model.generator.embed_out.bias.data[0] = 1e4
+    assert model.encode(photos(2)).lengths.tolist() == [1, 1]
+
+
+def test_no_eos_means_all_positions() -> None:
+    model = micro()
+    model.generator.embed_out.bias.data[0] = -1e4
+    assert model.encode(photos(2), block_size=10).lengths.tolist() == [SLOTS, SLOTS]
+
+
+def test_num_tokens_is_exact(model: DoveModel) -> None:
+    full = model.encode(photos(3), num_tokens=SLOTS)
+    for count in (1, 5, SLOTS):
+        tokens = model.encode(photos(3), num_tokens=count)
+        assert tokens.lengths.tolist() == [count] * 3
+        torch.testing.assert_close(tokens.tokens, full.truncate(count).tokens, **TOLERANCE)
+
+
+def test_max_tokens_only_shortens(model: DoveModel) -> None:
+    free = model.encode(photos(8))
+    for limit in (1, 20, SLOTS):
+        capped = model.encode(photos(8), max_tokens=limit, block_size=7)
+        assert capped.lengths.tolist() == free.lengths.clamp(max=limit).tolist()
+        torch.testing.assert_close(capped.tokens, free.truncate(limit).tokens, **TOLERANCE)
+        whole = model.encode(photos(8), max_tokens=limit, return_p_eos=True)
+        assert whole.lengths.tolist() == capped.lengths.tolist()
+        assert whole.p_eos is not None and whole.p_eos.shape == (8, SLOTS)
+
+
+def test_max_tokens_with_threshold(model: DoveModel) -> None:
+    free = model.encode(photos(8), eos_threshold=0.3)
+    capped = model.encode(photos(8), eos_threshold=0.3, max_tokens=10)
+    assert capped.lengths.tolist() == free.lengths.clamp(max=10).tolist()
+
+
+def test_threshold_is_monotone(model: DoveModel) -> None:
+    lengths = [model.encode(photos(8), eos_threshold=t).lengths for t in (0.0, 0.1, 0.5, 0.9, 1.0)]
+    assert lengths[0].tolist() == [1] * 8  # every probability is at least 0
+    assert all(bool((a <= b).all()) for a, b in pairwise(lengths))
+
+
+def test_p_eos_is_the_softmax_entry(model: DoveModel) -> None:
+    tokens = model.encode(photos(4), return_p_eos=True)
+    p_eos = tokens.p_eos
+    assert p_eos is not None and p_eos.dtype == torch.float32 and p_eos.shape == (4, SLOTS)
+    assert 0 <= p_eos.min() < 0.5 < p_eos.max() <= 1
+    # With a vocabulary of two, EOS wins where its probability is above a half.
+    stops = [int((row > 0.5).nonzero()[0]) if (row > 0.5).any() else SLOTS for row in p_eos]
+    assert tokens.lengths.tolist() == [max(s, 1) for s in stops]
+    assert model.encode(photos(4)).p_eos is None
+
+
+def test_token_budget(model: DoveModel) -> None:
+    images = photos(8)
+    p_eos = model.encode(images, return_p_eos=True).p_eos
+    assert p_eos is not None
+    for budget in (8, 100, 333, 8 * SLOTS):
+        tokens = model.encode(images, token_budget=budget, batch_size=3)
+        assert int(tokens.lengths.sum()) == tokens.tokens.shape[0] == budget
+        assert tokens.lengths.tolist() == lengths_for_budget(p_eos, budget).tolist()
+    full = model.encode(images, num_tokens=SLOTS)
+    tokens = model.encode(images, token_budget=100)
+    torch.testing.assert_close(tokens.tokens, full.truncate(tokens.lengths).tokens, **TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"num_tokens": 0}, "num_tokens must be between 1 and 64, got 0"),
+        ({"num_tokens": 65}, "num_tokens must be between 1 and 64, got 65"),
+        ({"max_tokens": -1}, "max_tokens must be between 1 and 64, got -1"),
+        ({"eos_threshold": 1.5}, "eos_threshold must be between 0 and 1, got 1.5"),
+        ({"eos_threshold": float("nan")}, "eos_threshold must be between 0 and 1, got nan"),
+        (
+            {"num_tokens": 5, "max_tokens": 9},
+            "num_tokens fixes the lengths; it cannot be combined with max_tokens",
+        ),
+        (
+            {"num_tokens": 5, "max_tokens": 9, "eos_threshold": 0.5},
+            "num_tokens fixes the lengths; it cannot be combined with max_tokens or eos_threshold",
+        ),
+        (
+            {"token_budget": 50, "eos_threshold": 0.5},
+            "token_budget fixes the lengths; it cannot be combined with eos_threshold",
+        ),
+        (
+            {"num_tokens": 5, "token_budget": 50},
+            "num_tokens and token_budget both fix the lengths; give one of them",
+        ),
+        (
+            {"token_budget": 1},
+            "token_budget must be between 1 and 64 tokens an image (2..128 for 2 images), got 1",
+        ),
+        (
+            {"token_budget": 129},
+            "token_budget must be between 1 and 64 tokens an image (2..128 for 2 images), got 129",
+        ),
+        ({"batch_size": 0}, "batch_size and block_size must be at least 1, got 0 and 32"),
+        ({"block_size": -2}, "batch_size and block_size must be at least 1, got 32 and -2"),
+        ({"query": torch.zeros(3, 1, 64)}, "query has 3 rows for 2 images; give one row an image"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_contradictions(model: DoveModel, arguments: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        model.encode(photos(2), **arguments)
+    assert str(caught.value) == sentence
+
+
+def test_an_image_does_not_depend_on_its_batch(model: DoveModel) -> None:
+    together = model.encode(photos(8))
+    for batch_size in (1, 3):
+        parts = model.encode(photos(8), batch_size=batch_size)
+        assert parts.lengths.tolist() == together.lengths.tolist()
+        torch.testing.assert_close(parts.tokens, together.tokens, **TOLERANCE)
+    reversed_ = model.encode(photos(8).flip(0))
+    torch.testing.assert_close(reversed_[list(range(7, -1, -1))].tokens, together.tokens, **TOLERANCE)
+    alone = [model.decode(part) for part in together]
+    torch.testing.assert_close(torch.cat(alone), model.decode(together, batch_size=5), **TOLERANCE)
+
+
+def test_an_image_does_not_depend_on_threads(model: DoveModel) -> None:
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            tokens = model.encode(photos(4))
+            results.append((tokens.lengths.tolist(), tokens.tokens, model.decode(tokens)))
+    finally:
+        torch.set_num_threads(threads)
+    for lengths, tokens, images in results[1:]:
+        assert lengths == results[0][0]
+        torch.testing.assert_close(tokens, results[0][1], **TOLERANCE)
+        torch.testing.assert_close(images, results[0][2], **TOLERANCE)
+
+
+def test_backends_agree(model: DoveModel) -> None:
+    ours = model.encode(photos(4))
+    previous = dove_ext.set_backend("torch")
+    try:
+        plain = model.encode(photos(4))
+        pixels = model.decode(ours)
+    finally:
+        dove_ext.set_backend(previous)
+    assert plain.lengths.tolist() == ours.lengths.tolist()
+    torch.testing.assert_close(plain.tokens, ours.tokens, **TOLERANCE)
+    torch.testing.assert_close(pixels, model.decode(ours), **TOLERANCE)
+
+
+def test_kinds_of_input_give_the_same_tokens(model: DoveModel) -> None:
+    images = photos(2)
+    expected = model.encode(images)
+    array = np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy())
+    for other in (list(images), images.float() / 255, array, list(array)):
+        torch.testing.assert_close(model.encode(other).tokens, expected.tokens, **TOLERANCE)
+
+
+def test_result_describes_itself(model: DoveModel) -> None:
+    tokens = model.encode(photos(2))
+    assert isinstance(tokens, DoveTokens)
+    assert (tokens.num_slots, tokens.width, tokens.model) == (SLOTS, 64, "micro")
+    images = model.decode(tokens)
+    assert images.shape == (2, 3, 32, 32) and images.dtype == torch.float32 and images.is_contiguous()
+    assert images.min() >= 0 and images.max() <= 1
+    again, same = model.reconstruct(photos(2))
+    torch.testing.assert_close(again, images)
+    assert same.lengths.tolist() == tokens.lengths.tolist()
+
+
+def test_decode_reads_only_what_is_kept(model: DoveModel) -> None:
+    """The padding of `render` may hold anything."""
+    with torch.no_grad():
+        tokens, _ = model.generate(photos(2).float() / 127.5 - 1)
+        lengths = torch.tensor([3, 40], dtype=torch.int32)
+        clean = model.render(tokens, lengths)
+        tokens[0, 3:], tokens[1, 40:] = float("nan"), float("inf")
+        torch.testing.assert_close(model.render(tokens, lengths), clean, rtol=0, atol=0)
+
+
+def test_empty_tokens_decode_to_no_images(model: DoveModel) -> None:
+    empty = model.encode(photos(2))[[]]
+    assert model.decode(empty).shape == (0, 3, 32, 32)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_encode_leaves_the_mode_alone(model: DoveModel, training: bool) -> None:
+    model.train(training)
+    model.generator.eval()
+    modes = [module.training for module in model.modules()]
+    model.reconstruct(photos(1))
+    assert [module.training for module in model.modules()] == modes
+    with pytest.raises(dove_ext.ImageError):
+        model.encode(torch.full((1, 3, 32, 32), float("nan")))
+    assert [module.training for module in model.modules()] == modes
+    model.eval()
+
+
+def test_time_encodings() -> None:
+    times = time_encodings(5, 8)
+    assert times.shape == (5, 8) and times.dtype == torch.float32
+    for i in range(5):
+        for j in range(4):
+            angle = i / 10000 ** (2 * j / 8)
+            assert times[i, 2 * j].item() == pytest.approx(np.sin(angle), abs=1e-6)
+            assert times[i, 2 * j + 1].item() == pytest.approx(np.cos(angle), abs=1e-6)
