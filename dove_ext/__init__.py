@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dove_ext.config import DoveConfig, StackConfig, VQGANConfig
     from dove_ext.default import decode, encode, load_model, reconstruct
     from dove_ext.errors import CheckpointError, DoveError, ImageError, OutputError, TokensError
-    from dove_ext.images import prepare_images
+    from dove_ext.images import prepare_images, read_image, save_image, to_pil
     from dove_ext.models.dove import DoveModel
     from dove_ext.ops import set_backend
     from dove_ext.tokens import DoveTokens
@@ -38,8 +38,11 @@ _HOMES = {
     "info": "_info",
     "load_model": "default",
     "prepare_images": "images",
+    "read_image": "images",
     "reconstruct": "default",
+    "save_image": "images",
     "set_backend": "ops",
+    "to_pil": "images",
 }
 
 __all__ = [  # noqa: RUF022 (what a newcomer needs first comes first)
@@ -53,6 +56,9 @@ __all__ = [  # noqa: RUF022 (what a newcomer needs first comes first)
     "VQGANConfig",
     "StackConfig",
     "prepare_images",
+    "read_image",
+    "save_image",
+    "to_pil",
     "info",
     "set_backend",
     "DoveError",

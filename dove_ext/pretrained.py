@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from dove_ext.config import PRESETS, DoveConfig
@@ -157,7 +157,8 @@ def save_pretrained(model: DoveModel, folder: Path, *, card: str | None, dtype: 
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ValueError(f"{name!r} is not finite as {tensor.dtype}; save in a wider dtype")
     with atomic_write(folder / WEIGHTS) as temporary:
-        save_file(weights, temporary, metadata={"format": "pt"})
+        # Not save_file: it replaces the file, and the new one is readable by its owner alone.
+        temporary.write_bytes(save(weights, metadata={"format": "pt"}))
     with atomic_write(folder / CONFIG) as temporary:
         temporary.write_text(model.config.to_json(), encoding="utf-8")
     with atomic_write(folder / CARD) as temporary:
