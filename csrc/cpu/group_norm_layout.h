@@ -10,7 +10,7 @@ namespace {  // internal linkage: every translation unit, compiled for its own i
 struct GroupNormLayout {
   // Values of one chunk: the unit of work and of the statistics. Large enough that combining a chunk's
   // channels into groups is cheap beside reading it, small enough to stay in the second-level cache.
-  static constexpr int64_t kChunkValues = 16384;
+  static constexpr int64_t kChunkValues = 32768;
   static constexpr int64_t kPad = 16;
 
   int64_t padded_channels;

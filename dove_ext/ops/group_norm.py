@@ -151,6 +151,7 @@ def _plain(
     x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     normed = reference.group_norm(x, weight, bias, groups=groups, eps=eps, silu=silu)
+    assert isinstance(normed, Tensor)  # a pair only with a residual
     return _empty_like(x).copy_(normed), *_statistics(x, groups, eps)
 
 
@@ -172,10 +173,10 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     groups = ctx.groups
 
     def grouped(t: Tensor) -> Tensor:  # [B, G, C / G, pixels]
-        return t.float().unflatten(1, (groups, -1)).flatten(3)
+        return t.float().reshape(t.shape[0], groups, t.shape[1] // groups, *t.shape[2:]).flatten(3)
 
     def per_channel(t: Tensor) -> Tensor:  # [G, C / G, 1]
-        return t.float().unflatten(0, (groups, -1)).unsqueeze(-1)
+        return t.float().reshape(groups, -1, 1)
 
     z = (grouped(x) - mean[..., None, None]) * rstd[..., None, None]
     dy = grouped(grad)

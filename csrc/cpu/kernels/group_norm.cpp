@@ -27,6 +27,9 @@ constexpr int kSweep = 4;
 // Bytes of input after which the images met so far are finished before the next is begun.
 constexpr int64_t kSetBytes = int64_t{4} << 20;
 
+// About 20 us of work; waking a thread that sleeps costs several.
+constexpr int64_t kThreadValues = int64_t{1} << 16;
+
 struct Chunk {
   int64_t image;
   int64_t index;
@@ -111,6 +114,38 @@ void sweep(const T* rows, int64_t stride, int64_t pixels, float* sums, int64_t p
   }
 }
 
+// From the sums of the channels to mean and squared deviations of each group: the average of the channels' means,
+// and their squares, each about its own mean, plus the spread of the means. The means are taken relative to that
+// of the group's first channel, so that float32 loses nothing to a large common part.
+void combine_channels(const GroupNormArgs& a, const GroupNormLayout& w, const Chunk& chunk, float* sums) {
+  const float pixels = static_cast<float>(chunk.pixels);
+  const float* center = sums;
+  float* sum = sums + w.padded_channels;
+  float* squares = sum + w.padded_channels;
+  for (int64_t c = 0; c < a.channels; c += kLanes) {
+    const Vec own = load(sum + c) / pixels;
+    store(squares + c, load(squares + c) - own * load(sum + c));
+    store(sum + c, own);
+  }
+  const int64_t per_group = a.channels / a.groups;
+  const int64_t part = (chunk.image * w.chunks + chunk.index) * a.groups;
+  for (int64_t g = 0; g < a.groups; ++g) {
+    const int64_t first = g * per_group;
+    float total = 0, deviations = 0, spread = 0;
+    for (int64_t c = first; c < first + per_group; ++c) {
+      total += center[c] - center[first] + sum[c];
+      deviations += squares[c];
+    }
+    const float mean = total / per_group;
+    for (int64_t c = first; c < first + per_group; ++c) {
+      const float apart = center[c] - center[first] + sum[c] - mean;
+      spread += apart * apart;
+    }
+    w.chunk_mean[part + g] = double{center[first]} + mean;
+    w.chunk_squares[part + g] = double{deviations} + double{pixels} * spread;
+  }
+}
+
 template <class T>
 void statistics(const GroupNormArgs& a, const GroupNormLayout& w, const Chunk& chunk) {
   const T* row = pixel_row<T>(a.x, chunk.image, a.x_stride_image, chunk.first_pixel, a.x_stride_pixel);
@@ -134,26 +169,7 @@ void statistics(const GroupNormArgs& a, const GroupNormLayout& w, const Chunk& c
   for (; c + kLanes <= a.channels; c += kLanes) sweep<T, 1>(row + c, stride, chunk.pixels, sums + c, padded);
   if (c < a.channels) sweep<T, 1>(row + c, stride, chunk.pixels, sums + c, padded, a.channels - c);
 
-  // mean = average of the channels' means; squares = theirs, each about its own mean, plus the spread of the means.
-  const int64_t per_group = a.channels / a.groups;
-  const double pixels = static_cast<double>(chunk.pixels);
-  const int64_t part = (chunk.image * w.chunks + chunk.index) * a.groups;
-  for (int64_t g = 0; g < a.groups; ++g) {
-    const float* first = sums + g * per_group;
-    const float* sum = first + padded;
-    const float* squares = sum + padded;
-    double total = 0;
-    for (int64_t i = 0; i < per_group; ++i) total += first[i] + sum[i] / pixels;
-    const double mean = total / per_group;
-    double deviations = 0;
-    for (int64_t i = 0; i < per_group; ++i) {
-      const double own = sum[i] / pixels;
-      const double apart = first[i] + own - mean;
-      deviations += squares[i] - own * sum[i] + pixels * apart * apart;
-    }
-    w.chunk_mean[part + g] = mean;
-    w.chunk_squares[part + g] = deviations;
-  }
+  combine_channels(a, w, chunk, sums);
 }
 
 // Merges an image's chunks and prepares what the normalisation multiplies and adds per channel.
@@ -186,10 +202,21 @@ void finish_statistics(const GroupNormArgs& a, const GroupNormLayout& w, int64_t
   }
 }
 
-template <bool silu>
+inline Vec quotient(Vec a, Vec b, float) { return a / b; }
+
+// What is rounded to 8 bits does not need a division's 24: 14 do, at a fraction of its time.
+inline Vec quotient(Vec a, Vec b, BFloat16) {
+#if defined(__AVX512F__)
+  return a * reinterpret_cast<Vec>(_mm512_rcp14_ps(reinterpret_cast<__m512>(b)));
+#else
+  return a / b;
+#endif
+}
+
+template <class T, bool silu>
 inline Vec normalised(Vec x, const float* center, const float* scale, const float* shift) {
   const Vec y = fma(x - load(center), load(scale), load(shift));
-  return silu ? y / (1.0f + exp(-y)) : y;
+  return silu ? quotient(y, 1.0f + exp(-y), T{}) : y;
 }
 
 template <class T, bool silu>
@@ -207,11 +234,11 @@ void normalise(const GroupNormArgs& a, const GroupNormLayout& w, const Chunk& ch
   for (int64_t p = 0; p < chunk.pixels; ++p, from += stride, to += a.channels) {
     int64_t c = 0;
     for (; c + kLanes <= a.channels; c += kLanes) {
-      store(to + c, normalised<silu>(load(from + c), center + c, scale + c, shift + c));
+      store(to + c, normalised<T, silu>(load(from + c), center + c, scale + c, shift + c));
     }
     if (c < a.channels) {
       const int64_t rest = a.channels - c;
-      store_some(to + c, normalised<silu>(load_some(from + c, rest), center + c, scale + c, shift + c), rest);
+      store_some(to + c, normalised<T, silu>(load_some(from + c, rest), center + c, scale + c, shift + c), rest);
     }
   }
 }
@@ -219,15 +246,18 @@ void normalise(const GroupNormArgs& a, const GroupNormLayout& w, const Chunk& ch
 template <class T, bool silu>
 void run(const GroupNormArgs& a) {
   const GroupNormLayout w(a, a.workspace);
+  // A thread is woken for a share of at least kThreadValues values.
+  const int64_t shares = a.batch * a.pixels * a.channels / kThreadValues;
+  const int threads = shares < a.threads ? static_cast<int>(shares > 1 ? shares : 1) : a.threads;
   const int64_t image_bytes = a.pixels * a.channels * static_cast<int64_t>(sizeof(T));
   const int64_t set_size = image_bytes < kSetBytes ? kSetBytes / image_bytes : 1;
   for (int64_t begin = 0; begin < a.batch; begin += set_size) {
     const int64_t images = a.batch - begin < set_size ? a.batch - begin : set_size;
     const int64_t tasks = images * w.chunks;
-    parallel_for(tasks, a.threads,
+    parallel_for(tasks, threads,
                  [&](int64_t i) { statistics<T>(a, w, chunk_of(a, w, begin + i / w.chunks, i % w.chunks)); });
-    parallel_for(images, a.threads, [&](int64_t i) { finish_statistics(a, w, begin + i); });
-    parallel_for(tasks, a.threads, [&](int64_t i) {
+    parallel_for(images, threads, [&](int64_t i) { finish_statistics(a, w, begin + i); });
+    parallel_for(tasks, threads, [&](int64_t i) {
       const int64_t last = tasks - 1 - i;
       normalise<T, silu>(a, w, chunk_of(a, w, begin + last / w.chunks, last % w.chunks));
     });

@@ -80,9 +80,15 @@ static inline VecBits load_bits(const void* from) {
 
 // kLanes 16-bit values, each zero-extended to 32 bits.
 static inline VecBits load_halves(const void* from) {
+#if defined(__AVX512F__)  // the conversion of the extensions goes through two half vectors
+  __m256i v;
+  std::memcpy(&v, from, sizeof v);
+  return reinterpret_cast<VecBits>(_mm512_cvtepu16_epi32(v));
+#else
   VecHalf v;
   std::memcpy(&v, from, sizeof v);
   return __builtin_convertvector(v, VecBits);
+#endif
 }
 
 static inline Vec load(const BFloat16* from) { return reinterpret_cast<Vec>(load_halves(from) << 16); }
