@@ -116,7 +116,7 @@ def _scan_cpu(
         0 if witness is None else witness.data_ptr(), first.data_ptr(), workspace.data_ptr(),
         workspace.numel(),
         *hidden.shape, weight.shape[0], 0 if witness is None else witness.numel(), hidden.stride(0),
-        hidden.stride(1), weight.stride(0), eos_id, DTYPE_CODE[hidden.dtype], threads,
+        hidden.stride(1), weight.stride(0), eos_id, 0, DTYPE_CODE[hidden.dtype], threads,
     )  # fmt: skip
     return first
 

@@ -26,6 +26,11 @@ constexpr int64_t kTaskRows = 8 * kTileRows;
 constexpr int64_t kFirstSegment = 4 * kTaskRows;
 constexpr int64_t kSegmentGrowth = 4;
 
+// Multiply-adds for which waking one more thread pays: some 20 us of them.
+constexpr int64_t kThreadWork = int64_t{1} << 21;
+// What packing a position costs, in rows of the vocabulary.
+constexpr int64_t kPackingRows = 16;
+
 // Tiles of rows that refuted a position lately, the latest first.
 struct Refuters {
   int64_t first_row[EosLayout::kMaxRefuters];
@@ -101,7 +106,9 @@ void first_pass(const EosArgs& a, const EosLayout& w) {
   // A thread packs into a panel of its own; there are never more of them than panels in a block.
   const int64_t panels = (all + kPanel - 1) / kPanel;
   const int64_t room = w.block / kPanel;
-  parallel_for(panels, a.threads < room ? a.threads : static_cast<int>(room), [&](int64_t i) {
+  const int64_t shares = 1 + all * a.width * (count + kPackingRows) / kThreadWork;
+  const int64_t most = shares < room ? shares : room;
+  parallel_for(panels, a.threads < most ? a.threads : static_cast<int>(most), [&](int64_t i) {
     float* values = w.packed + thread_index() * panel_size(w.panel_width);
     int64_t members[kPanel];
     const int lanes = static_cast<int>(all - i * kPanel < kPanel ? all - i * kPanel : kPanel);
@@ -257,7 +264,7 @@ void run(const EosArgs& a) {
     return;
   }
   Refuters refuters;
-  for (int64_t target = kFirstRound;; target *= kRoundGrowth) {
+  for (int64_t target = a.first_round > 0 ? a.first_round : kFirstRound;; target *= kRoundGrowth) {
     Round round{gather(a, w, target), 0};
     if (round.count == 0) break;
     scan_round<T>(a, w, round, refuters);

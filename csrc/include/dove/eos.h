@@ -31,7 +31,8 @@ struct EosArgs {
   int64_t hidden_stride_position;
   int64_t weight_stride_row;
   int64_t eos_id;
-  DType dtype;  // of hidden and weight
+  int64_t first_round;  // scan: positions compared with the whole vocabulary in the first round; 0 chooses
+  DType dtype;          // of hidden and weight
   int threads;
 };
 

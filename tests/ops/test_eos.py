@@ -1,0 +1,95 @@
+"""What the case table does not say about the EOS ops: independence, errors, compilation, lengths."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dove_ext import ops
+from dove_ext.ops import reference
+
+
+def inputs(images: int = 3, positions: int = 70, vocabulary: int = 700) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    hidden = torch.randn(images, positions, 24, generator=generator)
+    weight = torch.randn(vocabulary, 24, generator=generator)
+    for image in range(images):
+        hidden[image, (20 * image + 5) % positions] = 4 * weight[0]
+    return hidden, weight
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_witness_changes_nothing(dtype: torch.dtype) -> None:
+    hidden, weight = (t.to(dtype) for t in inputs())
+    expected = reference.eos_scan(hidden, weight)
+    assert 0 < expected.max() < hidden.shape[1]
+    for witness in (None, [], [0], [3, 3, 3], list(range(700)), list(range(699, 0, -1))):
+        given = None if witness is None else torch.tensor(witness, dtype=torch.int32)
+        assert torch.equal(ops.eos_scan(hidden, weight, witness=given), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_images_do_not_depend_on_their_batch(dtype: torch.dtype) -> None:
+    hidden, weight = (t.to(dtype) for t in inputs(images=40))
+    together = ops.eos_probability(hidden, weight)
+    first = ops.eos_scan(hidden, weight)
+    for image in (0, 1, 17, 39):
+        alone = hidden[image : image + 1]
+        assert torch.equal(ops.eos_probability(alone, weight)[0], together[image])
+        assert torch.equal(ops.eos_scan(alone, weight)[0], first[image])
+        # Also position by position, as blocks of time positions are run.
+        assert torch.equal(ops.eos_probability(alone[:, 3:36], weight)[0], together[image, 3:36])
+
+
+@pytest.mark.parametrize("vocabulary", [2, 700])
+def test_compiles_without_graph_breaks(vocabulary: int) -> None:
+    hidden, weight = inputs(vocabulary=vocabulary)
+
+    def run(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        first = ops.eos_scan(hidden, weight)
+        kept = ops.zero_tail(hidden, first)
+        return kept, first, ops.lengths_to_cu_seqlens(first), ops.eos_probability(hidden, weight)
+
+    def results(function: Any) -> list[Tensor]:
+        leaves = [t.clone().requires_grad_() for t in (hidden, weight)]
+        kept, first, ends, probability = function(*leaves)
+        gradients = torch.autograd.grad(kept.square().sum() + probability.sum(), leaves)
+        return [kept, first, ends, probability, *gradients]
+
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    for actual, expected in zip(results(compiled), results(run), strict=True):
+        torch.testing.assert_close(actual, expected)
+
+
+def test_lengths_to_cu_seqlens() -> None:
+    ends = ops.lengths_to_cu_seqlens(torch.tensor([3, 0, 5], dtype=torch.int32))
+    assert ends.dtype == torch.int32
+    assert ends.tolist() == [0, 3, 3, 8]
+    assert ops.lengths_to_cu_seqlens(torch.zeros(0, dtype=torch.int32)).tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        ({"eos_id": 700}, ValueError, r"eos_id must be in 0..699, got 700"),
+        ({"weight": torch.zeros(700, 23)}, ValueError, r"weight \[V, D\]"),
+        ({"weight": torch.zeros(700, 24, dtype=torch.bfloat16)}, TypeError, "weight must be torch.float32"),
+        ({"bias": torch.zeros(699)}, ValueError, r"bias must be \[700\]"),
+        ({"witness": torch.zeros(3)}, TypeError, "witness must be int32"),
+        ({"witness": torch.tensor([5, 700], dtype=torch.int32)}, RuntimeError, "an index is out of range"),
+        ({"witness": torch.tensor([-1], dtype=torch.int32)}, RuntimeError, "an index is out of range"),
+    ],
+)
+def test_wrong_arguments(change: dict[str, Any], error: type[Exception], text: str) -> None:
+    hidden, weight = inputs()
+    with pytest.raises(error, match=text):
+        ops.eos_scan(**{"hidden": hidden, "weight": weight, **change})
+
+
+@pytest.mark.parametrize("lengths", [[1, 2], [-1, 2, 3], [1, 2, 71]])
+def test_zero_tail_refuses_wrong_lengths(lengths: list[int]) -> None:
+    with pytest.raises(RuntimeError, match="lengths"):
+        ops.zero_tail(inputs()[0], torch.tensor(lengths, dtype=torch.int32))
