@@ -1,0 +1,136 @@
+"""eos_scan against matmul + arg-max, and against its own full scan where refutation never bites.
+
+    python -m benchmarks.eos [--json PATH]
+
+"clusters" is the realistic setting: Gaussian weights; a hidden state is one of 300 frequent rows, drawn with
+Zipf frequencies, plus noise, so that this row wins nearly always; one position per image, about half way, is
+planted for EOS. The witness rows are the 256 that won most often on another draw. The adversarial settings
+give every position but the last to EOS until the very last rows of the vocabulary: "one row" refutes all of
+them, "own rows" has another row for each position.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import timing
+from dove_ext import _C, ops
+from dove_ext.ops import reference
+
+VOCABULARY, POSITIONS, WIDTH = 50304, 256, 512
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+Inputs = dict[str, Any]
+
+
+def clusters(images: int, dtype: torch.dtype, *, witness: bool) -> Inputs:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(VOCABULARY, WIDTH, generator=generator)
+    frequent = 1 + torch.randperm(VOCABULARY - 1, generator=generator)[:300]
+    zipf = 1 / torch.arange(1, 301, dtype=torch.float32)
+
+    def draw(count: int) -> Tensor:
+        chosen = frequent[torch.multinomial(zipf, count, replacement=True, generator=generator)]
+        return 0.1 * (weight[chosen] + 1.5 * torch.randn(count, WIDTH, generator=generator))
+
+    hidden = draw(images * POSITIONS).view(images, POSITIONS, WIDTH)
+    for image in range(images):
+        hidden[image, 100 + 7 * image] = 0.1 * weight[0]
+    inputs: Inputs = {"hidden": hidden.to(dtype), "weight": weight.to(dtype)}
+    if witness:
+        wins = (draw(4096) @ weight.T).argmax(-1).bincount(minlength=VOCABULARY)
+        inputs["witness"] = wins.argsort(descending=True)[:256].int()
+    return inputs
+
+
+def adversarial(images: int, dtype: torch.dtype, *, own_rows: bool) -> Inputs:
+    hidden = torch.zeros(images, POSITIONS, WIDTH)
+    hidden[..., -1] = 1
+    hidden[:, range(POSITIONS), range(POSITIONS)] = 1
+    weight = torch.zeros(VOCABULARY, WIDTH)
+    weight[0, -1] = 1
+    if own_rows:
+        weight[VOCABULARY - 1 - torch.arange(POSITIONS - 1), range(POSITIONS - 1)] = 2
+    else:
+        weight[-1, : POSITIONS - 1] = 2
+    witness = torch.arange(1, 257, dtype=torch.int32)
+    return {"hidden": hidden.to(dtype), "weight": weight.to(dtype), "witness": witness}
+
+
+def two_words(images: int, dtype: torch.dtype, positions: int) -> Inputs:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(images, positions, 256, generator=generator)
+    weight = torch.randn(2, 256, generator=generator)
+    hidden -= weight[0] - weight[1]  # mostly "go on"
+    return {"hidden": hidden.to(dtype), "weight": weight.to(dtype), "bias": torch.zeros(2)}
+
+
+def matmul_argmax(hidden: Tensor, weight: Tensor, bias: Tensor | None = None, **_: Any) -> Tensor:
+    """What one writes without this op: all logits, then arg-max."""
+    logits = torch.nn.functional.linear(hidden, weight, None if bias is None else bias.to(hidden.dtype))
+    ends = logits.argmax(-1) == 0
+    return torch.where(ends.any(1), ends.int().argmax(1), hidden.shape[1]).int()
+
+
+def full_scan(hidden: Tensor, weight: Tensor, **_: Any) -> Tensor:
+    """The same kernel with no witness and every position in the first round."""
+    threads = torch.get_num_threads()
+    images, positions, width = hidden.shape
+    size = _C.cpu_eos_workspace(images, positions, width, weight.shape[0], threads)
+    workspace = torch.empty(size, dtype=torch.uint8)
+    first = torch.empty(images, dtype=torch.int32)
+    _C.cpu_eos_scan(
+        hidden.data_ptr(), weight.data_ptr(), 0, 0, first.data_ptr(), workspace.data_ptr(), size, images,
+        positions, width, weight.shape[0], 0, hidden.stride(0), hidden.stride(1), weight.stride(0), 0,
+        images * positions, 0 if hidden.dtype == torch.float32 else 1, threads,
+    )  # fmt: skip
+    return first
+
+
+def check(inputs: Inputs, others: dict[str, Callable[..., Tensor]]) -> None:
+    expected = reference.eos_scan(**inputs)
+    for name, function in {"ours": ops.eos_scan, **others}.items():
+        # The logits of matmul + arg-max in bfloat16 are rounded and may tie: not held against it.
+        if name != "torch" or inputs["hidden"].dtype == torch.float32:
+            assert function(**inputs).tolist() == expected.tolist(), f"{name} differs from the reference"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = timing.arguments(__doc__.splitlines()[0], seconds=4.0).parse_args(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    settings: list[tuple[str, Callable[[int, torch.dtype], Inputs], bool]] = [
+        ("clusters", lambda n, t: clusters(n, t, witness=True), False),
+        ("clusters, no witness", lambda n, t: clusters(n, t, witness=False), False),
+        ("adversarial, one row", lambda n, t: adversarial(n, t, own_rows=False), True),
+        ("adversarial, own rows", lambda n, t: adversarial(n, t, own_rows=True), True),
+        ("two words, K=32", lambda n, t: two_words(n, t, 32), False),
+        ("two words, K=256", lambda n, t: two_words(n, t, 256), False),
+    ]
+    rows = []
+    for images in (1, 8):
+        for dtype_name, dtype in DTYPES.items():
+            for label, make, with_full in settings:
+                inputs = make(images, dtype)
+                others: dict[str, Callable[..., Tensor]] = {"torch": matmul_argmax}
+                if with_full:
+                    others["full scan"] = full_scan
+                check(inputs, others)
+                calls = {"ours": lambda i=inputs: ops.eos_scan(**i)}
+                calls |= {name: lambda f=f, i=inputs: f(**i) for name, f in others.items()}
+                result = timing.compare(timing.interleave(calls, seconds=options.seconds), "ours")
+                timing.print_row(f"{label}, B={images}, {dtype_name}", result)
+                shapes = {name: list(t.shape) for name, t in inputs.items()}
+                rows.append({"setting": label, "shapes": shapes, "dtype": dtype_name, **result})
+    print(timing.machine())
+    if options.json:
+        timing.write_record(options.json, "eos", rows)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
