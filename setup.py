@@ -1,4 +1,4 @@
-"""Builds the extension module dove_ext._C with CMake; everything else about the package is in pyproject.toml."""
+"""Builds the extension module dove_ext._C with CMake; all else about the package is in pyproject.toml."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ class CMakeBuild(build_ext):
     """Configure, build and place one CMake module where setuptools expects the extension."""
 
     def build_extension(self, ext: Extension) -> None:
+        """Run CMake for one extension."""
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         build = Path(self.build_temp).resolve() / ext.name
         build.mkdir(parents=True, exist_ok=True)

@@ -13,11 +13,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from dove_ext import DoveConfig, DoveModel
 from torch import Tensor
 
 from benchmarks import timing
 from benchmarks.peers.vqgan import VQGAN
+from dove_ext import DoveConfig, DoveModel
 
 
 def images(batch: int, size: int) -> Tensor:
@@ -43,7 +43,9 @@ def candidates(batch: int) -> dict[str, Callable[[], Any]]:
         short = str(dtype).removeprefix("torch.")
         base = DoveModel(config).to(dtype).eval()
         for count in (32, 256):
-            calls[f"dove-base {short} {count} tokens"] = lambda m=base, n=count: m.encode(pictures, num_tokens=n)
+            calls[f"dove-base {short} {count} tokens"] = lambda m=base, n=count: m.encode(
+                pictures, num_tokens=n
+            )
         tiny = DoveModel.from_pretrained("dove-tiny", dtype=dtype)
         calls[f"dove-tiny {short} own length"] = lambda m=tiny: m.encode(pictures)
         calls[f"dove-tiny {short} 256 tokens"] = lambda m=tiny: m.encode(pictures, num_tokens=256)

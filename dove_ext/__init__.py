@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dove_ext import _C as _C
     from dove_ext._info import __version__, info
     from dove_ext.config import DoveConfig, StackConfig, VQGANConfig
     from dove_ext.default import decode, encode, load_model, reconstruct

@@ -14,6 +14,12 @@ from typing import Any, Literal
 from dove_ext.errors import CheckpointError
 
 
+def _require(config: Any, minimum: int, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < minimum:
+            raise ValueError(f"{name} must be at least {minimum}, got {getattr(config, name)}")
+
+
 @dataclass(frozen=True)
 class VQGANConfig:
     """The convolutional autoencoder (VQGAN, f = `downsampling`)."""
@@ -28,6 +34,12 @@ class VQGANConfig:
     patch_shortcut: bool = False  # a linear map of whole patches beside the convolutions, both ways
 
     def __post_init__(self) -> None:
+        _require(self, 1, "channels", "encoder_blocks", "decoder_blocks", "latent_channels")
+        _require(self, 0, "codebook_size")
+        if not self.channel_multipliers or min(self.channel_multipliers) < 1:
+            raise ValueError(
+                f"channel_multipliers must name a level each, all at least 1, got {self.channel_multipliers}"
+            )
         if self.stem_patch < 1 or self.stem_patch & (self.stem_patch - 1):
             raise ValueError(f"stem_patch must be a power of two, got {self.stem_patch}")
         widths = [self.channels * m for m in self.channel_multipliers]
@@ -53,6 +65,12 @@ class StackConfig:
     layer_norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
+        _require(self, 1, "hidden", "layers", "heads", "mlp")
+        if not 0 < self.rotary_fraction <= 1:
+            raise ValueError(f"rotary_fraction must be above 0 and at most 1, got {self.rotary_fraction}")
+        for name in ("rotary_base", "layer_norm_eps"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if self.hidden % self.heads:
             raise ValueError(f"hidden ({self.hidden}) must be a multiple of heads ({self.heads})")
         if self.rotary_dim % 2:
@@ -91,6 +109,9 @@ class DoveConfig:
     query_vocab_size: int = 0  # text vocabulary of query tokens (Q-DOVE); 0: queries come as embeddings
 
     def __post_init__(self) -> None:
+        _require(self, 1, "image_size")
+        _require(self, 2, "vocab_size")
+        _require(self, 0, "query_vocab_size")
         if self.image_size % self.vqgan.downsampling:
             raise ValueError(
                 f"image_size ({self.image_size}) must be a multiple of the downsampling "
@@ -139,7 +160,7 @@ class DoveConfig:
         """
         try:
             values = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise CheckpointError(f"{source} is not JSON ({error}); the model folder is damaged") from error
         if not isinstance(values, dict) or values.pop("model_type", None) != "dove":
             raise CheckpointError(f"{source} does not describe a dove model (model_type is not 'dove')")

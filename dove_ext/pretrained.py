@@ -49,7 +49,8 @@ def find_model(name_or_path: str | Path, revision: str | None = None) -> Path:
     shipped = ", ".join(n for n in PRESETS if shipped_folder(n))
     if name.count("/") != 1 or name.startswith(("/", ".", "~")):
         raise CheckpointError(
-            f"there is no model at {name!r}; give a shipped name ({shipped}), a folder, or a hub id like owner/name"
+            f"there is no model at {name!r}; give a shipped name ({shipped or 'none ship here'}), a folder, "
+            "or a hub id like owner/name"
         )
     return _download(name, revision)
 
@@ -112,8 +113,9 @@ def load_pretrained(
     folder = find_model(name_or_path, revision)
     config = load_config(folder)
     weights = read_weights(folder / WEIGHTS)
+    with torch.device("meta"):  # a config.json that asks for terabytes is refused before it gets them
+        fit_weights(DoveModel(config), weights, str(folder / WEIGHTS))
     model = DoveModel(config)
-    fit_weights(model, weights, str(folder / WEIGHTS))
     model.load_state_dict(weights)
     return model.to(device=device, dtype=dtype).eval()
 

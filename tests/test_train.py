@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from dove_ext import DoveModel
 from dove_train.data import TrainingImages, held_out_images
 from dove_train.evaluate import evaluate, laplacian_variance, psnr

@@ -106,8 +106,8 @@ def _check(
     if scale is not None and not scale > 0:
         raise ValueError(f"attention: scale must be above 0, got {scale}")
     lengths = {"cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k, "kv_lens": kv_lens}
-    for name, x in lengths.items():
-        if x is not None and (x.dtype != torch.int32 or x.dim() != 1 or x.device != q.device):
+    for name, given in lengths.items():
+        if given is not None and (given.dtype != torch.int32 or given.dim() != 1 or given.device != q.device):
             raise ValueError(
                 f"attention: {name} must be one-dimensional int32 on {q.device}, "
                 f"got {x.dtype} {list(x.shape)} on {x.device}"
@@ -225,7 +225,7 @@ def _attention_backward_cpu(
     return dq, dk, dv
 
 
-def _fake(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+def _fake(q: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     *batch, length, heads, _ = q.shape
     return q.new_empty(q.shape), q.new_empty((*batch, heads, length), dtype=torch.float32)
 

@@ -81,13 +81,19 @@ def main() -> None:
     """Evaluate a model on images from folders or tar shards."""
     from dove_train.data import held_out_images
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="dove-tiny", help="shipped name, folder or hub id")
-    parser.add_argument("--data", nargs="+", type=Path, required=True, help="image folders, tar shards, images")
+    parser.add_argument(
+        "--data", nargs="+", type=Path, required=True, help="image folders, tar shards, images"
+    )
     parser.add_argument("--limit", type=int, default=1_000_000, help="images used, evenly spread")
     args = parser.parse_args()
     model = DoveModel.from_pretrained(args.model)
-    print(json.dumps(evaluate(model, held_out_images(args.data, model.config.image_size, args.limit)), indent=2))
+    print(
+        json.dumps(evaluate(model, held_out_images(args.data, model.config.image_size, args.limit)), indent=2)
+    )
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
+
 from tests.cases.case import Case, Inputs
 
 
@@ -13,7 +14,9 @@ def _cu(lengths: list[int]) -> torch.Tensor:
     return torch.tensor([0, *torch.tensor(lengths, dtype=torch.int64).cumsum(0).tolist()], dtype=torch.int32)
 
 
-def _pack(dtype: torch.dtype, *, lengths: list[int], max_len: int, width: int, strided: bool = False) -> Inputs:
+def _pack(
+    dtype: torch.dtype, *, lengths: list[int], max_len: int, width: int, strided: bool = False
+) -> Inputs:
     generator = torch.Generator().manual_seed(len(lengths) * 1000 + max_len)
     shape = (len(lengths), max_len, width)
     if strided:  # a view whose images and positions are not dense
@@ -51,7 +54,10 @@ CASES = [
         "pack", "strided", partial(_pack, lengths=[3, 0, 31], max_len=31, width=8, strided=True),
         grads=("padded",), exact=True,
     ),
-    *(Case("zero_tail", k, partial(_zero_tail, **v), grads=("tokens",), exact=True) for k, v in _SHAPES.items()),
+    *(
+        Case("zero_tail", k, partial(_zero_tail, **v), grads=("tokens",), exact=True)
+        for k, v in _SHAPES.items()
+    ),
     Case(
         "zero_tail", "strided", partial(_zero_tail, lengths=[3, 0, 31], max_len=31, width=8, strided=True),
         grads=("tokens",), exact=True,

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from dove_ext import _C, ops
 from dove_ext.ops import reference
 from tests.cases import CASES, Case, cast
-from torch import Tensor
 
 ISAS = {"portable": 0, "avx2": 1, "avx512": 2}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -33,7 +34,9 @@ def error(actual: Tensor, expected: Tensor) -> float:
     return (actual.double() - expected.double()).abs().max().item() if actual.numel() else 0.0
 
 
-def check(case: Case, dtype: torch.dtype, actual: list[Tensor], low: list[Tensor], exact: list[Tensor]) -> None:
+def check(
+    case: Case, dtype: torch.dtype, actual: list[Tensor], low: list[Tensor], exact: list[Tensor]
+) -> None:
     """Ours may err at most twice what plain PyTorch errs in the same dtype, plus the row's floor."""
     assert len(actual) == len(exact)
     for index, (a, p, e) in enumerate(zip(actual, low, exact, strict=True)):
@@ -52,7 +55,9 @@ def test_forward(case: Case, dtype: str, isa: str) -> None:
     inputs = case.make(DTYPES[dtype])
     actual = outputs(getattr(ops, case.op)(**inputs))
     plain = getattr(reference, case.op)
-    check(case, DTYPES[dtype], actual, outputs(plain(**inputs)), outputs(plain(**cast(inputs, torch.float64))))
+    check(
+        case, DTYPES[dtype], actual, outputs(plain(**inputs)), outputs(plain(**cast(inputs, torch.float64)))
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,0 +1,140 @@
+"""Compiled kernels of dove_ext, which take addresses and sizes; call them through `dove_ext.ops`."""
+
+class AttentionArgs:
+    def __init__(self) -> None: ...
+    batch: int
+    cu_seqlens_k: int
+    cu_seqlens_q: int
+    dtype: int
+    grad_k: tuple[int, ...]
+    grad_out: tuple[int, ...]
+    grad_q: tuple[int, ...]
+    grad_v: tuple[int, ...]
+    head_dim: int
+    heads: int
+    k: tuple[int, ...]
+    kv_lens: int
+    len_k: int
+    len_q: int
+    lse: int
+    out: tuple[int, ...]
+    prefix: int
+    q: tuple[int, ...]
+    rotary: int
+    rotary_dim: int
+    rotary_rows: int
+    scale: float
+    threads: int
+    v: tuple[int, ...]
+    workspace: int
+    workspace_bytes: int
+
+def cpu_attention(args: AttentionArgs) -> None: ...
+def cpu_attention_backward(args: AttentionArgs) -> None: ...
+def cpu_attention_workspace(args: AttentionArgs, backward: bool) -> int: ...
+def cpu_eos_probability(
+    hidden: int,
+    weight: int,
+    bias: int,
+    probability: int,
+    maximum: int,
+    sum: int,
+    workspace: int,
+    workspace_bytes: int,
+    batch: int,
+    positions: int,
+    width: int,
+    vocabulary: int,
+    hidden_stride_image: int,
+    hidden_stride_position: int,
+    weight_stride_row: int,
+    eos_id: int,
+    dtype: int,
+    threads: int,
+) -> None: ...
+def cpu_eos_scan(
+    hidden: int,
+    weight: int,
+    bias: int,
+    witness: int,
+    first: int,
+    workspace: int,
+    workspace_bytes: int,
+    batch: int,
+    positions: int,
+    width: int,
+    vocabulary: int,
+    witness_count: int,
+    hidden_stride_image: int,
+    hidden_stride_position: int,
+    weight_stride_row: int,
+    eos_id: int,
+    dtype: int,
+    threads: int,
+) -> None: ...
+def cpu_eos_workspace(batch: int, positions: int, width: int, vocabulary: int, threads: int) -> int: ...
+def cpu_group_norm(
+    x: int,
+    residual: int,
+    weight: int,
+    bias: int,
+    normed: int,
+    summed: int,
+    mean: int,
+    rstd: int,
+    workspace: int,
+    workspace_bytes: int,
+    batch: int,
+    pixels: int,
+    channels: int,
+    groups: int,
+    x_stride_image: int,
+    x_stride_pixel: int,
+    residual_stride_image: int,
+    residual_stride_pixel: int,
+    eps: float,
+    silu: bool,
+    dtype: int,
+    threads: int,
+) -> None: ...
+def cpu_group_norm_workspace(batch: int, pixels: int, channels: int, groups: int, threads: int) -> int: ...
+def cpu_isa() -> str: ...
+def cpu_pack(
+    source: int,
+    target: int,
+    cu_seqlens: int,
+    batch: int,
+    max_len: int,
+    width: int,
+    element_bytes: int,
+    padded_stride_b: int,
+    padded_stride_k: int,
+    threads: int,
+) -> None: ...
+def cpu_unpack(
+    source: int,
+    target: int,
+    cu_seqlens: int,
+    batch: int,
+    max_len: int,
+    width: int,
+    element_bytes: int,
+    padded_stride_b: int,
+    padded_stride_k: int,
+    threads: int,
+) -> None: ...
+def cpu_zero_tail(
+    source: int,
+    target: int,
+    lengths: int,
+    batch: int,
+    max_len: int,
+    width: int,
+    element_bytes: int,
+    source_stride_b: int,
+    source_stride_k: int,
+    threads: int,
+) -> None: ...
+def cuda_archs() -> str: ...
+def cuda_why_not() -> str: ...
+def force_cpu_isa(isa: int) -> bool: ...
