@@ -110,7 +110,7 @@ def _check(
         if given is not None and (given.dtype != torch.int32 or given.dim() != 1 or given.device != q.device):
             raise ValueError(
                 f"attention: {name} must be one-dimensional int32 on {q.device}, "
-                f"got {x.dtype} {list(x.shape)} on {x.device}"
+                f"got {given.dtype} {list(given.shape)} on {given.device}"
             )
     if cu_seqlens_q is not None and cu_seqlens_k is not None:
         if kv_lens is not None:
