@@ -179,7 +179,5 @@ def summarize(matches: Iterable[dict[str, object]], limit: int = 60) -> list[str
         lines.append(f"{name}  {shape}  {fits}")
     left_out = len(lines) - limit
     return (
-        lines
-        if left_out <= 0
-        else [*lines[:limit], f"... and {left_out} more lines; --json lists every tensor"]
+        lines if left_out <= 0 else [*lines[:limit], f"... {left_out} lines more; --json lists all tensors"]
     )

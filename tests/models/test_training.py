@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor
 
 import dove_ext
 from dove_ext.models.dove import DoveModel
-from tests.models.micro import SLOTS, micro, photos, stop_at_share
+from tests.models.micro import SLOTS, STACK, micro, photos, stop_at_share
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -82,10 +83,8 @@ def test_gradients_equal_plain_pytorch() -> None:
             dove_ext.set_backend(previous)
         gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
-    # A bias in front of a normalisation of single channels has no gradient but rounding: hence the floor.
-    floor = 1e-4 * max(plain.abs().max().item() for plain in gradients[1].values())
     for name, plain in gradients[1].items():
-        atol = 2e-3 * plain.abs().max().item() + floor
+        atol = 2e-3 * plain.abs().max().item() + 1e-8
         torch.testing.assert_close(gradients[0][name], plain, rtol=0, atol=atol, msg=name)
 
 
@@ -118,7 +117,7 @@ def test_bfloat16() -> None:
 
 
 def test_compiles_without_graph_breaks() -> None:
-    model = micro()
+    model = micro(generator=replace(STACK, layers=1), token_decoder=replace(STACK, layers=1))
     lengths = torch.tensor([SLOTS, 12], dtype=torch.int32)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     with torch.no_grad():

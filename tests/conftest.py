@@ -1,4 +1,4 @@
-"""Fixtures of the model tests."""
+"""Fixtures that several kinds of tests use."""
 
 from __future__ import annotations
 
