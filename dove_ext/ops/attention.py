@@ -106,11 +106,11 @@ def _check(
     if scale is not None and not scale > 0:
         raise ValueError(f"attention: scale must be above 0, got {scale}")
     lengths = {"cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k, "kv_lens": kv_lens}
-    for name, given in lengths.items():
-        if given is not None and (given.dtype != torch.int32 or given.dim() != 1 or given.device != q.device):
+    for name, lens in lengths.items():
+        if lens is not None and (lens.dtype != torch.int32 or lens.dim() != 1 or lens.device != q.device):
             raise ValueError(
                 f"attention: {name} must be one-dimensional int32 on {q.device}, "
-                f"got {given.dtype} {list(given.shape)} on {given.device}"
+                f"got {lens.dtype} {list(lens.shape)} on {lens.device}"
             )
     if cu_seqlens_q is not None and cu_seqlens_k is not None:
         if kv_lens is not None:
@@ -225,8 +225,8 @@ def _attention_backward_cpu(
     return dq, dk, dv
 
 
-def _fake(q: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    *batch, length, heads, _ = q.shape
+def _fake(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    *batch, length, heads = q.shape[:-1]
     return q.new_empty(q.shape), q.new_empty((*batch, heads, length), dtype=torch.float32)
 
 
