@@ -27,8 +27,8 @@ constexpr int kSweep = 4;
 // Bytes of input after which the images met so far are finished before the next is begun.
 constexpr int64_t kSetBytes = int64_t{4} << 20;
 
-// About 20 us of work; waking a thread that sleeps costs several.
-constexpr int64_t kThreadValues = int64_t{1} << 16;
+// Some 40 us of work: about what waking a thread that sleeps costs.
+constexpr int64_t kThreadValues = int64_t{1} << 17;
 
 struct Chunk {
   int64_t image;
