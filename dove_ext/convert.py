@@ -147,7 +147,7 @@ def _check_part(part: Mapping[str, Tensor], expected: Mapping[str, Tensor], sour
                 f"{file}: {name!r} is {list(tensor.shape)}, the configuration asks for "
                 f"{list(expected[name].shape)}; choose the --preset or --base of its shape"
             )
-        if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+        if not tensor.is_floating_point() or not torch.isfinite(tensor.float()).all():
             raise CheckpointError(f"{file}: {name!r} is not all finite floats; the file is damaged")
     prefixes = ("vqgan.",) if "VQGAN" in source.layout else STACKS
     for name in expected:
@@ -164,11 +164,12 @@ def _card(conversion: Conversion) -> str:
         f"- `{source.path.name}` ({source.layout}, {len(source.used)} tensors), sha256 `{source.sha256}`\n"
         for source in conversion.sources
     )
-    groups = sorted({".".join(name.split(".")[:2]) for name in conversion.untouched})
+    # Not the witnesses: any rows of the vocabulary are correct there.
+    groups = sorted({".".join(n.split(".")[:2]) for n in conversion.untouched if not n.endswith(".witness")})
     rest = f"weights of `{conversion.base}`" if conversion.base else "random weights"
     trained = (
         f"These parts come from no file above and hold {rest}: {', '.join(f'`{g}`' for g in groups)}. "
-        "Its parts were not trained together: train it before you expect DOVE's tokens to carry an image."
+        "The parts were not trained together: train the model before you expect its tokens to carry an image."
     )
     return (
         f"---\nlibrary_name: dove_ext\ntags: [image-tokenizer, dove]\n---\n\n# {config.name}\n\n"

@@ -135,7 +135,9 @@ def _last_line(error: Exception) -> str:
 def _tensors(content: object, prefix: str = "") -> Iterable[tuple[str, Tensor]]:
     """Tensors of nested dictionaries with their names joined by dots."""
     if isinstance(content, Tensor):
-        yield prefix or "(the file itself)", content.detach()
+        # Others (sparse, quantised, without data) occur in no layout and answer few questions.
+        if content.layout is torch.strided and content.device.type == "cpu" and not content.is_quantized:
+            yield prefix or "(the file itself)", content.detach()
     elif isinstance(content, Mapping):
         for name, value in content.items():
             yield from _tensors(value, f"{prefix}.{name}" if prefix else str(name))

