@@ -105,7 +105,7 @@ class DoveModel(nn.Module):
         """The weights' dtype, which is also the tokens'."""
         return self.generator.embed_out.weight.dtype
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: others train on these tokens
     def encode(
         self,
         images: Any,
@@ -219,7 +219,7 @@ class DoveModel(nn.Module):
         base = None if base is None else base[:, : hidden.shape[1]]
         return self.generator.tokens(hidden, base), lengths, p_eos
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def decode(self, tokens: DoveTokens, *, batch_size: int = 32) -> Tensor:
         """Turn tokens back into images.
 

@@ -224,6 +224,14 @@ def test_result_describes_itself(model: DoveModel) -> None:
     assert same.lengths.tolist() == tokens.lengths.tolist()
 
 
+def test_others_may_train_on_the_results(model: DoveModel) -> None:
+    images, tokens = model.reconstruct(photos(2))
+    assert not images.requires_grad and not tokens.tokens.requires_grad
+    probe = torch.nn.Linear(64, 3)
+    (probe(tokens.tokens).sum() + probe(images.flatten()[:64]).sum()).backward()
+    assert probe.weight.grad is not None and probe.weight.grad.any()
+
+
 def test_decode_reads_only_what_is_kept(model: DoveModel) -> None:
     """The padding of `render` may hold anything."""
     with torch.no_grad():
