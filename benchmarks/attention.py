@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timing import arguments, compare, interleave, print_row, write_record
 from torch import Tensor
 
+from benchmarks.timing import arguments, compare, interleave, print_row, write_record
 from dove_ext import ops
 
 HEADS, LENGTH, DIM, ROTARY = 8, 512, 64, 16

@@ -69,6 +69,7 @@ def cpu_eos_scan(
     hidden_stride_position: int,
     weight_stride_row: int,
     eos_id: int,
+    first_round: int,
     dtype: int,
     threads: int,
 ) -> None: ...

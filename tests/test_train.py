@@ -17,7 +17,7 @@ from dove_train.settings import Settings
 from dove_train.train import Run
 
 PHOTOS = [Path(__file__).parents[1] / "examples" / "photos"]
-QUICK = Settings(steps=6, head_steps=2, batch_size=2, fit_images=32, warmup_steps=2)
+QUICK = Settings(joint_steps=3, decoder_steps=3, head_steps=2, batch_size=2, fit_images=32, warmup_steps=2)
 
 
 @pytest.fixture(scope="module")
@@ -67,12 +67,12 @@ def test_resuming_with_other_settings_is_refused(tmp_path: Path, held_out: torch
     run = new_run(tmp_path, held_out)
     run.save(tmp_path / "checkpoint.pt")
     other = new_run(tmp_path, held_out, Settings(**{**vars(QUICK), "learning_rate": 1.0}))
-    with pytest.raises(ValueError, match=r"learning_rate=0\.0004, this run has learning_rate=1\.0"):
+    with pytest.raises(ValueError, match=r"learning_rate=0\.0001, this run has learning_rate=1\.0"):
         other.start()
 
 
 def test_run_to_the_end_leaves_a_loadable_model(tmp_path: Path, held_out: torch.Tensor) -> None:
-    settings = Settings(**{**vars(QUICK), "steps": 1, "head_steps": 1})
+    settings = Settings(**{**vars(QUICK), "joint_steps": 1, "decoder_steps": 1, "head_steps": 1})
     run = new_run(tmp_path, held_out, settings)
     run.start()
     result = run.run(report=lambda line: None)
@@ -80,7 +80,7 @@ def test_run_to_the_end_leaves_a_loadable_model(tmp_path: Path, held_out: torch.
     model = DoveModel.from_pretrained(tmp_path / "model")
     assert len(model.encode(PHOTOS[0] / "cat.jpg", num_tokens=3).tokens) == 3
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert lines[0]["settings"]["steps"] == 1
+    assert lines[0]["settings"]["joint_steps"] == 1
     assert lines[-1]["validation"] == result
 
 

@@ -31,15 +31,15 @@ const char* isa_name(Isa isa);
   namespace avx512 {             \
   Status name(const Args&);      \
   }
-#define DOVE_DISPATCH(name, args)   \
-  switch (active_isa()) {           \
-    case Isa::kAvx512:              \
-      return avx512::name(args);    \
-    case Isa::kAvx2:                \
-      return avx2::name(args);      \
-    case Isa::kPortable:            \
-      break;                        \
-  }                                 \
+#define DOVE_DISPATCH(name, args) \
+  switch (active_isa()) {         \
+    case Isa::kAvx512:            \
+      return avx512::name(args);  \
+    case Isa::kAvx2:              \
+      return avx2::name(args);    \
+    case Isa::kPortable:          \
+      break;                      \
+  }                               \
   return portable::name(args)
 #else
 #define DOVE_DECLARE(name, Args) \

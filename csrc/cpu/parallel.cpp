@@ -1,6 +1,9 @@
 #include "parallel.h"
 
 #include <pthread.h>
+#if defined(__linux__)
+#include <sched.h>
+#endif
 
 #include <atomic>
 #include <condition_variable>
@@ -50,8 +53,12 @@ class Pool {
       std::lock_guard<std::mutex> lock(mutex_);
       while (spawned_ < job.workers) {
         const int index = ++spawned_;
-        std::thread([this, index] { work(index); }).detach();
+        std::thread thread([this, index] { work(index); });
+        handles_[index % kMaxHandles] = thread.native_handle();
+        thread.detach();
+        avoided_cpu_ = -1;
       }
+      keep_off_the_callers_cpu();
       job_ = job;
       next_.store(0, std::memory_order_relaxed);
       pending_.store(job.workers, std::memory_order_relaxed);
@@ -77,6 +84,22 @@ class Pool {
   static Pool*& instance() {
     static Pool* pool = nullptr;
     return pool;
+  }
+
+  // On a machine where every CPU is busy the kernel likes to wake a worker on the CPU of the thread that wakes it,
+  // where it then waits for the caller's share to end. Workers may run anywhere the caller may, but not there.
+  // Costs two system calls per worker, and only when the caller has moved.
+  void keep_off_the_callers_cpu() {
+#if defined(__linux__)
+    const int cpu = sched_getcpu();
+    if (cpu == avoided_cpu_ || cpu < 0) return;
+    avoided_cpu_ = cpu;
+    cpu_set_t allowed;
+    if (sched_getaffinity(0, sizeof allowed, &allowed) != 0 || CPU_COUNT(&allowed) < 2) return;
+    CPU_CLR(cpu, &allowed);
+    for (int i = 1; i <= spawned_ && i < kMaxHandles; ++i)
+      pthread_setaffinity_np(handles_[i], sizeof allowed, &allowed);
+#endif
   }
 
   void drain(const Job& job) {
@@ -122,6 +145,9 @@ class Pool {
   std::condition_variable wake_, done_;
   Job job_{};
   int spawned_ = 0;
+  static constexpr int kMaxHandles = 1024;
+  pthread_t handles_[kMaxHandles];  // of workers 1..spawned_; workers never end
+  int avoided_cpu_ = -1;
   std::atomic<uint64_t> generation_{0};
   std::atomic<int64_t> next_{0};
   std::atomic<int> pending_{0};

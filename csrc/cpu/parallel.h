@@ -16,8 +16,7 @@ void parallel_for(int64_t count, int threads, void (*task)(void*, int64_t), void
 template <class Task>
 void parallel_for(int64_t count, int threads, const Task& task) {
   parallel_for(
-      count, threads,
-      [](void* context, int64_t i) { (*static_cast<const Task*>(context))(i); },
+      count, threads, [](void* context, int64_t i) { (*static_cast<const Task*>(context))(i); },
       const_cast<void*>(static_cast<const void*>(&task)));
 }
 

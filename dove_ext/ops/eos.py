@@ -98,7 +98,8 @@ def _dense(x: Tensor) -> Tensor:
 
 
 def _workspace(hidden: Tensor, weight: Tensor, threads: int) -> Tensor:
-    size = _C.cpu_eos_workspace(*hidden.shape, weight.shape[0], threads)
+    batch, positions, width = hidden.shape
+    size = _C.cpu_eos_workspace(batch, positions, width, weight.shape[0], threads)
     return hidden.new_empty(size, dtype=torch.uint8)
 
 
@@ -110,12 +111,12 @@ def _scan_cpu(
     witness = None if witness is None or not witness.numel() else witness.contiguous()
     threads = torch.get_num_threads()
     workspace = _workspace(hidden, weight, threads)
-    first = hidden.new_empty(hidden.shape[0], dtype=torch.int32)
+    batch, positions, width = hidden.shape
+    first = hidden.new_empty(batch, dtype=torch.int32)
     _C.cpu_eos_scan(
         hidden.data_ptr(), weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
         0 if witness is None else witness.data_ptr(), first.data_ptr(), workspace.data_ptr(),
-        workspace.numel(),
-        *hidden.shape, weight.shape[0], 0 if witness is None else witness.numel(), hidden.stride(0),
+        workspace.numel(), batch, positions, width, weight.shape[0], 0 if witness is None else witness.numel(), hidden.stride(0),
         hidden.stride(1), weight.stride(0), eos_id, 0, DTYPE_CODE[hidden.dtype], threads,
     )  # fmt: skip
     return first
@@ -128,12 +129,13 @@ def _probability_cpu(
     bias = None if bias is None else bias.float().contiguous()
     threads = torch.get_num_threads()
     workspace = _workspace(hidden, weight, threads)
-    probability = hidden.new_empty(hidden.shape[:2], dtype=torch.float32)
+    batch, positions, width = hidden.shape
+    probability = hidden.new_empty((batch, positions), dtype=torch.float32)
     maximum, total = torch.empty_like(probability), torch.empty_like(probability)
     _C.cpu_eos_probability(
         hidden.data_ptr(), weight.data_ptr(), 0 if bias is None else bias.data_ptr(), probability.data_ptr(),
-        maximum.data_ptr(), total.data_ptr(), workspace.data_ptr(), workspace.numel(), *hidden.shape,
-        weight.shape[0], hidden.stride(0), hidden.stride(1), weight.stride(0), eos_id,
+        maximum.data_ptr(), total.data_ptr(), workspace.data_ptr(), workspace.numel(), batch, positions,
+        width, weight.shape[0], hidden.stride(0), hidden.stride(1), weight.stride(0), eos_id,
         DTYPE_CODE[hidden.dtype], threads,
     )  # fmt: skip
     return probability, maximum, total
@@ -158,7 +160,8 @@ def _probability_plain(
 def _probability_fake(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, eos_id: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    probability = hidden.new_empty(hidden.shape[:2], dtype=torch.float32)
+    batch, positions, width = hidden.shape
+    probability = hidden.new_empty((batch, positions), dtype=torch.float32)
     return probability, torch.empty_like(probability), torch.empty_like(probability)
 
 

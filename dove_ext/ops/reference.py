@@ -74,8 +74,6 @@ def eos_scan(
     return ends.int().argmax(1).int()
 
 
-def eos_probability(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None = None, *, eos_id: int = 0
-) -> Tensor:
+def eos_probability(hidden: Tensor, weight: Tensor, bias: Tensor | None = None, *, eos_id: int = 0) -> Tensor:
     """Softmax entry of EOS; see `dove_ext.ops.eos_probability`."""
     return eos_logits(hidden, weight, bias).softmax(-1)[..., eos_id]

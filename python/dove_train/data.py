@@ -38,11 +38,15 @@ def open_images(paths: list[Path]) -> Iterator[tuple[str, Image.Image]]:
                         yield member.name, Image.open(io.BytesIO(stream.read())).convert("RGB")
         elif path.is_dir():
             for file in sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS):
-                yield str(file), read_image(file)
+                yield str(file), _picture(read_image(file))
         elif path.is_file():
-            yield str(path), read_image(path)
+            yield str(path), _picture(read_image(path))
         else:
             raise FileNotFoundError(f"no training data at {path}; give image folders or .tar shards")
+
+
+def _picture(pixels: Tensor) -> Image.Image:
+    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 
 def resize_short_side(image: Image.Image, side: int) -> Image.Image:
@@ -103,6 +107,6 @@ def held_out_images(paths: list[Path], size: int, limit: int) -> Tensor:
     Returns:
         Tensor: float32 [N, 3, size, size] in [-1, 1], N <= limit.
     """
-    images = [resize_short_side(image, size) for _, image in open_images(paths)]
+    images = [image for _, image in open_images(paths)]
     step = max(1, len(images) // limit)
     return prepare_images(images[::step][:limit], size)

@@ -15,10 +15,14 @@ class Settings:
     """One run; the defaults train dove-tiny on a two-core machine within hours."""
 
     preset: str = _setting("dove-tiny", "shape of the model")
-    steps: int = _setting(2500, "steps with all parts trained jointly")
+    start_from: str = _setting("", "model folder with the weights to start from, instead of the closed form")
+    joint_steps: int = _setting(2500, "steps with all parts trained jointly")
+    decoder_steps: int = _setting(
+        0, "steps after that with the tokens fixed and only what renders them trained"
+    )
     head_steps: int = _setting(300, "steps at the end with only the stop head trained")
     batch_size: int = _setting(16, "images a step")
-    learning_rate: float = _setting(4e-4, "peak of AdamW's learning rate")
+    learning_rate: float = _setting(1e-4, "peak of AdamW's learning rate")
     warmup_steps: int = _setting(100, "steps in which the learning rate rises")
     weight_decay: float = _setting(0.01, "of matrices and convolutions")
     clip: float = _setting(1.0, "largest norm of the gradient")
@@ -27,7 +31,7 @@ class Settings:
     target_length: float = _setting(90.0, "mean length that the stop threshold is moved towards")
     fit_images: int = _setting(768, "images the closed-form start is fitted to")
     freeze_linear_code: bool = _setting(True, "train only what is added to the closed form")
-    ema: float = _setting(0.998, "decay of the averaged weights, which are evaluated and saved")
+    ema: float = _setting(0.99, "decay of the averaged weights, which are evaluated and saved")
     bf16: bool = _setting(True, "bfloat16 autocast")
     seed: int = _setting(0, "of weights, lengths and the order of images")
     checkpoint_every: int = _setting(100, "steps")

@@ -63,8 +63,23 @@ class Run:
 
     @property
     def total_steps(self) -> int:
-        """Steps of both phases."""
-        return self.settings.steps + self.settings.head_steps
+        """Steps of all phases."""
+        return sum(steps for _, steps in self.phases)
+
+    @property
+    def phases(self) -> list[tuple[str, int]]:
+        """The stages of the run in order, each with its steps."""
+        s = self.settings
+        return [("joint", s.joint_steps), ("decoder", s.decoder_steps), ("head", s.head_steps)]
+
+    def phase(self) -> tuple[str, int, int]:
+        """Name of the stage that the next step belongs to, that step's place in it, and its steps."""
+        step = self.step
+        for name, steps in self.phases:
+            if step < steps:
+                return name, step, steps
+            step -= steps
+        raise ValueError(f"the run has {self.total_steps} steps, all of which are done")
 
     def start(self) -> None:
         """Resume from the checkpoint of this folder, or start from the closed form."""
@@ -73,40 +88,44 @@ class Run:
             self.load(checkpoint)
             self.log({"resumed_at_step": self.step})
             return
-        chunks = [self.images.batch(32) for _ in range(self.settings.fit_images // 32)]
-        self.images.position = 0
-        fit_linear_code(self.model, torch.cat(chunks))
+        if self.settings.start_from:
+            self.model.load_state_dict(DoveModel.from_pretrained(self.settings.start_from).state_dict())
+        else:
+            chunks = [self.images.batch(32) for _ in range(self.settings.fit_images // 32)]
+            self.images.position = 0
+            fit_linear_code(self.model, torch.cat(chunks))
         self.averaged.load_state_dict(self.model.state_dict())
         self.log({"settings": dataclasses.asdict(self.settings), "images": len(self.images)})
         self.log({"step": 0, "validation": self.evaluate()})
 
     def learning_rate(self) -> float:
-        """Linear warm-up, then a cosine to a twentieth; the head phase starts it again."""
+        """Linear warm-up, then a cosine to a twentieth; each phase starts it again."""
         s = self.settings
-        joint = self.step < s.steps
-        step, total = (self.step, s.steps) if joint else (self.step - s.steps, s.head_steps)
+        _, step, total = self.phase()
         warm = min(1.0, (step + 1) / min(s.warmup_steps, max(1, total // 4)))
         return s.learning_rate * warm * (0.525 + 0.475 * math.cos(math.pi * step / total))
 
     def take_step(self) -> dict[str, float]:
         """One optimiser step; returns what is logged."""
         s = self.settings
-        head_only = self.step >= s.steps
+        phase, *_ = self.phase()
         pixels = self.images.batch(s.batch_size)
         kept = sample_lengths(s.batch_size, self.model.config.num_tokens, s.full_share, self.random)
         rate = self.learning_rate()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        with torch.autocast("cpu", torch.bfloat16, enabled=s.bf16), torch.set_grad_enabled(not head_only):
-            tokens, hidden = self.model.generate(pixels)
-            loss = reconstruction_loss(self.model.render(tokens, kept), pixels)
+        with torch.autocast("cpu", torch.bfloat16, enabled=s.bf16):
+            with torch.set_grad_enabled(phase == "joint"):
+                tokens, hidden = self.model.generate(pixels)
+            with torch.set_grad_enabled(phase != "head"):
+                loss = reconstruction_loss(self.model.render(tokens, kept), pixels)
         p_eos = self.model.generator.p_eos(hidden.float())
         if self.lengths.threshold == 0:
             self.lengths.threshold = loss.detach().mean().item()
         stop = stop_loss(p_eos, kept, loss, self.lengths.threshold)
         own = self.own_lengths(p_eos)
         objective = s.lambda_eos * stop
-        if not head_only:
+        if phase != "head":
             objective = objective + (loss * self.relative.weight(loss, kept)).mean()
         self.optimizer.zero_grad(set_to_none=True)
         objective.backward()
@@ -193,7 +212,7 @@ class Run:
     def load(self, path: Path) -> None:
         """Continue a run; its settings must be the ones given, except for the number of steps."""
         state = torch.load(path, map_location="cpu", weights_only=True)
-        free = {"steps", "head_steps", "checkpoint_every", "evaluate_every"}
+        free = {"joint_steps", "decoder_steps", "head_steps", "checkpoint_every", "evaluate_every"}
         for name, value in dataclasses.asdict(self.settings).items():
             if name not in free and state["settings"][name] != value:
                 raise ValueError(
