@@ -116,8 +116,8 @@ def _scan_cpu(
     _C.cpu_eos_scan(
         hidden.data_ptr(), weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
         0 if witness is None else witness.data_ptr(), first.data_ptr(), workspace.data_ptr(),
-        workspace.numel(), batch, positions, width, weight.shape[0], 0 if witness is None else witness.numel(), hidden.stride(0),
-        hidden.stride(1), weight.stride(0), eos_id, 0, DTYPE_CODE[hidden.dtype], threads,
+        workspace.numel(), batch, positions, width, weight.shape[0],
+        0 if witness is None else witness.numel(), hidden.stride(0), hidden.stride(1), weight.stride(0), eos_id, 0, DTYPE_CODE[hidden.dtype], threads,
     )  # fmt: skip
     return first
 
@@ -160,8 +160,7 @@ def _probability_plain(
 def _probability_fake(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, eos_id: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    batch, positions, width = hidden.shape
-    probability = hidden.new_empty((batch, positions), dtype=torch.float32)
+    probability = hidden.new_empty(hidden.shape[:2], dtype=torch.float32)
     return probability, torch.empty_like(probability), torch.empty_like(probability)
 
 
