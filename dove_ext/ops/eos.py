@@ -117,7 +117,8 @@ def _scan_cpu(
         hidden.data_ptr(), weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
         0 if witness is None else witness.data_ptr(), first.data_ptr(), workspace.data_ptr(),
         workspace.numel(), batch, positions, width, weight.shape[0],
-        0 if witness is None else witness.numel(), hidden.stride(0), hidden.stride(1), weight.stride(0), eos_id, 0, DTYPE_CODE[hidden.dtype], threads,
+        0 if witness is None else witness.numel(), hidden.stride(0), hidden.stride(1), weight.stride(0),
+        eos_id, 0, DTYPE_CODE[hidden.dtype], threads,
     )  # fmt: skip
     return first
 

@@ -29,6 +29,7 @@ class Settings:
     full_share: float = _setting(0.2, "share of samples at full length; the others are log-uniform")
     lambda_eos: float = _setting(0.05, "weight of the stop head's loss")
     target_length: float = _setting(90.0, "mean length that the stop threshold is moved towards")
+    start_threshold: float = _setting(0.0, "loss that is good enough at first (0: the first batch's mean)")
     fit_images: int = _setting(768, "images the closed-form start is fitted to")
     freeze_linear_code: bool = _setting(True, "train only what is added to the closed form")
     ema: float = _setting(0.99, "decay of the averaged weights, which are evaluated and saved")

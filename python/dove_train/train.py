@@ -57,7 +57,7 @@ class Run:
             betas=(0.9, 0.95),
         )
         self.relative = RelativeLoss(self.model.config.num_tokens)
-        self.lengths = LengthTarget(settings.target_length, threshold=0.0)
+        self.lengths = LengthTarget(settings.target_length, threshold=settings.start_threshold)
         self.step = 0
         self.seconds = 0.0
 
