@@ -148,11 +148,16 @@ def arguments(description: str, *, seconds: float) -> argparse.ArgumentParser:
     return parser
 
 
+def _options(record: Path) -> list[str]:
+    return [record.name if argument == str(record) else argument for argument in sys.argv[1:]]
+
+
 def write_record(path: Path, benchmark: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write command, commit, machine and rows as JSON; the file appears whole or not at all."""
     record = {
         "benchmark": benchmark,
-        "command": [Path(sys.executable).name, *sys.argv],
+        # Without the machine's own paths: the module, and the options as given but for where the record goes.
+        "command": ["python", "-m", f"benchmarks.{benchmark}", *_options(path)],
         "commit": commit(),
         "utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "machine": machine(),
