@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dove_ext.errors import DoveError
 from dove_ext.models.dove import DoveModel
 
 TOKEN_COUNTS = (16, 32, 64, 128, 256)
@@ -90,10 +92,12 @@ def main() -> None:
     )
     parser.add_argument("--limit", type=int, default=1_000_000, help="images used, evenly spread")
     args = parser.parse_args()
-    model = DoveModel.from_pretrained(args.model)
-    print(
-        json.dumps(evaluate(model, held_out_images(args.data, model.config.image_size, args.limit)), indent=2)
-    )
+    try:
+        model = DoveModel.from_pretrained(args.model)
+        images = held_out_images(args.data, model.config.image_size, args.limit)
+    except (DoveError, FileNotFoundError) as error:
+        sys.exit(str(error))
+    print(json.dumps(evaluate(model, images), indent=2))
 
 
 if __name__ == "__main__":

@@ -36,15 +36,28 @@ def fit_linear_code(model: DoveModel, pixels: Tensor) -> None:
     vqgan.patch_out.weight.copy_((components * deviation).T.unflatten(1, (3, side, side)))
     # A transposed convolution has one bias a colour, not a pixel: the mean patch is flat to within 1/1000.
     vqgan.patch_out.bias.copy_(mean.unflatten(0, (3, side * side)).mean(1))
-    for last in (vqgan.quant_conv, vqgan.decoder.conv_out):
-        torch.nn.init.zeros_(last.weight)
-        torch.nn.init.zeros_(last.bias)
+    silence_branches(model)
 
     total = torch.zeros(model.shortcut.coefficients)
     for chunk in pixels.split(32):
         total += model.shortcut.transform(vqgan.encode(chunk)).pow(2).sum(0)
     worth = deviation.square().repeat(model.config.num_tokens)  # the components are orthonormal in pixels
     model.shortcut.arrange(total / pixels.shape[0], worth)
+
+
+@torch.no_grad()
+def silence_branches(model: DoveModel) -> None:
+    """Set the last layer of every learned branch to zero: the model reconstructs by the linear code alone."""
+    branches = [
+        model.vqgan.quant_conv,
+        model.vqgan.decoder.conv_out,
+        model.generator.to_token,
+        model.token_decoder.to_latent,
+    ]
+    for last in branches:
+        if last is not None:
+            last.weight.zero_()
+            last.bias.zero_()
 
 
 def freeze_linear_code(model: DoveModel) -> None:

@@ -16,6 +16,7 @@ class Settings:
 
     preset: str = _setting("dove-tiny", "shape of the model")
     start_from: str = _setting("", "model folder with the weights to start from, instead of the closed form")
+    silence_branches: bool = _setting(False, "set what start_from adds to the linear code back to zero")
     joint_steps: int = _setting(2500, "steps with all parts trained jointly")
     decoder_steps: int = _setting(
         0, "steps after that with the tokens fixed and only what renders them trained"

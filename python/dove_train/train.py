@@ -23,7 +23,7 @@ from dove_ext.files import atomic_write
 from dove_ext.models.dove import DoveModel
 from dove_train.data import TrainingImages
 from dove_train.evaluate import evaluate
-from dove_train.initialise import fit_linear_code, freeze_linear_code
+from dove_train.initialise import fit_linear_code, freeze_linear_code, silence_branches
 from dove_train.losses import (
     LengthTarget,
     RelativeLoss,
@@ -90,6 +90,8 @@ class Run:
             return
         if self.settings.start_from:
             self.model.load_state_dict(DoveModel.from_pretrained(self.settings.start_from).state_dict())
+            if self.settings.silence_branches:
+                silence_branches(self.model)
         else:
             chunks = [self.images.batch(32) for _ in range(self.settings.fit_images // 32)]
             self.images.position = 0
