@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from dove_ext.images import Fit, Images
 from dove_ext.models.dove import DoveModel
 from dove_ext.tokens import DoveTokens
 
@@ -16,7 +16,10 @@ DEFAULT_MODEL = "dove-tiny"
 
 @lru_cache(maxsize=1)
 def load_model(
-    name_or_path: str = DEFAULT_MODEL, *, device: str = "cpu", dtype: torch.dtype = torch.float32
+    name_or_path: str = DEFAULT_MODEL,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> DoveModel:
     """A pretrained model, loaded once and kept until another is asked for.
 
@@ -25,16 +28,89 @@ def load_model(
     return DoveModel.from_pretrained(name_or_path, device=device, dtype=dtype)
 
 
-def encode(images: Any, **options: Any) -> DoveTokens:
-    """`DoveModel.encode` of the default model, which is loaded at the first call."""
-    return load_model().encode(images, **options)
+def encode(
+    images: Images,
+    *,
+    num_tokens: int | None = None,
+    max_tokens: int | None = None,
+    eos_threshold: float | None = None,
+    token_budget: int | None = None,
+    return_p_eos: bool = False,
+    fit: Fit = "crop",
+    batch_size: int = 32,
+) -> DoveTokens:
+    """Turn images into as many tokens as each deserves, with the default model (`DoveModel.encode`).
+
+    The model is loaded at the first call, in float32 on the CPU; for another one, or another device or
+    dtype, see `load_model`.
+
+    Args:
+        images: tensors, arrays, PIL images, paths, or a list of these (`prepare_images`).
+        num_tokens: exactly this many tokens for every image, 1..256.
+        max_tokens: stop here at the latest.
+        eos_threshold: stop at the first position where p_eos >= this (0..1).
+        token_budget: choose the lengths over all images so that they sum to exactly this.
+        return_p_eos: keep the p_eos curve [B, 256] with the tokens.
+        fit: how an image becomes square: "crop", "squash" or "pad".
+        batch_size: images that run at once.
+
+    Returns:
+        DoveTokens: tokens [T, 256] float32 with cu_seqlens int32 [B + 1].
+
+    Raises:
+        ValueError: if length controls contradict one another or are out of range.
+        ImageError: if an input is not an image or not in range.
+    """
+    return load_model().encode(
+        images,
+        num_tokens=num_tokens,
+        max_tokens=max_tokens,
+        eos_threshold=eos_threshold,
+        token_budget=token_budget,
+        return_p_eos=return_p_eos,
+        fit=fit,
+        batch_size=batch_size,
+    )
 
 
-def decode(tokens: DoveTokens) -> Tensor:
-    """`DoveModel.decode` of the default model: float32 [B, 3, 256, 256] in [0, 1]."""
-    return load_model().decode(tokens)
+def decode(tokens: DoveTokens, *, batch_size: int = 32) -> Tensor:
+    """Turn tokens of the default model back into images (`DoveModel.decode`).
+
+    Args:
+        tokens: from `encode`, possibly truncated, indexed or loaded.
+        batch_size: images that run at once.
+
+    Returns:
+        Tensor: float32 [B, 3, 256, 256] in [0, 1].
+
+    Raises:
+        TokensError: if the tokens come from another model.
+    """
+    return load_model().decode(tokens, batch_size=batch_size)
 
 
-def reconstruct(images: Any, **options: Any) -> tuple[Tensor, DoveTokens]:
-    """`DoveModel.reconstruct` of the default model: images [B, 3, 256, 256] in [0, 1] and their tokens."""
-    return load_model().reconstruct(images, **options)
+def reconstruct(
+    images: Images,
+    *,
+    num_tokens: int | None = None,
+    max_tokens: int | None = None,
+    eos_threshold: float | None = None,
+    token_budget: int | None = None,
+    fit: Fit = "crop",
+    batch_size: int = 32,
+) -> tuple[Tensor, DoveTokens]:
+    """`decode(encode(images, ...))` and the tokens, with the default model; arguments as for `encode`.
+
+    Returns:
+        (Tensor, DoveTokens): float32 [B, 3, 256, 256] in [0, 1], and the tokens.
+    """
+    tokens = encode(
+        images,
+        num_tokens=num_tokens,
+        max_tokens=max_tokens,
+        eos_threshold=eos_threshold,
+        token_budget=token_budget,
+        fit=fit,
+        batch_size=batch_size,
+    )
+    return decode(tokens, batch_size=batch_size), tokens

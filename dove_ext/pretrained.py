@@ -14,6 +14,7 @@ from torch import Tensor
 from dove_ext.config import PRESETS, DoveConfig
 from dove_ext.errors import CheckpointError
 from dove_ext.files import atomic_write, make_writable_folder
+from dove_ext.ops._library import KERNEL_DTYPES
 
 if TYPE_CHECKING:
     from dove_ext.models.dove import DoveModel
@@ -110,6 +111,8 @@ def load_pretrained(
 
     if not dtype.is_floating_point:
         raise ValueError(f"dtype must be a floating dtype such as torch.float32, got {dtype}")
+    if device.type == "cpu" and dtype not in KERNEL_DTYPES:
+        raise ValueError(f"on the CPU dtype must be torch.float32 or torch.bfloat16, got {dtype}")
     folder = find_model(name_or_path, revision)
     config = load_config(folder)
     weights = read_weights(folder / WEIGHTS)

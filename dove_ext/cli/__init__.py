@@ -6,6 +6,8 @@ Only the chosen verb is loaded, and torch only once it runs, so that `dove --hel
 from __future__ import annotations
 
 import argparse
+import errno
+import json
 import os
 import sys
 import warnings
@@ -39,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     # In front of every message: what the user typed, as far as it makes sense.
     program = " ".join(["dove", *arguments[:1]])
+    args: argparse.Namespace | None = None
     try:
         args = _parse(arguments)
         with warnings.catch_warnings():
@@ -56,10 +59,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_USAGE
     except DoveError as error:
         print(f"{program}: {error}", file=sys.stderr)
+        if getattr(args, "json", False):  # whoever parses standard output finds the reason there, too
+            print(json.dumps({"error": str(error)}))
         return EXIT_FAILED
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence_stdout()
         return EXIT_OK
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EIO):
+            raise
+        _silence_stdout()
+        print(f"{program}: cannot write the output: {error.strerror}; free some space", file=sys.stderr)
+        return EXIT_FAILED
+
+
+def _silence_stdout() -> None:
+    """Keep Python from trying once more to write what is left, when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:

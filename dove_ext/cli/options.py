@@ -133,6 +133,10 @@ def load_model(args: Namespace) -> DoveModel:
         device = torch.device(args.device)
     except RuntimeError as error:
         raise UsageError(f"--device {args.device!r} is unknown; use cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise UsageError(f"--device {args.device!r} cannot run a model; use cpu, cuda or cuda:N")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise DoveError(f"--device {args.device!r} is not there: torch sees no Apple GPU; use --device cpu")
     if device.type == "cuda" and not (
         torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()
     ):

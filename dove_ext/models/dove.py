@@ -158,6 +158,8 @@ class DoveModel(nn.Module):
         count = pixels.shape[0]
         if query is not None and query.shape[0] != count:
             raise ValueError(f"query has {query.shape[0]} rows for {count} images; give one row an image")
+        if token_budget is not None and type(token_budget) is not int:
+            raise ValueError(f"token_budget must be a whole number, got {token_budget!r}")
         if token_budget is not None and not count <= token_budget <= count * self.config.num_tokens:
             raise ValueError(
                 f"token_budget must be between 1 and {self.config.num_tokens} tokens an image "
@@ -232,7 +234,12 @@ class DoveModel(nn.Module):
 
         Raises:
             TokensError: if the tokens' width or slots are not this model's.
+            ValueError: if batch_size is below 1.
         """
+        if not isinstance(tokens, DoveTokens):
+            raise TypeError(f"decode takes DoveTokens, as encode returns them, got {type(tokens).__name__}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         tokens.require(self.config.token_width, self.config.num_tokens, self.config.name)
         images = []
         for start in range(0, len(tokens), batch_size):
@@ -257,8 +264,8 @@ class DoveModel(nn.Module):
     ) -> None:
         slots = self.config.num_tokens
         for name, value in (("num_tokens", num_tokens), ("max_tokens", max_tokens)):
-            if value is not None and not 1 <= value <= slots:
-                raise ValueError(f"{name} must be between 1 and {slots}, got {value}")
+            if value is not None and not (type(value) is int and 1 <= value <= slots):
+                raise ValueError(f"{name} must be between 1 and {slots}, got {value!r}")
         if eos_threshold is not None and not 0 <= eos_threshold <= 1:
             raise ValueError(f"eos_threshold must be between 0 and 1, got {eos_threshold}")
         given = [

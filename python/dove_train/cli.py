@@ -6,6 +6,7 @@ from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from pathlib import Path
 
 from dove_ext.cli.command import EXIT_OK, Command
+from dove_ext.cli.options import positive
 from dove_train.settings import SETTINGS_HELP, Settings
 
 
@@ -24,7 +25,7 @@ def configure(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--validate-limit",
-        type=int,
+        type=positive,
         default=100,
         metavar="N",
         help="held-out images used (default: %(default)s)",
@@ -54,19 +55,18 @@ def run(args: Namespace) -> int:
     """Train, printing a line every ten steps and the final measurement."""
     import json
 
-    from dove_ext.config import preset
     from dove_ext.files import make_writable_folder
     from dove_train.data import TrainingImages, held_out_images
-    from dove_train.train import Run
+    from dove_train.train import Run, start_config
 
     settings = Settings(**{name: getattr(args, name) for name in SETTINGS_HELP})
-    size = preset(settings.preset).image_size
-    folder = make_writable_folder(args.output)
+    size = start_config(settings).image_size
     held_out = held_out_images(args.validate, size, args.validate_limit)
-    training = Run(settings, TrainingImages(args.data, size, settings.seed), held_out, folder)
+    images = TrainingImages(args.data, size, settings.seed)
+    training = Run(settings, images, held_out, make_writable_folder(args.output))
     training.start()
     print(json.dumps(training.run(), indent=2))
-    print(f"the model is in {folder / 'model'}")
+    print(f"the model is in {training.folder / 'model'}")
     return EXIT_OK
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from dove_ext.errors import ImageError
+from dove_ext.image_io import pil_to_tensor
 from dove_ext.images import prepare_images, read_image
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
@@ -22,27 +23,37 @@ def open_images(paths: list[Path]) -> Iterator[tuple[str, Image.Image]]:
     """(name, RGB image) of every image in folders (recursively), tar shards and single files, in order.
 
     Raises:
-        ImageError: naming the member that cannot be read.
-        FileNotFoundError: naming a path that does not exist.
+        ImageError: naming the path or member that does not exist or cannot be read.
     """
     for path in paths:
         if path.suffix == ".tar":
-            with tarfile.open(path) as tar:
-                for member in tar:
-                    if Path(member.name).suffix.lower() in EXTENSIONS:
-                        stream = tar.extractfile(member)
-                        if stream is None:
-                            raise ImageError(
-                                f"{path}: {member.name} is not a regular file; rebuild the shard"
-                            )
-                        yield member.name, Image.open(io.BytesIO(stream.read())).convert("RGB")
+            yield from _tar_images(path)
         elif path.is_dir():
             for file in sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS):
                 yield str(file), _picture(read_image(file))
-        elif path.is_file():
-            yield str(path), _picture(read_image(path))
         else:
-            raise FileNotFoundError(f"no training data at {path}; give image folders or .tar shards")
+            yield str(path), _picture(read_image(path))
+
+
+def _tar_images(path: Path) -> Iterator[tuple[str, Image.Image]]:
+    try:
+        with tarfile.open(path) as tar:
+            for member in tar:
+                stream = tar.extractfile(member) if Path(member.name).suffix.lower() in EXTENSIONS else None
+                if stream is None:
+                    continue
+                name = f"{path}: {member.name}"
+                try:
+                    with Image.open(io.BytesIO(stream.read())) as picture:
+                        yield name, _picture(pil_to_tensor(picture, repr(name)))
+                except (UnidentifiedImageError, OSError, SyntaxError) as error:
+                    raise ImageError(f"{name!r} is not a picture or is damaged; rebuild the shard") from error
+    except FileNotFoundError as error:
+        raise ImageError(
+            f"{str(path)!r} does not exist; give image folders, tar shards or pictures"
+        ) from error
+    except tarfile.TarError as error:
+        raise ImageError(f"{str(path)!r} is not a tar file or is damaged ({error})") from error
 
 
 def _picture(pixels: Tensor) -> Image.Image:
@@ -71,7 +82,9 @@ class TrainingImages:
             for _, image in open_images(paths)
         ]
         if not self.images:
-            raise ValueError(f"no images in {', '.join(map(str, paths))}")
+            raise ImageError(
+                f"there are no pictures in {', '.join(map(str, paths))}; give other training data"
+            )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -108,5 +121,7 @@ def held_out_images(paths: list[Path], size: int, limit: int) -> Tensor:
         Tensor: float32 [N, 3, size, size] in [-1, 1], N <= limit.
     """
     images = [image for _, image in open_images(paths)]
+    if not images:
+        raise ImageError(f"there are no pictures in {', '.join(map(str, paths))}; give other held-out data")
     step = max(1, len(images) // limit)
     return prepare_images(images[::step][:limit], size)

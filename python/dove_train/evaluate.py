@@ -95,7 +95,7 @@ def main() -> None:
     try:
         model = DoveModel.from_pretrained(args.model)
         images = held_out_images(args.data, model.config.image_size, args.limit)
-    except (DoveError, FileNotFoundError) as error:
+    except DoveError as error:
         sys.exit(str(error))
     print(json.dumps(evaluate(model, images), indent=2))
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import pickle
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dove_ext.config import PRESETS, DoveConfig
 from dove_ext.files import atomic_write
 from dove_ext.models.dove import DoveModel
+from dove_ext.pretrained import find_model, load_config
 from dove_train.data import TrainingImages
 from dove_train.evaluate import evaluate
 from dove_train.initialise import fit_linear_code, freeze_linear_code, silence_branches
@@ -31,7 +34,27 @@ from dove_train.losses import (
     sample_lengths,
     stop_loss,
 )
-from dove_train.settings import Settings
+from dove_train.settings import Settings, TrainingError
+
+
+def start_config(settings: Settings) -> DoveConfig:
+    """The shape that a run trains: that of the model it starts from, or a preset's.
+
+    Raises:
+        TrainingError: if the preset is unknown or has no closed form to start from.
+        CheckpointError: if there is no model to start from.
+    """
+    if settings.start_from:
+        return load_config(find_model(settings.start_from))
+    if settings.preset not in PRESETS:
+        raise TrainingError(f"no preset is named {settings.preset!r}; known are {', '.join(PRESETS)}")
+    config = PRESETS[settings.preset]
+    if not (config.shortcut and config.vqgan.patch_shortcut):
+        raise TrainingError(
+            f"{settings.preset!r} has no linear code to start from; make a model with `dove convert` "
+            "and give it as start_from"
+        )
+    return config
 
 
 class Run:
@@ -41,8 +64,9 @@ class Run:
         self.settings, self.images, self.held_out, self.folder = settings, images, held_out, folder
         torch.manual_seed(settings.seed)
         self.random = torch.Generator().manual_seed(settings.seed)
-        self.model = DoveModel(settings.preset).train()
-        self.averaged = DoveModel(settings.preset).eval()
+        config = dataclasses.replace(start_config(settings), name=settings.name or folder.resolve().name)
+        self.model = DoveModel(config).train()
+        self.averaged = DoveModel(config).eval()
         if settings.freeze_linear_code:
             freeze_linear_code(self.model)
         head = set(self.model.generator.embed_out.parameters())
@@ -213,13 +237,18 @@ class Run:
 
     def load(self, path: Path) -> None:
         """Continue a run; its settings must be the ones given, except for the number of steps."""
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise TrainingError(
+                f"{path} cannot be read; remove it to start again, or use another output"
+            ) from error
         free = {"joint_steps", "decoder_steps", "head_steps", "checkpoint_every", "evaluate_every"}
         for name, value in dataclasses.asdict(self.settings).items():
-            if name not in free and state["settings"][name] != value:
-                raise ValueError(
-                    f"{path} was written with {name}={state['settings'][name]}, this run has {name}={value}; "
-                    "use the same settings or another --output"
+            if name not in free and state["settings"].get(name) != value:
+                raise TrainingError(
+                    f"{path} was written with {name}={state['settings'].get(name)}, "
+                    f"this run has {name}={value}; use the same settings or another --output"
                 )
         self.model.load_state_dict(state["model"])
         self.averaged.load_state_dict(state["averaged"])
