@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from dove_ext import DoveModel
+from dove_ext import DoveConfig, DoveModel, ImageError, StackConfig, VQGANConfig
 from dove_train.data import TrainingImages, held_out_images
 from dove_train.evaluate import evaluate, laplacian_variance, psnr
 from dove_train.initialise import fit_linear_code
 from dove_train.losses import LengthTarget, sample_lengths, stop_loss
-from dove_train.settings import Settings
-from dove_train.train import Run
+from dove_train.settings import Settings, TrainingError
+from dove_train.train import Run, start_config
 
 PHOTOS = [Path(__file__).parents[1] / "examples" / "photos"]
 QUICK = Settings(joint_steps=3, decoder_steps=3, head_steps=2, batch_size=2, fit_images=32, warmup_steps=2)
@@ -123,3 +126,82 @@ def test_sampler_shows_every_image_once_an_epoch() -> None:
     images.position = position
     assert torch.equal(first, images.batch(len(images)))  # the state is (seed, position)
     assert first.min() >= -1 and first.max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"fit_images": 10}, "fit_images must be at least 32, got 10"),
+        ({"learning_rate": 0.0}, r"learning_rate must be above 0, got 0\.0"),
+        ({"full_share": 2.0}, r"full_share must be between 0 and 1, got 2\.0"),
+        ({"silence_branches": True}, "silence_branches needs start_from"),
+    ],
+)
+def test_settings_out_of_range(change: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(TrainingError, match=sentence):
+        Settings(**change)
+
+
+def test_presets_without_a_closed_form_are_refused() -> None:
+    with pytest.raises(TrainingError, match="no preset is named 'x'; known are dove-base, dove-tiny"):
+        start_config(Settings(preset="x"))
+    with pytest.raises(TrainingError, match="'dove-base' has no linear code to start from; make"):
+        start_config(Settings(preset="dove-base"))
+
+
+def test_bad_training_data(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.tar").write_text("no tar")
+    with tarfile.open(tmp_path / "bad.tar", "w") as tar:
+        member = tarfile.TarInfo("a.jpg")
+        member.size = 5
+        tar.addfile(member, io.BytesIO(b"hello"))
+    for path, sentence in (
+        ("nope", r"nope' does not exist"),
+        ("nope.tar", r"nope\.tar' does not exist; give image folders, tar shards or pictures"),
+        ("empty", r"there are no pictures in .*empty"),
+        ("text.tar", r"text\.tar' is not a tar file or is damaged"),
+        ("bad.tar", r"bad\.tar: a\.jpg' is not a picture or is damaged; rebuild the shard"),
+    ):
+        with pytest.raises(ImageError, match=sentence):
+            TrainingImages([tmp_path / path], 32, 0)
+    with pytest.raises(ImageError, match=r"there are no pictures in .*empty; give other held-out data"):
+        held_out_images([tmp_path / "empty"], 32, 5)
+
+
+def test_tar_shards_and_folders_give_the_same_pictures(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "shard.tar", "w") as tar:
+        for photo in sorted(PHOTOS[0].iterdir()):
+            tar.add(photo, arcname=photo.name)
+    assert torch.equal(held_out_images([tmp_path / "shard.tar"], 64, 9), held_out_images(PHOTOS, 64, 9))
+
+
+def test_a_run_continues_from_another_model_and_keeps_its_shape(tmp_path: Path) -> None:
+    shape = DoveConfig(
+        name="small",
+        image_size=64,
+        vqgan=VQGANConfig(
+            channels=32, channel_multipliers=(1, 1), encoder_blocks=1, decoder_blocks=1, latent_channels=32,
+            codebook_size=7, stem_patch=4, patch_shortcut=True,
+        ),
+        generator=StackConfig(hidden=64, layers=1, heads=1, mlp=64),
+        token_decoder=StackConfig(hidden=64, layers=1, heads=1, mlp=64),
+        vocab_size=2,
+        head_bias=True,
+        shortcut=True,
+    )  # fmt: skip
+    DoveModel(shape).save_pretrained(tmp_path / "first")
+    settings = Settings(
+        start_from=str(tmp_path / "first"), silence_branches=True, joint_steps=0, head_steps=2, batch_size=4
+    )
+    folder = tmp_path / "second"
+    folder.mkdir()
+    run = Run(settings, TrainingImages(PHOTOS, 64, 0), held_out_images(PHOTOS, 64, 2), folder)
+    run.start()
+    assert run.model.config.name == "second"  # its tokens are not those of the first model
+    before = {name: value.clone() for name, value in run.model.state_dict().items()}
+    assert not run.model.vqgan.decoder.conv_out.weight.any()
+    run.take_step()
+    changed = {n for n, value in run.model.state_dict().items() if not torch.equal(value, before[n])}
+    assert changed == {"generator.embed_out.weight", "generator.embed_out.bias"}
