@@ -39,7 +39,10 @@ def group_norm(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """silu(GroupNorm(x + residual)), and the sum if there is one; see `dove_ext.ops.group_norm`."""
     summed = x if residual is None else x + residual
-    normed = torch.group_norm(summed, groups, weight.to(x.dtype), bias.to(x.dtype), eps)
+    if summed.shape[0] and not summed.numel():
+        normed = summed.clone()  # PyTorch refuses images without pixels from 2.15 on
+    else:
+        normed = torch.group_norm(summed, groups, weight.to(x.dtype), bias.to(x.dtype), eps)
     if silu:
         normed = torch.nn.functional.silu(normed)
     return normed if residual is None else (normed, summed)
