@@ -118,7 +118,7 @@ class DoveModel(nn.Module):
         query: Tensor | None = None,
         fit: Literal["crop", "squash", "pad"] = "crop",
         batch_size: int = 32,
-        block_size: int = 32,
+        block_size: int = 64,
     ) -> DoveTokens:
         """Turn images into as many tokens as each deserves.
 
