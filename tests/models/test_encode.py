@@ -151,7 +151,7 @@ def test_token_budget(model: DoveModel) -> None:
             {"token_budget": 129},
             "token_budget must be between 1 and 64 tokens an image (2..128 for 2 images), got 129",
         ),
-        ({"batch_size": 0}, "batch_size and block_size must be at least 1, got 0 and 32"),
+        ({"batch_size": 0}, "batch_size and block_size must be at least 1, got 0 and 64"),
         ({"block_size": -2}, "batch_size and block_size must be at least 1, got 32 and -2"),
         ({"query": torch.zeros(3, 1, 64)}, "query has 3 rows for 2 images; give one row an image"),
     ],
