@@ -226,6 +226,9 @@ PRESETS: dict[str, DoveConfig] = {
 }
 
 
+DEFAULT_MODEL = "dove-tiny"  # what `dove_ext.encode` and the `dove` command use
+
+
 def preset(name: str) -> DoveConfig:
     """A preset's configuration by name ("dove-base", "dove-tiny").
 

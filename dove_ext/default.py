@@ -7,11 +7,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from dove_ext.config import DEFAULT_MODEL
 from dove_ext.images import Fit, Images
 from dove_ext.models.dove import DoveModel
 from dove_ext.tokens import DoveTokens
-
-DEFAULT_MODEL = "dove-tiny"
 
 
 @lru_cache(maxsize=1)

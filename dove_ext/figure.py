@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,12 +48,6 @@ def psnr(a: Tensor, b: Tensor) -> float:
     """Peak signal-to-noise ratio in dB of two images in [0, 1]; infinite if they are equal."""
     error = (a.double() - b.double()).square().mean()
     return float(-10 * torch.log10(error))
-
-
-def draw_sheets(rows: Sequence[Row], rows_per_sheet: int = 8) -> Iterator[Image.Image]:
-    """Draw all rows, on as many sheets as they need."""
-    for start in range(0, len(rows), rows_per_sheet):
-        yield draw_sheet(rows[start : start + rows_per_sheet])
 
 
 def draw_sheet(rows: Sequence[Row]) -> Image.Image:

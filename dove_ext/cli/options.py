@@ -6,6 +6,7 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from typing import TYPE_CHECKING, Any
 
 from dove_ext.cli.command import UsageError
+from dove_ext.config import DEFAULT_MODEL
 from dove_ext.errors import DoveError
 
 if TYPE_CHECKING:
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from dove_ext.models.dove import DoveModel
     from dove_ext.tokens import DoveTokens
 
-DEFAULT_MODEL = "dove-tiny"
 DTYPES = ("float32", "bfloat16")
 
 

@@ -13,10 +13,8 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from dove_ext.errors import ImageError
-from dove_ext.image_io import pil_to_tensor
+from dove_ext.image_io import IMAGE_SUFFIXES, pil_to_tensor
 from dove_ext.images import prepare_images, read_image
-
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 
 
 def open_images(paths: list[Path]) -> Iterator[tuple[str, Image.Image]]:
@@ -29,7 +27,7 @@ def open_images(paths: list[Path]) -> Iterator[tuple[str, Image.Image]]:
         if path.suffix == ".tar":
             yield from _tar_images(path)
         elif path.is_dir():
-            for file in sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS):
+            for file in sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES):
                 yield str(file), _picture(read_image(file))
         else:
             yield str(path), _picture(read_image(path))
@@ -39,7 +37,9 @@ def _tar_images(path: Path) -> Iterator[tuple[str, Image.Image]]:
     try:
         with tarfile.open(path) as tar:
             for member in tar:
-                stream = tar.extractfile(member) if Path(member.name).suffix.lower() in EXTENSIONS else None
+                stream = (
+                    tar.extractfile(member) if Path(member.name).suffix.lower() in IMAGE_SUFFIXES else None
+                )
                 if stream is None:
                     continue
                 name = f"{path}: {member.name}"
