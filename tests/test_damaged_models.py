@@ -55,7 +55,7 @@ def test_missing_config(folder: Path) -> None:
         (MICRO.to_json().encode()[:200], "FOLDER/config.json is not JSON"),
         (b"[" * 100_000, "FOLDER/config.json is not JSON"),
         (b"\xff\xfe\x00", "FOLDER/config.json is not text; the model folder is damaged"),
-        (b"[]", "FOLDER/config.json does not describe a dove model (model_type is not 'dove')"),
+        (b"[]", "FOLDER/config.json does not describe a dove model: its model_type is "),
         (
             b'{"model_type": "gpt_neox", "hidden_size": 512}',
             "FOLDER/config.json does not describe a dove model",
