@@ -1,0 +1,55 @@
+"""How close a reconstruction is: errors of pixels and structure, one value an image."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def l1(a: Tensor, b: Tensor) -> Tensor:
+    """Mean absolute error of images [B, 3, H, W] in [-1, 1], on the scale 0..1: [B]."""
+    return (a.float() - b.float()).div(2).abs().flatten(1).mean(1)
+
+
+def mse(a: Tensor, b: Tensor) -> Tensor:
+    """Mean squared error of images [B, 3, H, W] in [-1, 1], on the scale 0..1: [B]."""
+    return (a.float() - b.float()).div(2).square().flatten(1).mean(1)
+
+
+def ssim(a: Tensor, b: Tensor) -> Tensor:
+    """Structural similarity (Wang et al. 2004) of images [B, 3, H, W] in [-1, 1]: [B], at most 1.
+
+    A Gaussian window of 11 pixels, sigma 1.5; K1 = 0.01, K2 = 0.03; the mean over channels and over all windows
+    that lie inside the image.
+    """
+    x = torch.arange(11, dtype=torch.float32, device=a.device) - 5
+    window = torch.exp(-x.square() / (2 * 1.5**2))
+    window = (window / window.sum()).expand(3, 1, 1, 11)
+
+    def blur(image: Tensor) -> Tensor:
+        return F.conv2d(F.conv2d(image, window, groups=3), window.transpose(2, 3), groups=3)
+
+    a, b = a.float().add(1).div(2), b.float().add(1).div(2)
+    mean_a, mean_b = blur(a), blur(b)
+    variance_a = blur(a * a) - mean_a.square()
+    variance_b = blur(b * b) - mean_b.square()
+    covariance = blur(a * b) - mean_a * mean_b
+    c1, c2 = 0.01**2, 0.03**2
+    similarity = ((2 * mean_a * mean_b + c1) * (2 * covariance + c2)) / (
+        (mean_a.square() + mean_b.square() + c1) * (variance_a + variance_b + c2)
+    )
+    return similarity.flatten(1).mean(1)
+
+
+def psnr(a: Tensor, b: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB of images [B, 3, H, W] in [-1, 1]: [B]; at most 100."""
+    return -10 * mse(a, b).clamp_min(1e-10).log10()
+
+
+def laplacian_variance(pixels: Tensor) -> Tensor:
+    """Variance of the 4-neighbour Laplacian of the luminance in 0..255: [B] (the paper's complexity, 3.1)."""
+    red, green, blue = ((pixels.float() + 1) * 127.5).unbind(1)
+    grey = (0.299 * red + 0.587 * green + 0.114 * blue)[:, None]
+    kernel = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]], device=pixels.device)[None, None]
+    return F.conv2d(grey, kernel).flatten(1).var(1, unbiased=False)
