@@ -8,6 +8,19 @@ from typing import Any
 
 from torch import Tensor
 
+from dove_ext.errors import CheckpointError
+from dove_ext.metrics import perceptual_distance
+from dove_ext.metrics.mobilenet import MobileNetDistance
+from dove_eval.rows import weights_digest
+
+# What a perceptual distance truly is.
+NAMES = {
+    "mobilenet": "MobileNetV2 feature distance",
+    "lpips-vgg": "LPIPS (VGG16)",
+    "st-lpips": "ST-LPIPS (AlexNet)",
+    "st-lpips-vgg": "ST-LPIPS (VGG16)",
+}
+
 
 @dataclass(frozen=True)
 class Distance:
@@ -49,11 +62,46 @@ def inception(path: str) -> Features:
     return Features("FID", network, network.digest, f"{PROTOCOL}; weights sha256 {network.digest[:16]}")
 
 
-def packaged_features(notes: list[str]) -> Features | None:
-    notes.append("Frechet distance: no weights")
-    return None
+def load(
+    name: str | None, weights: str | None, inception_file: str | None, notes: list[str]
+) -> tuple[Distance | None, Features | None]:
+    """The perceptual distance and the features of the Frechet distance.
 
+    Args:
+        name: of `dove_ext.metrics.perceptual_distance`; None: "mobilenet" if its weights are there.
+        weights: file of the perceptual distance's backbone; None: an installed package's.
+        inception_file: FID's InceptionV3; None: the MobileNetV2 of the perceptual distance.
+        notes: takes a sentence for each that cannot be had and was not asked for by name.
 
-def perceptual(args: Any, notes: list[str]) -> Distance | None:
-    notes.append("Perceptual distance: no weights")
-    return None
+    Raises:
+        CheckpointError: if what was asked for by name cannot be had.
+    """
+    network = mobilenet = None
+    if name is not None:
+        network = perceptual_distance(name, weights)
+    if isinstance(network, MobileNetDistance):
+        mobilenet = network
+    elif name is None or inception_file is None:
+        try:
+            mobilenet = MobileNetDistance(weights if name is None else None)
+        except CheckpointError as error:
+            missing = [
+                *(["perceptual distance"] if name is None else []),
+                *([] if inception_file else ["Frechet distance"]),
+            ]
+            notes.append(f"{' and '.join(missing).capitalize()}: {error}.")
+    network = mobilenet if network is None else network
+    distance = None
+    if network is not None:
+        distance = Distance(NAMES[name or "mobilenet"], network, weights_digest(network))
+    if inception_file is not None:
+        return distance, inception(inception_file)
+    if mobilenet is None:
+        return distance, None
+    features = Features(
+        "Frechet distance (MobileNetV2)",
+        mobilenet.features,
+        weights_digest(mobilenet),
+        "not FID: the 1280 features of torchvision's ImageNet MobileNetV2 after its last average pooling",
+    )
+    return distance, features

@@ -19,6 +19,7 @@ from dove_eval.rows import Rows, fill
 from dove_eval.systems import OWN, Dove
 from dove_ext.image_io import to_pil
 from dove_ext.images import Fit
+from dove_ext.metrics import laplacian_variance
 
 COUNTS = (4, 8, 16, 32, 64, 96, 128, 192, 256)
 BINS = 32
@@ -32,7 +33,7 @@ def measure(
     """Length, complexity and the squared error at each of `counts` and at the own length, for each image."""
 
     def compute(_: list[int], pixels: Tensor) -> dict[str, Tensor]:
-        row = {"complexity": quality.laplacian_variance(pixels)}
+        row = {"complexity": laplacian_variance(pixels)}
         for r in model.reconstruct(pixels, counts):
             row[f"mse-{r.point}"] = quality.mse(r.images, pixels)
             if r.point == OWN:
@@ -100,7 +101,7 @@ def show(images: ImageSet, rows: Rows, model: Dove, fit: Fit, counts: Sequence[i
         ),
         _loss_plot(result, model),
         _complexity_plot(length, complexity, names, pearson),
-        contact_sheet(images, rows, model, fit),
+        *contact_sheet(images, rows, model, fit),
         Table(
             ("", "value"),
             [
@@ -163,19 +164,22 @@ def _complexity_plot(length: np.ndarray, complexity: np.ndarray, names: list[str
     return Plot(scatter(points, x, axis("tokens", [0, *length.tolist()], zero=True), caption), caption)
 
 
-def contact_sheet(images: ImageSet, rows: Rows, model: Dove, fit: Fit) -> Pictures:
-    """The images with the fewest and the most tokens, two rows each: originals and reconstructions."""
+def contact_sheet(images: ImageSet, rows: Rows, model: Dove, fit: Fit) -> list[Pictures]:
+    """The images with the fewest and the most tokens, each above its reconstruction."""
     length = rows.values("length")
     count = min(SHEET, max(1, len(length) // 2))
     order = rows.good[length.argsort(kind="stable")]
-    grid = []
-    for chosen in (order[:count], order[::-1][:count]):
+    sheets = []
+    for kind, chosen in (("fewest", order[:count]), ("most", order[::-1][:count])):
         indices, pixels = images.read([int(i) for i in chosen], model.model.config.image_size, fit)
         assert pixels is not None
         own = next(r for r in model.reconstruct(pixels, ()) if r.point == OWN)
         names = [Path(images.items[i].name).name for i in indices]
         originals, drawn = to_pil((pixels + 1) / 2), to_pil((own.images + 1) / 2)
-        grid.append(list(zip(originals, names, strict=True)))
-        grid.append([(d, f"{int(n)} tokens") for d, n in zip(drawn, own.tokens, strict=True)])
-    caption = f"The {count} images with the fewest tokens and the {count} with the most, each above its reconstruction."
-    return Pictures((), grid, caption)
+        grid = [
+            list(zip(originals, names, strict=True)),
+            [(d, f"{int(n)} tokens") for d, n in zip(drawn, own.tokens, strict=True)],
+        ]
+        caption = "Originals and what their tokens give back."
+        sheets.append(Pictures((), grid, caption, title=f"The {count} images with the {kind} tokens"))
+    return sheets

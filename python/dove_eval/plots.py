@@ -58,13 +58,23 @@ class Axis:
         return start + (value - low) / ((high - low) or 1) * (end - start)
 
 
-def axis(name: str, values: Sequence[float], *, log: bool = False, zero: bool = False) -> Axis:
-    """A range with round ticks around finite values."""
+def axis(
+    name: str, values: Sequence[float], *, log: bool = False, zero: bool = False, whole: bool = False
+) -> Axis:
+    """A range with round ticks around finite values.
+
+    Args:
+        name: what stands beside the axis; "tokens" has powers of two for ticks if `log`.
+        values: what must fit.
+        log: logarithmic; values must be above 0.
+        zero: starts at 0.
+        whole: ticks are whole numbers.
+    """
     values = [v for v in values if math.isfinite(v)] or [0.0, 1.0]
     low, high = min(values), max(values)
     if log:
         low = max(low, 1e-12)
-        return Axis(name, low / 1.12, high * 1.12, True, _log_ticks(low, high))
+        return Axis(name, low / 1.12, high * 1.12, True, _log_ticks(low, high, octaves=name == "tokens"))
     low = min(low, 0.0) if zero else low
     span = (high - low) or max(abs(high), 1.0)
     if not zero:
@@ -72,17 +82,20 @@ def axis(name: str, values: Sequence[float], *, log: bool = False, zero: bool = 
     high += 0.06 * span
     step = 10 ** math.floor(math.log10(span / 4))
     step *= next(m for m in (1, 2, 2.5, 5, 10) if span / (m * step) <= 6)
+    step = max(step, 1.0) if whole else step
     first = math.ceil(low / step - 1e-9)
     ticks = [step * i for i in range(first, math.floor(high / step + 1e-9) + 1)]
     return Axis(name, low, high, False, ticks)
 
 
-def _log_ticks(low: float, high: float) -> list[float]:
-    if high / low < 64:  # a few octaves: powers of two, as token counts are
-        return [
-            2.0**i for i in range(math.ceil(math.log2(low) - 0.01), math.floor(math.log2(high) + 0.01) + 1)
-        ]
-    return [10.0**i for i in range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)]
+def _log_ticks(low: float, high: float, octaves: bool) -> list[float]:
+    if octaves:
+        first, last = math.ceil(math.log2(low) - 0.01), math.floor(math.log2(high) + 0.01)
+        return [2.0**i for i in range(first, last + 1)]
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = (1, 2, 5) if high / low < 300 else (1,)
+    ticks = [m * 10.0**i for i in decades for m in steps]
+    return [t for t in ticks if low / 1.1 <= t <= high * 1.1]
 
 
 def number(value: float) -> str:
@@ -91,7 +104,7 @@ def number(value: float) -> str:
         return "0" if value == 0 else "∞"
     if abs(value) >= 10000:
         return f"{value:,.0f}".replace(",", "\u2009")
-    if abs(value) < 1e-3:
+    if abs(value) < 1e-4:
         return f"{value:.0e}"
     return f"{value:.4g}"
 
@@ -110,13 +123,14 @@ def line_chart(lines: Sequence[Line], x: Axis, y: Axis, title: str) -> str:
         if line.star is not None:
             body.append(_mark("star", _x(x, line.star.x), _y(y, line.star.y), 9, line.star.label))
         body.append("</g>")
-    return _svg(body, title) + _legend([(line.key, line.name) for line in lines])
+    names = [(line.key, line.name) for line in lines]
+    return _svg(body, title) + (_legend(names) if len(lines) > 1 else "")
 
 
 def histogram(counts: Sequence[int], edges: Sequence[float], name: str, title: str, mark: float) -> str:
     """Bars over `edges` (one more than counts), with a line at `mark` (the mean)."""
     x = Axis(name, edges[0], edges[-1], False, axis(name, list(edges), zero=True).ticks)
-    y = axis("images", [0, *counts], zero=True)
+    y = axis("images", [0, *counts], zero=True, whole=True)
     body = [_frame(x, y), '<g class="s-dove">']
     for count, left, right in zip(counts, edges, edges[1:], strict=False):
         if count:

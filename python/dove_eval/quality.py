@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dove_ext import metrics
+
 
 def l1(a: Tensor, b: Tensor) -> Tensor:
     """Mean absolute error of images [B, 3, H, W] in [-1, 1], on the scale 0..1: [B]."""
@@ -43,13 +45,5 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB of images [B, 3, H, W] in [-1, 1]: [B]; at most 100."""
-    return -10 * mse(a, b).clamp_min(1e-10).log10()
-
-
-def laplacian_variance(pixels: Tensor) -> Tensor:
-    """Variance of the 4-neighbour Laplacian of the luminance in 0..255: [B] (the paper's complexity, 3.1)."""
-    red, green, blue = ((pixels.float() + 1) * 127.5).unbind(1)
-    grey = (0.299 * red + 0.587 * green + 0.114 * blue)[:, None]
-    kernel = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]], device=pixels.device)[None, None]
-    return F.conv2d(grey, kernel).flatten(1).var(1, unbiased=False)
+    """Peak signal-to-noise ratio in dB of images [B, 3, H, W] in [-1, 1], at most 100 so that means exist: [B]."""
+    return metrics.psnr(a, b).clamp_max(100)

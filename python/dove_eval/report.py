@@ -31,7 +31,7 @@ class Table:
         """A table element."""
         head = "".join(f'<th scope="col">{escape(c)}</th>' for c in self.columns)
         body = "".join(
-            f'<tr><th scope="row">{escape(row[0])}</th>{"".join(f"<td>{escape(c)}</td>" for c in row[1:])}</tr>'
+            f'<tr><th scope="row">{escape(row[0])}</th>{"".join(f"<td>{_cell(c)}</td>" for c in row[1:])}</tr>'
             for row in self.rows
         )
         table = (
@@ -67,6 +67,7 @@ class Pictures:
     rows: Sequence[Sequence[tuple[Image.Image, str]]]
     caption: str
     smooth: bool = True  # False: shown with hard pixel edges
+    title: str = ""
 
     def html(self) -> str:
         """A figure element."""
@@ -80,8 +81,9 @@ class Pictures:
         width = max(len(row) for row in self.rows)
         kind = "" if self.smooth else " hard"
         head = f'<div class="grid head">{head}</div>' if self.columns else ""
+        title = f"<h3>{escape(self.title)}</h3>" if self.title else ""
         return (
-            f'<figure class="pictures{kind}" style="--columns: {width}"><div class="scroll">{head}'
+            f'<figure class="pictures{kind}" style="--columns: {width}">{title}<div class="scroll">{head}'
             f'<div class="grid">{cells}</div></div><figcaption>{escape(self.caption)}</figcaption></figure>'
         )
 
@@ -193,6 +195,12 @@ class Report:
             "not_measured": list(self.notes),
             "results": {s.verb: {**s.result, "method": list(s.method)} for s in self.sections},
         }
+
+
+def _cell(text: str) -> str:
+    """A value, its interval in small print below."""
+    value, bracket, interval = text.partition(" [")
+    return escape(value) + (f"<small>{escape(bracket[1:] + interval)}</small>" if bracket else "")
 
 
 def data_uri(image: Image.Image, kind: Literal["JPEG", "PNG"] | None = None) -> str:

@@ -15,8 +15,7 @@ from pathlib import Path
 import torch
 
 import dove_ext
-from dove_eval import classify, compare, lengths, probe, reconstruction, segment
-from dove_eval.backbones import Distance, Features, inception, packaged_features, perceptual
+from dove_eval import backbones, classify, compare, lengths, probe, reconstruction, segment
 from dove_eval.datasets import DatasetError, ImageSet, find_images, with_test_set
 from dove_eval.features import Extracted, extract
 from dove_eval.heads import LINEAR, MLP
@@ -99,14 +98,6 @@ class Evaluation:
             self.dove.name, second.name = str(self.args.model), str(name)
         return second
 
-    def _distance(self) -> Distance | None:
-        return perceptual(self.args, self.notes)
-
-    def _features(self) -> Features | None:
-        if self.args.inception:
-            return inception(self.args.inception)
-        return packaged_features(self.notes)
-
     # --- What is measured -----------------------------------------------------------------------------
 
     def run(self) -> Report:
@@ -141,9 +132,10 @@ class Evaluation:
             raise DoveError(
                 f"--counts {args.counts} are all above the {self.dove.model.config.num_tokens} tokens of {self.dove.name}"
             )
-        return reconstruction.Setup(
-            [self.dove], counts, self._distance(), self._features(), args.fit, args.batch_size
+        distance, features = backbones.load(
+            args.perceptual, args.perceptual_weights, args.inception, self.notes
         )
+        return reconstruction.Setup([self.dove], counts, distance, features, args.fit, args.batch_size)
 
     def reconstruction(self) -> Section:
         """Quality against token count."""
