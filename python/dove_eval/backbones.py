@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
+from dove_eval.rows import weights_digest
 from dove_ext.errors import CheckpointError
 from dove_ext.metrics import perceptual_distance
 from dove_ext.metrics.mobilenet import MobileNetDistance
-from dove_eval.rows import weights_digest
 
 # What a perceptual distance truly is.
 NAMES = {

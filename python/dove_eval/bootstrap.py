@@ -1,4 +1,4 @@
-"""How sure a number is: percentile bootstrap over images, and a grouped jackknife where resampling misleads."""
+"""How sure a number is: percentile bootstrap over images, and a jackknife where resampling misleads."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from dove_eval.datasets import ImageSet
 from dove_eval.features import COUNTS, Extracted, describe
 from dove_eval.heads import MLP, HeadSettings, Score
 from dove_eval.plots import Line, Point, axis, line_chart
-from dove_eval.report import Plot, Section, Table
+from dove_eval.report import Block, Plot, Section, Table
 from dove_eval.systems import OWN
 from dove_ext.cli.pictures import progress
 
@@ -61,9 +61,14 @@ def show(images: ImageSet, result: dict[str, Any], fit: str) -> Section:
         f"{result['head']['seeds']} seeds. Chance is {100 / result['classes']:.1f} %."
     )
     chart = line_chart(lines, axis("tokens", span, log=True), axis("accuracy (%)", values), caption)
-    blocks = [
+    blocks: list[Block] = [
         Plot(chart, caption),
-        Table(("frozen features", "test accuracy (%)"), cells, "Mean and standard deviation over seeds"),
+        Table(
+            ("frozen features", "test accuracy (%)"),
+            cells,
+            "Mean and standard deviation over seeds",
+            beside=True,
+        ),
     ]
     head = result["head"]
     method = [
@@ -71,7 +76,8 @@ def show(images: ImageSet, result: dict[str, Any], fit: str) -> Section:
         f"{images.source}, fitted by '{fit}'.",
         "DOVE: mean and maximum over the first tokens, concatenated. VQGAN: the same over all latents before "
         "quantisation. Raw pixels: a 16 x 16 thumbnail.",
-        f"Head: one hidden layer of {head['hidden']}, GELU, standardised features, Adam {head['learning_rate']} with "
+        f"Head: one hidden layer of {head['hidden']}, GELU, standardised features, Adam "
+        f"{head['learning_rate']} with "
         f"cosine decay, {head['epochs']} epochs, batches of {head['batch_size']}; weight decay out of "
         f"{', '.join(map(str, head['weight_decays']))} and epoch chosen on a tenth of the training images.",
     ]
@@ -80,17 +86,16 @@ def show(images: ImageSet, result: dict[str, Any], fit: str) -> Section:
 
 def _finding(result: dict[str, Any]) -> str:
     first = result["series"][0]
-    fixed = [
-        (c.removeprefix("tokens-"), s["accuracy"]) for c, s in first["points"].items() if c[7:].isdigit()
-    ]
-    text = f"Frozen {first['name']} tokens give {100 * fixed[-1][1]:.1f} % at {fixed[-1][0]} tokens"
-    at_32 = dict(fixed).get("32")
-    if at_32 is not None:
-        text += f" and {100 * at_32:.1f} % at 32 ({at_32 / fixed[-1][1]:.0%} of it)"
-    rest = [
-        f"{s['name']} {100 * next(iter(s['points'].values()))['accuracy']:.1f} %"
-        for s in result["series"][1:]
-    ]
+    scores = {column.removeprefix("tokens-"): s["accuracy"] for column, s in first["points"].items()}
+    most = max((n for n in scores if n.isdigit()), key=int, default=OWN)
+    where = "the lengths that it chooses" if most == OWN else f"{most} tokens"
+    text = f"Frozen {first['name']} tokens give {100 * scores[most]:.1f} % at {where}"
+    if most not in (OWN, "32") and "32" in scores:
+        text += f" and {100 * scores['32']:.1f} % at 32 ({scores['32'] / max(scores[most], 1e-9):.0%} of it)"
+    rest = []
+    for s in result["series"][1:]:
+        last = list(s["points"].values())[-1]
+        rest.append(f"{s['name']} {100 * last['accuracy']:.1f} %")
     return text + (f"; {', '.join(rest)}." if rest else ".")
 
 

@@ -10,7 +10,7 @@ from dove_eval.bootstrap import LEVEL, Estimate, mean
 from dove_eval.datasets import ImageSet
 from dove_eval.plots import Line, Point, axis, line_chart
 from dove_eval.reconstruction import METRICS, Setup
-from dove_eval.report import Pictures, Plot, Section, Table
+from dove_eval.report import Block, Pictures, Plot, Section, Table
 from dove_eval.rows import Rows
 from dove_eval.systems import OWN, Dove
 from dove_ext.image_io import to_pil
@@ -70,7 +70,7 @@ def show(images: ImageSet, size: int, rows: Rows, setup: Setup) -> Section:
     )
     x, y = axis("tokens", [m.x for m in line.points], log=True), axis("difference (dB)", [0.0, *spread])
     heads = ("", first, second, "difference", f"{first} larger", "better")
-    blocks = [
+    blocks: list[Block] = [
         Plot(line_chart([line], x, y, caption), caption),
         Table(
             heads, cells, f"Paired differences on {result['images']} images, {LEVEL:.0%} bootstrap intervals"
@@ -78,14 +78,17 @@ def show(images: ImageSet, size: int, rows: Rows, setup: Setup) -> Section:
         _extremes(images, size, rows, setup),
     ]
     method = [
-        f"{result['images']} images from {images.source}, fitted by '{setup.fit}'; both models see the same pixels.",
-        "The bootstrap draws images; the two values of an image stay together. 'better' is named where the interval "
+        f"{result['images']} images from {images.source}, fitted by '{setup.fit}'; both models see the same "
+        "pixels.",
+        "The bootstrap draws images; the two values of an image stay together. 'better' is named where the "
+        "interval "
         "leaves out 0.",
     ]
     own = next(p for p in result["points"] if p["point"] == OWN)
     psnr, tokens = Estimate(**own["psnr"]["difference"]), Estimate(**own["tokens"]["difference"])
     finding = (
-        f"At their own lengths {first} is {abs(psnr.value):.2f} dB {'above' if psnr.value >= 0 else 'below'} {second} "
+        f"At their own lengths {first} is {abs(psnr.value):.2f} dB "
+        f"{'above' if psnr.value >= 0 else 'below'} {second} "
         f"with {abs(tokens.value):.1f} {'more' if tokens.value >= 0 else 'fewer'} tokens an image."
     )
     return Section("compare", f"{first} and {second}", finding, blocks, method, result)

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dove_eval.datasets import TEST, TRAIN, ImageSet
+from dove_eval.datasets import ImageSet
 from dove_eval.heads import HeadSettings, Score, train_and_test
+from dove_eval.layouts import TEST, TRAIN
 from dove_eval.rows import Rows, fill
 from dove_eval.systems import Dove, Pixels, Vqgan
 from dove_ext.images import Fit
@@ -71,7 +72,8 @@ def extract(
 
         rows = fill(
             output, f"features-{system.key}", images, compute,
-            identity=[system.identity, list(COUNTS), torch.__version__], size=size, fit=fit, batch_size=batch_size,
+            identity=[system.identity, list(COUNTS), torch.__version__], size=size, fit=fit,
+            batch_size=batch_size,
         )  # fmt: skip
         readable = np.zeros(len(images), bool)
         readable[rows.good] = True

@@ -8,6 +8,7 @@ epochs; the test images are seen once, by the chosen head. Features stay on disk
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ MLP = HeadSettings(hidden=256, weight_decays=(1e-2, 0.3), learning_rate=1e-3, ep
 class Score:
     """Test accuracy in 0..1: mean and standard deviation (n - 1) over seeds, and each seed's.
 
-    `held_out` is the mean accuracy on the training images that chose decay and epoch; layers are chosen by it.
+    `held_out` is the mean accuracy on the training images that chose decay and epoch; it chooses layers, too.
     """
 
     accuracy: float
@@ -62,7 +63,7 @@ class _Heads(nn.Module):
         super().__init__()
         widths = [width, hidden, classes] if hidden else [width, classes]
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
-        for before, after in zip(widths, widths[1:], strict=False):
+        for before, after in pairwise(widths):
             draws = [
                 torch.randn(1, before, after, generator=torch.Generator().manual_seed(s))
                 for s in range(seeds)

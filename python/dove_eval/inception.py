@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from dove_ext.errors import CheckpointError
 
 PROTOCOL = (
-    "FID: 8-bit images, TensorFlow-1 bilinear resize to 299 x 299, (x - 128) / 128, 2048 features of the last "
+    "FID: 8-bit images, TensorFlow-1 bilinear resize to 299 x 299, (x - 128) / 128, 2048 features of the "
+    "last "
     "average pooling"
 )
 
@@ -92,7 +93,10 @@ def _mean_without_border(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
 
 
 def resize_tensorflow1(images: Tensor, size: int) -> Tensor:
-    """TensorFlow 1's `resize_bilinear`: output pixel i reads position i * in / out. [B, C, H, W] to [.., size, size]."""
+    """TensorFlow 1's `resize_bilinear`, where output pixel i reads position i * in / out.
+
+    [B, C, H, W] to [B, C, size, size].
+    """
     for dim in (2, 3):
         length = images.shape[dim]
         at = torch.arange(size, device=images.device, dtype=torch.float32) * (length / size)

@@ -1,8 +1,8 @@
-"""`dove eval lengths`: how many tokens images get, what that costs, and what it follows (3.1, Figures 1 and 6)."""
+"""`dove eval lengths`: how many tokens images get, and what that follows (3.1, Figures 1 and 6)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from dove_eval import quality
 from dove_eval.bootstrap import LEVEL, Estimate, bootstrap, mean
 from dove_eval.datasets import ImageSet
 from dove_eval.plots import Line, Point, axis, histogram, line_chart, scatter
-from dove_eval.report import Pictures, Plot, Section, Table
+from dove_eval.report import Block, Pictures, Plot, Section, Table
 from dove_eval.rows import Rows, fill
 from dove_eval.systems import OWN, Dove
 from dove_ext.image_io import to_pil
@@ -68,6 +68,15 @@ def summarise(rows: Rows, model: Dove, counts: Sequence[int] = COUNTS) -> dict[s
     }
 
 
+def _correlate(statistic: Callable[[np.ndarray], float], pairs: np.ndarray) -> dict[str, Any] | None:
+    """None where nothing varies."""
+    return bootstrap(statistic, pairs).to_json() if np.ptp(pairs, axis=0).all() else None
+
+
+def _text(e: Estimate | None) -> str:
+    return "undefined" if e is None else e.text(3)
+
+
 def correlation(a: np.ndarray, b: np.ndarray) -> float:
     """Pearson's r of [n] and [n]; NaN where one does not vary."""
     a, b = a - a.mean(), b - b.mean()
@@ -86,48 +95,65 @@ def show(images: ImageSet, rows: Rows, model: Dove, fit: Fit, counts: Sequence[i
     """The report's section."""
     result = summarise(rows, model, counts)
     length, complexity = rows.values("length"), rows.values("complexity")
-    pearson, spearman = Estimate(**result["pearson"]), Estimate(**result["spearman"])
+    pearson, spearman = (
+        None if result[n] is None else Estimate(**result[n]) for n in ("pearson", "spearman")
+    )
     average = Estimate(**result["length"])
     share = average.value / result["tokens"]
     low, high = result["percentiles"]["5"], result["percentiles"]["95"]
     names = [images.items[int(i)].name for i in rows.good]
-    blocks = [
-        Plot(
-            histogram(
-                result["histogram"]["counts"], result["histogram"]["edges"], "tokens", "Histogram of token lengths",
-                average.value,
-            ),
-            f"Lengths of {result['images']} images, 5th to 95th percentile {low:.0f} to {high:.0f}.",
-        ),
+    table = Table(
+        ("", "value"),
+        [
+            ("mean length", average.text(1)),
+            *((f"{p}th percentile", f"{v:.0f}") for p, v in result["percentiles"].items()),
+            ("Pearson, length and Laplacian variance", _text(pearson)),
+            ("Spearman, length and Laplacian variance", _text(spearman)),
+            ("squared error at own length over that at full length", f"{_ratio(result, model):.2f}"),
+        ],
+        f"{LEVEL:.0%} bootstrap intervals in brackets",
+        beside=True,
+    )
+    histogram_svg = histogram(
+        result["histogram"]["counts"],
+        result["histogram"]["edges"],
+        "tokens",
+        "Histogram of token lengths",
+        average.value,
+    )
+    caption = f"Lengths of {result['images']} images, 5th to 95th percentile {low:.0f} to {high:.0f}."
+    blocks: list[Block] = [
+        Plot(histogram_svg, caption),
         _loss_plot(result, model),
         _complexity_plot(length, complexity, names, pearson),
+        table,
         *contact_sheet(images, rows, model, fit),
-        Table(
-            ("", "value"),
-            [
-                ("mean length", average.text(1)),
-                *((f"{p}th percentile", f"{v:.0f}") for p, v in result["percentiles"].items()),
-                ("Pearson, length and Laplacian variance", pearson.text(3)),
-                ("Spearman, length and Laplacian variance", spearman.text(3)),
-                ("squared error at own length over that at full length", f"{_ratio(result, model):.2f}"),
-            ],
-            f"{LEVEL:.0%} bootstrap intervals in brackets",
-        ),
-    ]  # fmt: skip
+    ]
+    follows = (
+        f"Length follows complexity: Pearson {pearson.value:.2f}, Spearman {spearman.value:.2f} with "
+        "Laplacian "
+        "variance."
+        if pearson is not None and spearman is not None
+        else "All images have the same length or the same complexity."
+    )
     finding = (
-        f"{model.name} spends {average.value:.0f} of {result['tokens']} tokens on average ({1 - share:.0%} fewer), from "
-        f"{length.min():.0f} to {length.max():.0f}. Length follows complexity: Pearson {pearson.value:.2f}, Spearman "
-        f"{spearman.value:.2f} with Laplacian variance."
+        f"{model.name} spends {average.value:.0f} of {result['tokens']} tokens on average ({1 - share:.0%} "
+        f"fewer), from {length.min():.0f} to {length.max():.0f}. {follows}"
     )
     method = [
         f"{result['images']} images from {images.source}, fitted by '{fit}'.",
         "Length: the position where the model's end-of-sequence wins the head's arg-max, at least 1.",
-        "Complexity: variance of the 4-neighbour Laplacian of the luminance (0.299 R + 0.587 G + 0.114 B, 0..255).",
-        "Loss: mean squared error of pixels in 0..1. The paper reports a Pearson correlation of 0.742 on COCO.",
+        "Complexity: variance of the 4-neighbour Laplacian of the luminance (0.299 R + 0.587 G + 0.114 B, "
+        "0..255).",
+        "Loss: mean squared error of pixels in 0..1. The paper reports a Pearson correlation of 0.742 on "
+        "COCO.",
     ]
     tiles = [
         (f"{1 - share:.0%}", f"fewer tokens than {result['tokens']} an image"),
-        (f"{pearson.value:.2f}", "Pearson correlation of length with Laplacian variance"),
+        (
+            "-" if pearson is None else f"{pearson.value:.2f}",
+            "Pearson correlation of length with Laplacian variance",
+        ),
     ]
     return Section("lengths", "Lengths", finding, blocks, method, result, tiles)
 
@@ -153,14 +179,16 @@ def _loss_plot(result: dict[str, Any], model: Dove) -> Plot:
     return Plot(line_chart([line], x, y, caption), caption)
 
 
-def _complexity_plot(length: np.ndarray, complexity: np.ndarray, names: list[str], pearson: Estimate) -> Plot:
+def _complexity_plot(
+    length: np.ndarray, complexity: np.ndarray, names: list[str], pearson: Estimate | None
+) -> Plot:
     step = -(-len(length) // SCATTER)
     points = [
         Point(c, n, label=f"{name}: {n:.0f} tokens")
         for n, c, name in zip(length[::step], complexity[::step], names[::step], strict=True)
     ]
     x = axis("Laplacian variance", complexity.tolist(), log=bool(complexity.min() > 0))
-    caption = f"Length against complexity, one dot an image; Pearson {pearson.text(3)} on the linear scale."
+    caption = f"Length against complexity, one dot an image; Pearson {_text(pearson)} on the linear scale."
     return Plot(scatter(points, x, axis("tokens", [0, *length.tolist()], zero=True), caption), caption)
 
 

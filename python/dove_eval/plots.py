@@ -137,13 +137,15 @@ def histogram(counts: Sequence[int], edges: Sequence[float], name: str, title: s
             x0, x1, top = _x(x, left), _x(x, right), _y(y, count)
             body.append(
                 f'<rect class="bar" x="{x0 + 0.6:.1f}" y="{top:.1f}" width="{max(x1 - x0 - 1.2, 0.8):.1f}" '
-                f'height="{_y(y, 0) - top:.1f}"><title>{left:.0f} to {right:.0f}: {count} images</title></rect>'
+                f'height="{_y(y, 0) - top:.1f}"><title>{left:.0f} to {right:.0f}: {count} '
+                "images</title></rect>"
             )
     place = _x(x, mark)
     side, anchor = (6, "start") if place < WIDTH * 0.75 else (-6, "end")
     body.append(f'<line class="mean" x1="{place:.1f}" x2="{place:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
     body.append(
-        f'<text class="note" x="{place + side:.1f}" y="{TOP + 12}" text-anchor="{anchor}">mean {mark:.1f}</text>'
+        f'<text class="note" x="{place + side:.1f}" y="{TOP + 12}" text-anchor="{anchor}">mean '
+        f"{mark:.1f}</text>"
     )
     return _svg([*body, "</g>"], title)
 
@@ -206,10 +208,12 @@ def _frame(x: Axis, y: Axis) -> str:
     for tick in x.ticks:
         at = _x(x, tick)
         parts.append(
-            f'<line class="stub" x1="{at:.1f}" x2="{at:.1f}" y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - BOTTOM + 5}"/>'
+            f'<line class="stub" x1="{at:.1f}" x2="{at:.1f}" y1="{HEIGHT - BOTTOM}" '
+            f'y2="{HEIGHT - BOTTOM + 5}"/>'
         )
         parts.append(
-            f'<text class="tick" x="{at:.1f}" y="{HEIGHT - BOTTOM + 19}" text-anchor="middle">{number(tick)}</text>'
+            f'<text class="tick" x="{at:.1f}" y="{HEIGHT - BOTTOM + 19}" '
+            f'text-anchor="middle">{number(tick)}</text>'
         )
     bottom = HEIGHT - BOTTOM
     parts.append(f'<line class="base" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{bottom}" y2="{bottom}"/>')
@@ -219,7 +223,8 @@ def _frame(x: Axis, y: Axis) -> str:
     )
     at = (TOP + bottom) / 2
     parts.append(
-        f'<text class="name" transform="translate(13 {at}) rotate(-90)" text-anchor="middle">{escape(y.name)}</text>'
+        f'<text class="name" transform="translate(13 {at}) rotate(-90)" '
+        f'text-anchor="middle">{escape(y.name)}</text>'
     )
     return "".join(parts)
 
@@ -240,7 +245,7 @@ def _mark(shape: str, x: float, y: float, r: float, label: str) -> str:
     title = f"<title>{escape(label)}</title>" if label else ""
     if shape == "circle":
         return f'<circle class="mark" cx="{x:.1f}" cy="{y:.1f}" r="{r}">{title}</circle>'
-    corners = {
+    shapes: dict[str, list[tuple[float, float]]] = {
         "square": [(-1, -1), (1, -1), (1, 1), (-1, 1)],
         "diamond": [(0, -1.35), (1.35, 0), (0, 1.35), (-1.35, 0)],
         "triangle": [(0, -1.25), (1.2, 0.95), (-1.2, 0.95)],
@@ -251,8 +256,8 @@ def _mark(shape: str, x: float, y: float, r: float, label: str) -> str:
              -math.cos(math.pi * i / 5) * (1 if i % 2 == 0 else 0.45))
             for i in range(10)
         ],
-    }[shape]  # fmt: skip
-    points = " ".join(f"{x + a * r:.1f},{y + b * r:.1f}" for a, b in corners)
+    }  # fmt: skip
+    points = " ".join(f"{x + a * r:.1f},{y + b * r:.1f}" for a, b in shapes[shape])
     return f'<polygon class="mark {shape}" points="{points}">{title}</polygon>'
 
 

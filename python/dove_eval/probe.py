@@ -10,7 +10,7 @@ from dove_eval.datasets import ImageSet
 from dove_eval.features import Extracted, describe
 from dove_eval.heads import LINEAR, HeadSettings, Score
 from dove_eval.plots import bars
-from dove_eval.report import Plot, Section, Table
+from dove_eval.report import Block, Plot, Section, Table
 from dove_eval.systems import Dove, Pixels, Vqgan
 from dove_ext.cli.pictures import progress
 
@@ -29,7 +29,7 @@ def layers(e: Extracted) -> list[str]:
 
 
 def measure(extracted: Sequence[Extracted], settings: HeadSettings = LINEAR) -> dict[str, Any]:
-    """Accuracy at every layer; the chosen layer is the one that does best on held-out training images (JSON)."""
+    """Accuracy at every layer; chosen is the layer that does best on held-out training images (JSON)."""
     jobs = [(e, column) for e in extracted for column in layers(e)]
     series: dict[str, dict[str, Any]] = {}
     with progress(len(jobs), "probe") as bar:
@@ -67,7 +67,7 @@ def show(images: ImageSet, result: dict[str, Any], fit: str) -> Section:
         f"Test accuracy (%) of a linear layer on frozen features, mean ± standard deviation over "
         f"{result['head']['seeds']} seeds. Chance is {100 / result['classes']:.1f} %."
     )
-    blocks = [
+    blocks: list[Block] = [
         Plot(bars(rows, "%", caption), caption),
         Table(("system", "layer", "test (%)", "held out (%)"), cells, "All layers swept", folded=True),
     ]
@@ -75,13 +75,18 @@ def show(images: ImageSet, result: dict[str, Any], fit: str) -> Section:
     method = [
         f"{result['train']} training and {result['test']} test images of {result['classes']} classes from "
         f"{images.source}, fitted by '{fit}'.",
-        "A layer's feature is its mean over positions: for DOVE over the image's or the time positions of the "
-        "generator, for VQGAN over the grid of an encoder level or of the latents before quantisation. Raw pixels: a "
+        "A layer's feature is its mean over positions: for DOVE over the image's or the time positions of "
+        "the "
+        "generator, for VQGAN over the grid of an encoder level or of the latents before quantisation. Raw "
+        "pixels: a "
         "16 x 16 thumbnail.",
-        "The layer of each system is the one that does best on a tenth of the training images; the test images play "
+        "The layer of each system is the one that does best on a tenth of the training images; the test "
+        "images play "
         "no part in the choice.",
-        f"One linear layer, standardised features, Adam {head['learning_rate']} with cosine decay, {head['epochs']} "
-        f"epochs, batches of {head['batch_size']}; weight decay out of {', '.join(map(str, head['weight_decays']))} "
+        f"One linear layer, standardised features, Adam {head['learning_rate']} with cosine decay, "
+        f"{head['epochs']} "
+        f"epochs, batches of {head['batch_size']}; weight decay out of "
+        f"{', '.join(map(str, head['weight_decays']))} "
         "and epoch chosen on the same tenth.",
         "The paper reports on all of CIFAR-10: DOVE 54.31, VQGAN 41.23.",
     ]
@@ -106,7 +111,8 @@ def _bar(series: dict[str, Any], text: str, score: dict[str, Any]) -> tuple[str,
 def _finding(result: dict[str, Any]) -> str:
     best = [(s["name"], s["layers"][s["chosen"]]["accuracy"], s["chosen"]) for s in result["series"]]
     name, accuracy, layer = best[0]
-    text = f"A linear layer on {name}'s {layer_name(layer)} is right on {100 * accuracy:.1f} % of the test images"
+    where = f"{name}'s {layer_name(layer)}"
+    text = f"A linear layer on {where} is right on {100 * accuracy:.1f} % of the test images"
     rest = [f"{100 * (accuracy - other):+.1f} points against {n}" for n, other, _ in best[1:]]
     return text + (f": {', '.join(rest)}." if rest else ".")
 

@@ -22,8 +22,8 @@ def mse(a: Tensor, b: Tensor) -> Tensor:
 def ssim(a: Tensor, b: Tensor) -> Tensor:
     """Structural similarity (Wang et al. 2004) of images [B, 3, H, W] in [-1, 1]: [B], at most 1.
 
-    A Gaussian window of 11 pixels, sigma 1.5; K1 = 0.01, K2 = 0.03; the mean over channels and over all windows
-    that lie inside the image.
+    A Gaussian window of 11 pixels, sigma 1.5; K1 = 0.01, K2 = 0.03; the mean over channels and over all
+    windows that lie inside the image.
     """
     x = torch.arange(11, dtype=torch.float32, device=a.device) - 5
     window = torch.exp(-x.square() / (2 * 1.5**2))
@@ -45,5 +45,5 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB of images [B, 3, H, W] in [-1, 1], at most 100 so that means exist: [B]."""
+    """PSNR in dB of images [B, 3, H, W] in [-1, 1], at most 100, so that there is a mean: [B]."""
     return metrics.psnr(a, b).clamp_max(100)

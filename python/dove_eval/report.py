@@ -26,12 +26,14 @@ class Table:
     rows: Sequence[Sequence[str]]
     caption: str = ""
     folded: bool = False  # shown on demand: the numbers behind a plot
+    beside: bool = False  # narrow enough to stand in a row with plots
 
     def html(self) -> str:
         """A table element."""
         head = "".join(f'<th scope="col">{escape(c)}</th>' for c in self.columns)
         body = "".join(
-            f'<tr><th scope="row">{escape(row[0])}</th>{"".join(f"<td>{_cell(c)}</td>" for c in row[1:])}</tr>'
+            "<tr><th "
+            f'scope="row">{escape(row[0])}</th>{"".join(f"<td>{_cell(c)}</td>" for c in row[1:])}</tr>'
             for row in self.rows
         )
         table = (
@@ -117,8 +119,8 @@ class Section:
         """A section element; neighbouring plots share a row."""
         parts, plots = [], []
         for block in [*self.blocks, None]:
-            if isinstance(block, Plot):
-                plots.append(block.html())
+            if isinstance(block, Plot) or (isinstance(block, Table) and block.beside):
+                plots.append(f"<div>{block.html()}</div>")
                 continue
             if plots:
                 parts.append(f'<div class="plots">{"".join(plots)}</div>')
@@ -127,8 +129,10 @@ class Section:
                 parts.append(block.html())
         method = "".join(f"<li>{escape(line)}</li>" for line in self.method)
         return (
-            f'<section id="{self.verb}"><h2>{escape(self.title)}</h2><p class="finding">{escape(self.finding)}</p>'
-            f'{"".join(parts)}<details class="method"><summary>How this was measured</summary><ul>{method}</ul>'
+            f'<section id="{self.verb}"><h2>{escape(self.title)}</h2><p '
+            f'class="finding">{escape(self.finding)}</p>'
+            f'{"".join(parts)}<details class="method"><summary>How this was '
+            f"measured</summary><ul>{method}</ul>"
             "</details></section>"
         )
 

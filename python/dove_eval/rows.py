@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dove_eval.datasets import DatasetError, ImageSet
+from dove_eval.datasets import ImageSet
+from dove_eval.layouts import DatasetError
 from dove_ext.cli.pictures import progress
 from dove_ext.files import atomic_write, make_writable_folder
 from dove_ext.images import Fit

@@ -15,10 +15,20 @@ from pathlib import Path
 import torch
 
 import dove_ext
-from dove_eval import backbones, classify, compare, lengths, probe, reconstruction, segment
-from dove_eval.datasets import DatasetError, ImageSet, find_images, with_test_set
+from dove_eval import (
+    backbones,
+    classify,
+    compare,
+    lengths,
+    probe,
+    reconstruction,
+    reconstruction_section,
+    segment,
+)
+from dove_eval.datasets import ImageSet, find_images, with_test_set
 from dove_eval.features import Extracted, extract
 from dove_eval.heads import LINEAR, MLP
+from dove_eval.layouts import DatasetError
 from dove_eval.report import Report, Section
 from dove_eval.systems import Codec, Dove, Pixels, Vqgan
 from dove_ext.cli.options import load_model
@@ -130,7 +140,8 @@ class Evaluation:
         counts = tuple(sorted(set(self.dove.counts(args.counts))))
         if not counts:
             raise DoveError(
-                f"--counts {args.counts} are all above the {self.dove.model.config.num_tokens} tokens of {self.dove.name}"
+                f"--counts {args.counts} are all above the {self.dove.model.config.num_tokens} tokens of "
+                f"{self.dove.name}"
             )
         distance, features = backbones.load(
             args.perceptual, args.perceptual_weights, args.inception, self.notes
@@ -146,7 +157,7 @@ class Evaluation:
         )
         setup = replace(self.setup, systems=[*systems, *codecs])
         rows = reconstruction.measure(self.images, self.size, setup, self.output)
-        return reconstruction.show(self.images, self.size, rows, setup)
+        return reconstruction_section.show(self.images, self.size, rows, setup)
 
     def lengths(self) -> Section:
         """What lengths follow."""
@@ -197,7 +208,9 @@ class Evaluation:
         with atomic_write(page) as temporary:
             temporary.write_text(report.html(), encoding="utf-8")
         with atomic_write(numbers) as temporary:
-            temporary.write_text(json.dumps(report.json(), indent=1) + "\n", encoding="utf-8")
+            temporary.write_text(
+                json.dumps(report.json(), indent=1, allow_nan=False) + "\n", encoding="utf-8"
+            )
         return page, numbers
 
     def _origin(self) -> dict[str, str]:

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from dove_eval.datasets import ImageSet
+from dove_eval.layouts import DatasetError
 from dove_eval.report import Pictures, Section
 from dove_eval.systems import Dove, Vqgan
 from dove_ext.image_io import to_pil
@@ -54,8 +55,8 @@ def decoder_grid(model: Dove, pixels: Tensor) -> Tensor:
 def principal_colours(grid: Tensor) -> tuple[np.ndarray, float]:
     """The first three principal components of features as colours.
 
-    One basis serves all images, so that a colour means the same in each. Components are scaled to their 1st and
-    99th percentile; the sign is the one that makes the largest entry of the direction positive.
+    One basis serves all images, so that a colour means the same in each. Components are scaled to their 1st
+    and 99th percentile; the sign is the one that makes the largest entry of the direction positive.
 
     Args:
         grid: [B, P, C], P a square.
@@ -85,8 +86,6 @@ def show(
     few = images.limit(IMAGES)
     chosen, pixels = few.read(range(len(few)), size, fit)
     if pixels is None:
-        from dove_eval.datasets import DatasetError
-
         raise DatasetError(
             f"none of the {len(few)} images that would be shown can be read; give other images"
         )
@@ -103,7 +102,10 @@ def show(
         row = [(originals[b], Path(few.items[index].name).name)]
         row += [(Image.fromarray(colours[b]).convert("RGB"), "") for _, colours, _ in shown]
         rows.append(row)
-    caption = "The three leading principal components as red, green and blue; within a column, one colour is one feature."
+    caption = (
+        "The three leading principal components as red, green and blue; within a column, one colour is one "
+        "feature. Images evenly spread over the set, not chosen."
+    )
     result: dict[str, Any] = {
         "images": [few.items[i].name for i in chosen],
         "variance_share": {name: share for name, _, share in shown},
@@ -112,15 +114,20 @@ def show(
     method = [
         f"{len(chosen)} images of {images.source}, evenly spread, not chosen.",
         f"PCA over all positions of these images together. Share of variance in three components: {shares}.",
-        "Generator: a hidden layer at the 16 x 16 positions of the image, last but one unless said otherwise. It is "
-        "causal: a position sees the rows above it and what is left of it. Token decoder: the last hidden layer at all "
+        "Generator: a hidden layer at the 16 x 16 positions of the image, last but one unless said "
+        "otherwise. It is "
+        "causal: a position sees the rows above it and what is left of it. Token decoder: the last hidden "
+        "layer at all "
         "tokens.",
     ]
     finding = (
-        "Regions of one colour are what the features tell apart without any label. The token decoder sees all tokens "
-        "at once; the latents of the VQGAN see their neighbourhood."
+        f"What the hidden layers of {models[0].name} tell apart without any label: patches of one colour "
+        "look alike to "
+        "the model."
     )
     columns = ["original", *(name for name, _, _ in shown)]
-    return Section(
-        "segment", "Hidden features as pictures", finding, [Pictures(columns, rows, caption, smooth=False)], method, result
-    )  # fmt: skip
+    if len(columns) <= 4 and len(rows) > 1:  # two images a row
+        columns *= 2
+        rows = [a + b for a, b in zip(rows[::2], rows[1::2], strict=False)]
+    pictures = Pictures(columns, rows, caption, smooth=False)
+    return Section("segment", "Hidden features as pictures", finding, [pictures], method, result)

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import PIL
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -67,7 +68,7 @@ class Dove:
         """
         self.model, self.key, self.query = model.eval(), key, query
         self.name = model.config.name
-        self.identity = [weights_digest(model), None if query is None else query.tolist()]
+        self.identity = [weights_digest(model), "" if query is None else str(query.tolist())]
         self.token_bytes = model.config.token_width * BYTES_PER_VALUE
 
     @torch.no_grad()
@@ -166,9 +167,9 @@ class Vqgan:
         """Pooled latents and encoder levels.
 
         Returns:
-            dict: "latents" [B, 2 C]: mean and maximum over all positions before quantisation; "level-L" and
-            "before-quantisation" [B, width]: means over positions, of the encoder's levels from fine to coarse
-            and of the latents.
+            dict: "latents" [B, 2 C]: mean and maximum over all positions before quantisation; "level-L"
+            and "before-quantisation" [B, width]: means over positions, of the encoder's levels from fine to
+            coarse and of the latents.
         """
         levels: list[Tensor] = []
 
@@ -194,7 +195,7 @@ class Pixels:
     identity = "thumbnail 16"
 
     def features(self, pixels: Tensor, counts: Sequence[int]) -> dict[str, Tensor]:
-        """ "thumbnail" [B, 768]: the mean colour of each of 16 x 16 squares."""
+        """The column "thumbnail" [B, 768]: the mean colour of each of 16 x 16 squares."""
         return {"thumbnail": F.adaptive_avg_pool2d(pixels.float(), self.side).flatten(1)}
 
 
@@ -207,7 +208,7 @@ class Codec:
     def __init__(self, kind: str, token_bytes: int, settings: dict[str, Any]) -> None:
         self.key, self.name, self.kind = kind.lower(), kind, kind
         self.token_bytes, self.settings = token_bytes, settings
-        self.identity = [kind, token_bytes, settings, Image.__version__]
+        self.identity = [kind, token_bytes, settings, PIL.__version__]
 
     @staticmethod
     def jpeg(token_bytes: int) -> Codec:
