@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dove_eval.layouts import TEST, TRAIN, DatasetError, Item, list_items
 from dove_ext.errors import ImageError
+from dove_ext.image_io import IMAGE_SUFFIXES
 from dove_ext.images import Fit, prepare_images
 
 TEST_SHARE = 5  # one image in this many is a test image where the data does not say
@@ -157,9 +158,10 @@ def with_test_set(train: ImageSet, test: ImageSet) -> ImageSet:
 
 
 def _stamp(path: str | Path) -> str:
-    """Changes when the file, or a file directly in the folder, does."""
+    """Changes when the file, or an image file in the folder, does (a report may be written into the folder)."""
     place = Path(str(path).split(":", 2)[-1])
-    files = sorted(place.rglob("*")) if place.is_dir() else [place]
+    kinds = IMAGE_SUFFIXES | {".bin"}
+    files = [p for p in sorted(place.rglob("*")) if p.suffix in kinds] if place.is_dir() else [place]
     digest = hashlib.sha256()
     for file in files:
         status = file.stat()

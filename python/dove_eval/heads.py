@@ -28,6 +28,7 @@ class HeadSettings:
     weight_decays: tuple[float, ...] = (1e-3, 1e-2, 1e-1, 1.0)  # decoupled, as in AdamW
     learning_rate: float = 3e-3  # falls to 0 along a cosine
     epochs: int = 60
+    min_steps: int = 600  # more epochs than that where they would take fewer steps
     batch_size: int = 256
 
 
@@ -113,13 +114,14 @@ def train_and_test(
     decay = torch.tensor(settings.weight_decays)[:, None, None]
     best = torch.full((seeds, repeats), -1.0)
     kept = [p.detach().clone() for p in heads.parameters()]
-    for epoch in range(settings.epochs):
+    epochs = max(settings.epochs, -(-settings.min_steps // steps))
+    for epoch in range(epochs):
         shuffled = np.stack(
             [np.random.default_rng((s, 1, epoch)).permutation(fitted[s]) for s in range(seeds)]
         )
         for step in range(steps):
             rows = shuffled[:, step * settings.batch_size : (step + 1) * settings.batch_size]
-            rate = settings.learning_rate * (1 + np.cos(np.pi * (epoch + step / steps) / settings.epochs)) / 2
+            rate = settings.learning_rate * (1 + np.cos(np.pi * (epoch + step / steps) / epochs)) / 2
             logits = heads(load(rows))
             target = torch.from_numpy(labels[rows])[:, None].expand(-1, repeats, -1)
             # The sum over heads gives each head the gradient of its own mean loss.

@@ -85,7 +85,7 @@ def show(images: ImageSet, result: dict[str, Any], fit: str) -> Section:
         "no part in the choice.",
         f"One linear layer, standardised features, Adam {head['learning_rate']} with cosine decay, "
         f"{head['epochs']} "
-        f"epochs, batches of {head['batch_size']}; weight decay out of "
+        f"epochs, batches of {head['batch_size']}, at least {head['min_steps']} steps; weight decay out of "
         f"{', '.join(map(str, head['weight_decays']))} "
         "and epoch chosen on the same tenth.",
         "The paper reports on all of CIFAR-10: DOVE 54.31, VQGAN 41.23.",
