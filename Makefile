@@ -42,6 +42,7 @@ bench: $(VENV)/.runtime  ## measure the kernels and the models on this machine (
 	$(BIN)/python -m benchmarks.attention
 	$(BIN)/python -m benchmarks.eos
 	$(BIN)/python -m benchmarks.group_norm
+	$(BIN)/python -m benchmarks.group_norm --backward
 	$(BIN)/python -m benchmarks.encode
 
 clean:  ## remove what the build and the tests leave

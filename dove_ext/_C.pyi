@@ -98,6 +98,28 @@ def cpu_group_norm(
     dtype: int,
     threads: int,
 ) -> None: ...
+def cpu_group_norm_backward(
+    grad_normed: tuple[int, int, int],
+    grad_summed: tuple[int, int, int],
+    x: tuple[int, int, int],
+    weight: int,
+    bias: int,
+    mean: int,
+    rstd: int,
+    grad_x: int,
+    grad_weight: int,
+    grad_bias: int,
+    workspace: int,
+    workspace_bytes: int,
+    batch: int,
+    pixels: int,
+    channels: int,
+    groups: int,
+    silu: bool,
+    dtype: int,
+    threads: int,
+) -> None: ...
+def cpu_group_norm_backward_workspace(batch: int, pixels: int, channels: int) -> int: ...
 def cpu_group_norm_workspace(batch: int, pixels: int, channels: int, groups: int, threads: int) -> int: ...
 def cpu_isa() -> str: ...
 def cpu_pack(

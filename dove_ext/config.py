@@ -51,6 +51,16 @@ class VQGANConfig:
         """Pixels of the image along one side of a grid position."""
         return int(self.stem_patch * 2 ** (len(self.channel_multipliers) - 1))
 
+    def to_json(self) -> str:
+        """The configuration as it stands in the config.json of a VQGAN's own folder."""
+        return _to_json("vqgan", self)
+
+    @classmethod
+    def from_json(cls, text: str, source: str = "config.json") -> VQGANConfig:
+        """Read `to_json`'s output; errors as for `DoveConfig.from_json`."""
+        config: VQGANConfig = _from_json(cls, "vqgan", text, source)
+        return config
+
 
 @dataclass(frozen=True)
 class StackConfig:
@@ -149,7 +159,7 @@ class DoveConfig:
 
     def to_json(self) -> str:
         """The configuration as it stands in a model folder's config.json."""
-        return json.dumps({"model_type": "dove", **dataclasses.asdict(self)}, indent=2) + "\n"
+        return _to_json("dove", self)
 
     @classmethod
     def from_json(cls, text: str, source: str = "config.json") -> DoveConfig:
@@ -158,17 +168,49 @@ class DoveConfig:
         Raises:
             CheckpointError: naming `source`, the field and what is wrong.
         """
-        try:
-            values = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise CheckpointError(f"{source} is not JSON ({error}); the model folder is damaged") from error
-        if not isinstance(values, dict) or values.pop("model_type", None) != "dove":
-            raise CheckpointError(f"{source} does not describe a dove model (model_type is not 'dove')")
-        try:
-            config: DoveConfig = _build(cls, values)
-            return config
-        except (TypeError, ValueError) as error:
-            raise CheckpointError(f"{source}: {error}") from error
+        config: DoveConfig = _from_json(cls, "dove", text, source)
+        return config
+
+
+def _to_json(model_type: str, config: Any) -> str:
+    return json.dumps({"model_type": model_type, **dataclasses.asdict(config)}, indent=2) + "\n"
+
+
+def _from_json(cls: Any, model_type: str, text: str, source: str) -> Any:
+    try:
+        values = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise CheckpointError(f"{source} is not JSON ({error}); the model folder is damaged") from error
+    found = values.pop("model_type", None) if isinstance(values, dict) else None
+    if found != model_type:
+        raise CheckpointError(
+            f"{source} does not describe a {model_type} model: its model_type is {found!r}, "
+            f"not {model_type!r}"
+        )
+    try:
+        return _build(cls, values)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{source}: {error}") from error
+
+
+def change_shape(config: DoveConfig | VQGANConfig, changes: dict[str, Any]) -> DoveConfig | VQGANConfig:
+    """A configuration with some fields changed, nested ones by nested dictionaries.
+
+    Raises:
+        ValueError: naming the field that is unknown, of the wrong type or out of range.
+    """
+    values = dataclasses.asdict(config)
+    _merge(values, changes)
+    changed: DoveConfig | VQGANConfig = _build(type(config), values)
+    return changed
+
+
+def _merge(values: dict[str, Any], changes: dict[str, Any]) -> None:
+    for name, value in changes.items():
+        if isinstance(value, dict) and isinstance(values.get(name), dict):
+            _merge(values[name], value)
+        else:
+            values[name] = value
 
 
 def _build(cls: Any, values: dict[str, Any]) -> Any:
@@ -185,7 +227,7 @@ def _build(cls: Any, values: dict[str, Any]) -> Any:
             if not isinstance(value, dict):
                 raise ValueError(f"{name} must be an object, got {value!r}")
             value = _build(nested[name], value)
-        elif expected is tuple and isinstance(value, list) and all(type(v) is int for v in value):
+        elif expected is tuple and isinstance(value, (list, tuple)) and all(type(v) is int for v in value):
             value = tuple(value)
         elif expected is float and type(value) is int:
             value = float(value)
@@ -199,7 +241,17 @@ def _defaults(cls: Any) -> Any:
     return cls()
 
 
-_TINY_STACK = StackConfig(hidden=256, layers=4, heads=4, mlp=1024)
+_TINY_STACK = StackConfig(hidden=256, layers=4, heads=4, mlp=896)
+_TINY_VQGAN = VQGANConfig(
+    channels=64,
+    channel_multipliers=(1, 2, 3),
+    encoder_blocks=1,
+    decoder_blocks=2,
+    latent_channels=256,
+    codebook_size=0,
+    stem_patch=4,
+    patch_shortcut=True,
+)
 
 PRESETS: dict[str, DoveConfig] = {
     # The paper's shape: VQGAN f16 and two Pythia-70M stacks.
@@ -207,16 +259,7 @@ PRESETS: dict[str, DoveConfig] = {
     # Small enough to ship and to run on a laptop; trained from scratch.
     "dove-tiny": DoveConfig(
         name="dove-tiny",
-        vqgan=VQGANConfig(
-            channels=64,
-            channel_multipliers=(1, 2, 3),
-            encoder_blocks=1,
-            decoder_blocks=2,
-            latent_channels=160,
-            codebook_size=0,
-            stem_patch=4,
-            patch_shortcut=True,
-        ),
+        vqgan=_TINY_VQGAN,
         generator=_TINY_STACK,
         token_decoder=_TINY_STACK,
         vocab_size=2,
@@ -225,6 +268,13 @@ PRESETS: dict[str, DoveConfig] = {
     ),
 }
 
+
+# The fixed-length baselines: a VQGAN alone, with its quantiser.
+VQGAN_PRESETS: dict[str, VQGANConfig] = {
+    "vqgan-base": VQGANConfig(),
+    # dove-tiny's autoencoder with a codebook of as many codes as the published scene models have.
+    "vqgan-tiny": dataclasses.replace(_TINY_VQGAN, codebook_size=8192),
+}
 
 DEFAULT_MODEL = "dove-tiny"  # what `dove_ext.encode` and the `dove` command use
 

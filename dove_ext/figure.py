@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from dove_ext import metrics
 from dove_ext.image_io import to_pil
 
 TILE = 256
@@ -46,8 +46,8 @@ class Row:
 
 def psnr(a: Tensor, b: Tensor) -> float:
     """Peak signal-to-noise ratio in dB of two images in [0, 1]; infinite if they are equal."""
-    error = (a.double() - b.double()).square().mean()
-    return float(-10 * torch.log10(error))
+    pair = [2 * image.double()[None] - 1 for image in (a, b)]
+    return float(metrics.psnr(pair[0], pair[1]))
 
 
 def draw_sheet(rows: Sequence[Row]) -> Image.Image:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, TypeVar, cast, overload
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from dove_ext.config import PRESETS, DoveConfig
+from dove_ext.config import PRESETS, DoveConfig, VQGANConfig
 from dove_ext.errors import CheckpointError
 from dove_ext.files import atomic_write, make_writable_folder
+from dove_ext.models.dove import DoveModel
+from dove_ext.models.vqgan import VQGAN
 from dove_ext.ops._library import KERNEL_DTYPES
 
-if TYPE_CHECKING:
-    from dove_ext.models.dove import DoveModel
+Model = TypeVar("Model", DoveModel, VQGAN)
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 
@@ -74,17 +76,23 @@ def _download(repository: str, revision: str | None) -> Path:
         ) from error
 
 
-def load_config(folder: Path) -> DoveConfig:
-    """Read a model folder's config.json.
+@overload
+def load_config(folder: Path, kind: type[DoveConfig] = ...) -> DoveConfig: ...
+@overload
+def load_config(folder: Path, kind: type[VQGANConfig]) -> VQGANConfig: ...
+def load_config(
+    folder: Path, kind: type[DoveConfig] | type[VQGANConfig] = DoveConfig
+) -> DoveConfig | VQGANConfig:
+    """Read a model folder's config.json, which must describe a model of this kind.
 
     Raises:
-        CheckpointError: if it is missing or damaged.
+        CheckpointError: if it is missing, damaged or of another kind.
     """
     path = folder / CONFIG
     if not path.is_file():
         raise CheckpointError(f"{folder} holds no {CONFIG}; it is not a dove model's folder")
     try:
-        return DoveConfig.from_json(path.read_text(encoding="utf-8"), str(path))
+        return kind.from_json(path.read_text(encoding="utf-8"), str(path))
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{path} is not text; the model folder is damaged") from error
 
@@ -104,26 +112,30 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def load_pretrained(
-    name_or_path: str | Path, *, device: torch.device, dtype: torch.dtype, revision: str | None = None
-) -> DoveModel:
-    """See `DoveModel.from_pretrained`."""
-    from dove_ext.models.dove import DoveModel
-
+    kind: type[Model],
+    name_or_path: str | Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    revision: str | None = None,
+) -> Model:
+    """See `DoveModel.from_pretrained` and `VQGAN.from_pretrained`; `kind` is one of these classes."""
     if not dtype.is_floating_point:
         raise ValueError(f"dtype must be a floating dtype such as torch.float32, got {dtype}")
     if device.type == "cpu" and dtype not in KERNEL_DTYPES:
         raise ValueError(f"on the CPU dtype must be torch.float32 or torch.bfloat16, got {dtype}")
     folder = find_model(name_or_path, revision)
-    config = load_config(folder)
+    config = load_config(folder, VQGANConfig if issubclass(kind, VQGAN) else DoveConfig)
+    build = cast(Callable[[Any], Model], kind)  # each kind takes the configuration just read for it
     weights = read_weights(folder / WEIGHTS)
     with torch.device("meta"):  # a config.json that asks for terabytes is refused before it gets them
-        fit_weights(DoveModel(config), weights, str(folder / WEIGHTS))
-    model = DoveModel(config)
+        fit_weights(build(config), weights, str(folder / WEIGHTS))
+    model = build(config)
     model.load_state_dict(weights)
     return model.to(device=device, dtype=dtype).eval()
 
 
-def fit_weights(model: DoveModel, weights: dict[str, Tensor], source: str) -> None:
+def fit_weights(model: DoveModel | VQGAN, weights: dict[str, Tensor], source: str) -> None:
     """Check that a checkpoint holds exactly a model's tensors, each of its shape and finite.
 
     Raises:
@@ -148,6 +160,8 @@ def fit_weights(model: DoveModel, weights: dict[str, Tensor], source: str) -> No
     foreign = sorted(set(weights) - set(expected))
     if foreign:
         raise CheckpointError(f"{source} holds {foreign[0]!r}, which this model has no place for")
+    if isinstance(model, VQGAN):
+        return
     _check_indices("generator.witness", weights, model.config.vocab_size, source)
     if model.shortcut is not None:
         order = _check_indices("shortcut.order", weights, model.shortcut.coefficients, source)
@@ -168,7 +182,9 @@ def _check_indices(name: str, weights: dict[str, Tensor], count: int, source: st
     return indices
 
 
-def save_pretrained(model: DoveModel, folder: Path, *, card: str | None, dtype: torch.dtype | None) -> None:
+def save_pretrained(
+    model: DoveModel | VQGAN, folder: Path, *, card: str | None, dtype: torch.dtype | None
+) -> None:
     """See `DoveModel.save_pretrained`."""
     make_writable_folder(folder)
     weights = {
@@ -189,15 +205,27 @@ def save_pretrained(model: DoveModel, folder: Path, *, card: str | None, dtype: 
         temporary.write_text(card if card is not None else default_card(model), encoding="utf-8")
 
 
-def default_card(model: DoveModel) -> str:
+def default_card(model: DoveModel | VQGAN) -> str:
     """A model card that says what the folder holds and nothing that was not measured."""
-    config = model.config
     millions = sum(p.numel() for p in model.parameters()) / 1e6
+    if isinstance(model, VQGAN):
+        name, kind, use = "VQGAN", "VQGAN", "codes = model(pixels)[1]"
+        holds = (
+            f"A VQGAN: {model.config.downsampling} x {model.config.downsampling} pixels to one of "
+            f"{model.config.codebook_size} codes"
+        )
+        module = "dove_ext.models.vqgan"
+    else:
+        c = model.config
+        name, kind, use, module = c.name, "DoveModel", 'tokens = model.encode(["photo.jpg"])', "dove_ext"
+        holds = (
+            f"A DOVE image tokenizer: {c.image_size} x {c.image_size} pixels to 1..{c.num_tokens} tokens of "
+            f"width {c.token_width}"
+        )
     return (
-        f"---\nlibrary_name: dove_ext\ntags: [image-tokenizer, dove]\n---\n\n# {config.name}\n\n"
-        f"A DOVE image tokenizer: {config.image_size} x {config.image_size} pixels "
-        f"to 1..{config.num_tokens} tokens of width {config.token_width}, {millions:.1f} M parameters.\n\n"
-        "```python\nfrom dove_ext import DoveModel\n\n"
-        'model = DoveModel.from_pretrained("this/folder")\ntokens = model.encode(["photo.jpg"])\n```\n\n'
+        f"---\nlibrary_name: dove_ext\ntags: [image-tokenizer, dove]\n---\n\n# {name}\n\n"
+        f"{holds}, {millions:.1f} M parameters.\n\n"
+        f"```python\nfrom {module} import {kind}\n\n"
+        f'model = {kind}.from_pretrained("this/folder")\n{use}\n```\n\n'
         "No measurements were recorded with these weights.\n"
     )

@@ -6,16 +6,35 @@
 namespace dove::cpu {
 
 DOVE_DECLARE(group_norm, GroupNormArgs)
+DOVE_DECLARE(group_norm_backward, GroupNormBackwardArgs)
 
-int64_t group_norm_workspace(const GroupNormArgs& args) { return GroupNormLayout(args, nullptr).bytes; }
+namespace {
 
-Status group_norm(const GroupNormArgs& args) {
+template <class Args>
+Status check(const Args& args, int64_t workspace_bytes) {
   if (args.dtype != DType::kFloat32 && args.dtype != DType::kBFloat16) return Status::kUnsupportedDType;
   if (args.batch < 0 || args.pixels < 1 || args.channels < 1 || args.groups < 1 || args.channels % args.groups != 0) {
     return Status::kUnsupportedShape;
   }
-  if (args.workspace_bytes < group_norm_workspace(args)) return Status::kWorkspaceTooSmall;
+  return args.workspace_bytes < workspace_bytes ? Status::kWorkspaceTooSmall : Status::kOk;
+}
+
+}  // namespace
+
+int64_t group_norm_workspace(const GroupNormArgs& args) { return GroupNormLayout(args, nullptr).bytes; }
+
+Status group_norm(const GroupNormArgs& args) {
+  if (const Status status = check(args, group_norm_workspace(args)); status != Status::kOk) return status;
   DOVE_DISPATCH(group_norm, args);
+}
+
+int64_t group_norm_backward_workspace(const GroupNormBackwardArgs& args) {
+  return GroupNormBackwardLayout(args, nullptr).bytes;
+}
+
+Status group_norm_backward(const GroupNormBackwardArgs& args) {
+  if (const Status status = check(args, group_norm_backward_workspace(args)); status != Status::kOk) return status;
+  DOVE_DISPATCH(group_norm_backward, args);
 }
 
 }  // namespace dove::cpu

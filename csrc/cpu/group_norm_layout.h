@@ -1,5 +1,5 @@
-// How the workspace of group_norm is divided. Sizes do not depend on the instruction set: rows of channels are
-// padded to the widest vector.
+// How the workspaces of group_norm and its backward are divided. Sizes do not depend on the instruction set: rows of
+// channels are padded to the widest vector.
 #pragma once
 
 #include "dove/group_norm.h"
@@ -42,6 +42,46 @@ struct GroupNormLayout {
     shift = static_cast<float*>(take(a.batch * padded_channels, sizeof(float)));
     const int64_t threads = a.threads > 1 ? a.threads : 1;
     channel_sums = static_cast<float*>(take(threads * 3 * padded_channels, sizeof(float)));
+  }
+};
+
+struct GroupNormBackwardLayout {
+  static constexpr int64_t kChunkValues = 32768;
+  // A chunk's sums are float32 and run over its pixels one after the other; chunks are added in double.
+  static constexpr int64_t kMaxChunkPixels = 512;
+  static constexpr int64_t kPad = 16;
+
+  int64_t padded_channels;
+  int64_t chunk_pixels;
+  int64_t chunks;      // per image
+  float* chunk_sums;   // [batch, chunks, 2, padded_channels]: of dy, and of dy (x - mean)
+  double* image_sums;  // [batch, 2, padded_channels]: the gradients of bias and weight
+  float* center;       // [batch, padded_channels]: the group's mean
+  float* scale;        // [batch, padded_channels]: weight * rstd
+  float* shift;        // [padded_channels]: bias
+  float* along_x;      // [batch, padded_channels]: what grad_x takes of x - center
+  float* constant;     // [batch, padded_channels]: what grad_x takes at every pixel
+  int64_t bytes;
+
+  GroupNormBackwardLayout(const GroupNormBackwardArgs& a, void* base) {
+    padded_channels = (a.channels + kPad - 1) / kPad * kPad;
+    chunk_pixels = a.channels < kChunkValues ? kChunkValues / a.channels : 1;
+    if (chunk_pixels > kMaxChunkPixels) chunk_pixels = kMaxChunkPixels;
+    chunks = (a.pixels + chunk_pixels - 1) / chunk_pixels;
+    bytes = 0;
+    const auto take = [&](int64_t count, int64_t size) {
+      void* here = static_cast<char*>(base) + bytes;
+      bytes += (count * size + 63) / 64 * 64;
+      return here;
+    };
+    const auto rows = [&](int64_t count) { return static_cast<float*>(take(count * padded_channels, sizeof(float))); };
+    image_sums = static_cast<double*>(take(a.batch * 2 * padded_channels, sizeof(double)));
+    chunk_sums = rows(a.batch * chunks * 2);
+    center = rows(a.batch);
+    scale = rows(a.batch);
+    along_x = rows(a.batch);
+    constant = rows(a.batch);
+    shift = rows(1);
   }
 };
 

@@ -60,9 +60,9 @@ class DoveModel(nn.Module):
             `generator.p_eos` reads.
         """
         latents = self.vqgan.encode(pixels)
-        hidden = self.generator(latents, query)
-        tokens = self.generator.tokens(hidden, self._base_tokens(latents), sample=self.training)
-        return tokens, hidden
+        base = self.base_tokens(latents)
+        hidden = self.generator(latents, query, base=base)
+        return self.generator.tokens(hidden, base, sample=self.training), hidden
 
     def render(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Pixels [B, 3, S, S], nominally in [-1, 1], from the first `lengths` of tokens [B, K, D].
@@ -72,8 +72,10 @@ class DoveModel(nn.Module):
             lengths: int32 [B]. No gradient reaches them: the truncation's mask is constant.
         """
         kept = ops.zero_tail(tokens, lengths)
-        base = None if self.shortcut is None else self.shortcut.latents(kept)
-        return self.vqgan.decode(self.token_decoder(kept, lengths, base))
+        if self.shortcut is None:
+            return self.vqgan.decode(self.token_decoder(kept, lengths))
+        base, gain = self.shortcut.latents(kept), self.shortcut.expected_error(kept, lengths)
+        return self.vqgan.decode(self.token_decoder(kept, lengths, base, gain), gain)
 
     def forward(self, pixels: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Reconstruct in one differentiable pass.
@@ -90,7 +92,8 @@ class DoveModel(nn.Module):
             lengths = self.generator.first_stop(hidden.detach(), None).clamp_min(1)
         return self.render(tokens, lengths), lengths
 
-    def _base_tokens(self, latents: Tensor) -> Tensor | None:
+    def base_tokens(self, latents: Tensor) -> Tensor | None:
+        """What the linear shortcut makes of latents [B, P, C]: tokens [B, K, D]; None without a shortcut."""
         return None if self.shortcut is None else self.shortcut.tokens(latents)
 
     # --- What a user calls ----------------------------------------------------------------------------
@@ -205,9 +208,10 @@ class DoveModel(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Padded tokens [B, n, D], lengths int32 [B], and the p_eos curve [B, K] where it is wanted."""
         latents = self.vqgan.encode(pixels)
+        base = self.base_tokens(latents)
         p_eos = None
         if whole_curve or num_tokens is not None:
-            hidden = self.generator(latents, query, None if whole_curve else num_tokens)
+            hidden = self.generator(latents, query, None if whole_curve else num_tokens, base)
             p_eos = self.generator.p_eos(hidden) if whole_curve else None
             if num_tokens is None:
                 lengths = self.generator.first_stop(hidden[:, :limit], threshold).clamp_min(1)
@@ -215,9 +219,8 @@ class DoveModel(nn.Module):
                 lengths = torch.full((pixels.shape[0],), num_tokens, dtype=torch.int32, device=pixels.device)
         else:
             hidden, lengths = self.generator.run_until_stop(
-                latents, query=query, limit=limit, threshold=threshold, block=block_size
+                latents, base, query=query, limit=limit, threshold=threshold, block=block_size
             )
-        base = self._base_tokens(latents)
         base = None if base is None else base[:, : hidden.shape[1]]
         return self.generator.tokens(hidden, base), lengths, p_eos
 
@@ -302,7 +305,7 @@ class DoveModel(nn.Module):
         """
         from dove_ext.pretrained import load_pretrained
 
-        return load_pretrained(name_or_path, device=torch.device(device), dtype=dtype, revision=revision)
+        return load_pretrained(cls, name_or_path, device=torch.device(device), dtype=dtype, revision=revision)
 
     def save_pretrained(
         self, folder: str | Path, *, card: str | None = None, dtype: torch.dtype | None = None

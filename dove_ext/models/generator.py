@@ -35,6 +35,7 @@ class Generator(nn.Module):
         self.embed_in = nn.Embedding(config.query_vocab_size, width) if config.query_vocab_size else None
         self.stack = Stack(config.generator)
         self.embed_out = nn.Linear(width, config.vocab_size, bias=config.head_bias)
+        self.from_token = nn.Linear(width, width) if config.shortcut else None
         self.to_token = nn.Linear(width, width) if config.shortcut else None
         self.mean = nn.Linear(width, width) if config.gaussian else None
         self.log_variance = nn.Linear(width, width) if config.gaussian else None
@@ -66,12 +67,35 @@ class Generator(nn.Module):
             query = self.embed_in(query)
         return torch.cat([x, query.to(x.dtype)], dim=1)
 
-    def forward(self, latents: Tensor, query: Tensor | None = None, count: int | None = None) -> Tensor:
+    def positions(self, start: int, end: int, like: Tensor, base: Tensor | None) -> Tensor:
+        """What stands at the time positions start..end-1: t_i, and with the shortcut its token beside it.
+
+        Args:
+            start: first position, from 0.
+            end: behind the last.
+            like: [B, N, hidden], whose batch size, dtype and device are used.
+            base: the shortcut's tokens [B, K, D], or None.
+
+        Returns:
+            Tensor: [B, end - start, hidden].
+        """
+        times = self.times[start:end].to(like.dtype).expand(like.shape[0], -1, -1)
+        if self.from_token is None or base is None:
+            return times
+        return times + self.from_token(base[:, start:end])
+
+    def forward(
+        self,
+        latents: Tensor,
+        query: Tensor | None = None,
+        count: int | None = None,
+        base: Tensor | None = None,
+    ) -> Tensor:
         """Last hidden states at the first `count` (default K) time positions, [B, count, hidden]."""
         x = self.sequence(latents, query)
-        times = self.times[: self.config.num_tokens if count is None else count].to(x.dtype)
-        x = torch.cat([x, times.expand(x.shape[0], -1, -1)], dim=1)
-        return self.stack(x, prefix=self.prefix)[:, -times.shape[0] :]
+        count = self.config.num_tokens if count is None else count
+        x = torch.cat([x, self.positions(0, count, x, base)], dim=1)
+        return self.stack(x, prefix=self.prefix)[:, -count:]
 
     def tokens(self, hidden: Tensor, base: Tensor | None = None, *, sample: bool = False) -> Tensor:
         """d_1..d_n from the hidden states [B, n, hidden] of the first n time positions: [B, n, D].
@@ -87,6 +111,22 @@ class Generator(nn.Module):
         if not sample:
             return mean
         return mean + torch.randn_like(mean) * (0.5 * self.log_variance(d)).exp()
+
+    def divergence(self, hidden: Tensor, base: Tensor | None = None) -> Tensor:
+        """KL(N(mean, variance) || N(0, 1)) of each token of the Gaussian variant (appendix D): [B, n].
+
+        Args:
+            hidden: as for `tokens`.
+            base: as for `tokens`.
+
+        Raises:
+            ValueError: if the model has no Gaussian tokens.
+        """
+        if self.mean is None or self.log_variance is None:
+            raise ValueError("this model's tokens have no distribution (gaussian is False)")
+        d = hidden if self.to_token is None or base is None else base + self.to_token(hidden)
+        mean, log_variance = self.mean(d).float(), self.log_variance(d).float()
+        return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(-1)
 
     def p_eos(self, hidden: Tensor) -> Tensor:
         """The softmax entry of EOS at each position (p_eos of 2.2): float32 [B, n]."""
@@ -111,12 +151,20 @@ class Generator(nn.Module):
         return torch.where(stops.any(1), stops.int().argmax(1).int(), count)
 
     def run_until_stop(
-        self, latents: Tensor, *, query: Tensor | None, limit: int, threshold: float | None, block: int
+        self,
+        latents: Tensor,
+        base: Tensor | None,
+        *,
+        query: Tensor | None,
+        limit: int,
+        threshold: float | None,
+        block: int,
     ) -> tuple[Tensor, Tensor]:
         """Run time positions block by block until every image has ended.
 
         Args:
             latents: H_v, [B, P, latent_channels].
+            base: as for `positions`.
             query: as for `sequence`.
             limit: at most this many positions.
             threshold: as for `first_stop`.
@@ -133,10 +181,10 @@ class Generator(nn.Module):
         lengths = torch.full((x.shape[0],), limit, dtype=torch.int32, device=x.device)
         hidden: list[Tensor] = []
         for start in range(0, limit, block):
-            times = self.times[start : min(start + block, limit)].to(x.dtype)
-            hidden.append(self.stack(times.expand(x.shape[0], -1, -1), prefix=self.prefix, cache=cache))
+            times = self.positions(start, min(start + block, limit), x, base)
+            hidden.append(self.stack(times, prefix=self.prefix, cache=cache))
             stop = self.first_stop(hidden[-1], threshold)
-            ended = (stop < times.shape[0]) & (lengths == limit)
+            ended = (stop < times.shape[1]) & (lengths == limit)
             lengths = torch.where(ended, stop + start, lengths)
             if bool((lengths < limit).all()):
                 break
@@ -146,12 +194,12 @@ class Generator(nn.Module):
     def reset_parameters(self) -> None:
         """Initialise for training from scratch; with a shortcut the stack starts by adding nothing."""
         self.stack.reset_parameters()
-        for linear in (self.from_latent, self.embed_out):
-            nn.init.normal_(
-                linear.weight, std=linear.in_features**-0.5 if linear is self.from_latent else 0.02
-            )
-            if linear.bias is not None:
-                nn.init.zeros_(linear.bias)
+        for linear in (self.from_latent, self.from_token, self.embed_out):
+            if linear is not None:
+                std = 0.02 if linear is self.embed_out else linear.in_features**-0.5
+                nn.init.normal_(linear.weight, std=std)
+                if linear.bias is not None:
+                    nn.init.zeros_(linear.bias)
         if self.embed_out.bias is not None:
             # The other logits start near zero, so this puts p_eos at eos_prior: at 1 / 50304 the gradient
             # of a linear p_eos would vanish.
@@ -179,7 +227,9 @@ class TokenDecoder(nn.Module):
         self.stack = Stack(config.token_decoder)
         self.to_latent = nn.Linear(width, latent)
 
-    def forward(self, tokens: Tensor, lengths: Tensor, base: Tensor | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, lengths: Tensor, base: Tensor | None = None, gain: Tensor | None = None
+    ) -> Tensor:
         """Latents [B, P, latent_channels].
 
         Args:
@@ -187,10 +237,13 @@ class TokenDecoder(nn.Module):
             lengths: int32 [B]; without `attend_padding` slots from here on are not attended to.
             base: with the linear shortcut, its latents [B, P, latent_channels]; the stack reads them beside
                 the tokens and changes them.
+            gain: float32 [B], the size of that change (`FrequencyShortcut.expected_error`).
         """
         x = tokens if self.from_grid is None or base is None else tokens + self.from_grid(base)
         hidden = self.stack(x, prefix=None, kv_lens=None if self.attend_padding else lengths)
         change: Tensor = self.to_latent(hidden)
+        if gain is not None:
+            change = change * gain[:, None, None].to(change.dtype)
         return change if base is None else base + change
 
     def reset_parameters(self) -> None:

@@ -7,6 +7,8 @@ has to read it anyway: blocks hand on a pair (x, branch) whose value is x + bran
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -185,14 +187,24 @@ class Decoder(nn.Module):
             level = Level(before, width, config.decoder_blocks, attention=last)
             level.upsample = Upsample(width) if i else None
             self.up.append(level)
+        # The patch shortcut's picture, seen at the finest level: what is to be repaired there.
+        finest = widths[min(1, len(widths) - 1)]
+        self.picture_in: nn.Conv2d | None = None
+        if config.patch_shortcut:
+            self.picture_in = nn.Conv2d(3 * config.stem_patch**2, finest, 3, padding=1)
         self.norm_out = Norm(widths[0])
         self.conv_out = nn.Conv2d(widths[0], 3 * config.stem_patch**2, 3, padding=1)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Image [B, 3, S, S] of features [B, latent_channels, S/f, S/f]."""
+    def forward(self, features: Tensor, picture: Tensor | None = None) -> Tensor:
+        """Image [B, 3, S, S] of features [B, latent_channels, S/f, S/f], and of a coarse picture."""
         stream = self.mid((self.conv_in(features), None))
-        for level in reversed(self.up):
-            stream = level(stream)
+        for i in reversed(range(len(self.up))):
+            if i == 0 and self.picture_in is not None and picture is not None:
+                seen = F.pixel_unshuffle(picture, self.stem_patch).contiguous(
+                    memory_format=torch.channels_last
+                )
+                stream = settle(stream) + self.picture_in(seen), None
+            stream = self.up[i](stream)
         out: Tensor = self.conv_out(self.norm_out(stream)[0])
         return out if self.stem_patch == 1 else F.pixel_shuffle(out, self.stem_patch)
 
@@ -253,16 +265,30 @@ class VQGAN(nn.Module):
             latents = latents + self.patch_in(image)
         return latents.flatten(2).transpose(1, 2)  # [B, P, C]; no copy in channels-last
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Latents [B, P, C] of a square grid to an image [B, 3, S, S], nominally in [-1, 1], not clamped."""
+    def decode(self, latents: Tensor, gain: Tensor | None = None) -> Tensor:
+        """Pixels of latents.
+
+        Args:
+            latents: [B, P, C], a square grid row by row.
+            gain: float32 [B], what the convolutions' picture is multiplied by before it is added to the patch
+                shortcut's.
+
+        Returns:
+            Tensor: [B, 3, S, S], nominally in [-1, 1], not clamped.
+        """
         side = round(latents.shape[1] ** 0.5)
         if side * side != latents.shape[1]:
             raise ValueError(f"latents must form a square grid, got {latents.shape[1]} positions")
         grid = latents.transpose(1, 2).unflatten(2, (side, side))  # [B, C, h, w] in channels-last
-        image: Tensor = self.decoder(self.post_quant_conv(grid))
-        if self.patch_out is not None:
-            image = image + self.patch_out(grid)
-        return image
+        features = self.post_quant_conv(grid)
+        if self.patch_out is None:
+            image: Tensor = self.decoder(features)
+            return image
+        picture = self.patch_out(grid)
+        image = self.decoder(features, picture)
+        if gain is not None:
+            image = image * gain[:, None, None, None].to(image.dtype)
+        return picture + image
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """The baseline's round trip: (reconstruction [B, 3, S, S], code indices [B, P])."""
@@ -270,3 +296,29 @@ class VQGAN(nn.Module):
             raise ValueError("this VQGAN was built without a codebook (codebook_size=0)")
         quantised, indices = self.quantize(self.encode(image))
         return self.decode(quantised), indices
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        revision: str | None = None,
+    ) -> VQGAN:
+        """Load a VQGAN from a folder or the Hugging Face hub; arguments as for `DoveModel.from_pretrained`.
+
+        Raises:
+            CheckpointError: if nothing is found there, or files are damaged or do not fit together.
+        """
+        from dove_ext.pretrained import load_pretrained
+
+        return load_pretrained(cls, name_or_path, device=torch.device(device), dtype=dtype, revision=revision)
+
+    def save_pretrained(
+        self, folder: str | Path, *, card: str | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        """Write a model folder; arguments as for `DoveModel.save_pretrained`."""
+        from dove_ext.pretrained import save_pretrained
+
+        save_pretrained(self, Path(folder), card=card, dtype=dtype)

@@ -163,59 +163,33 @@ def _add_plain(
     return normed, summed, mean, rstd
 
 
-def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of normed in what was normalised (float32), the weight and the bias.
-
-    With z the normalised values, y = z w + b and n = silu(y):
-    dn/dy = s (1 + y (1 - s)), s = sigmoid(y);  dx = rstd (dz - mean(dz) - z mean(dz z)), dz = dy w.
-    """
-    x, weight, bias, mean, rstd = ctx.saved_tensors
-    groups = ctx.groups
-
-    def grouped(t: Tensor) -> Tensor:  # [B, G, C / G, pixels]
-        return t.float().reshape(t.shape[0], groups, t.shape[1] // groups, *t.shape[2:]).flatten(3)
-
-    def per_channel(t: Tensor) -> Tensor:  # [G, C / G, 1]
-        return t.float().reshape(groups, -1, 1)
-
-    z = (grouped(x) - mean[..., None, None]) * rstd[..., None, None]
-    dy = grouped(grad)
-    if ctx.silu:
-        y = z * per_channel(weight) + per_channel(bias)
-        s = torch.sigmoid(y)
-        dy = dy * s * (1 + y * (1 - s))
-    grad_weight = (dy * z).sum((0, 3)).flatten()
-    grad_bias = dy.sum((0, 3)).flatten()
-    dz = dy * per_channel(weight)
-    dx = rstd[..., None, None] * (
-        dz - dz.mean((2, 3), keepdim=True) - z * (dz * z).mean((2, 3), keepdim=True)
-    )
-    return dx.reshape(x.shape), grad_weight.to(weight.dtype), grad_bias.to(bias.dtype)
-
-
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, weight, bias, ctx.groups, _, ctx.silu = inputs
+    x, weight, bias, _, _, ctx.silu = inputs
     _, mean, rstd = output
     ctx.mark_non_differentiable(mean, rstd)
-    ctx.save_for_backward(x, weight, bias, mean, rstd)
+    ctx.save_for_backward(x, mean, rstd, weight, bias)
 
 
 def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    dx, grad_weight, grad_bias = _gradients(ctx, grad)
-    return dx.to(grad.dtype), grad_weight, grad_bias, None, None, None
+    gradients = torch.ops.dove.group_norm_backward(grad, None, *ctx.saved_tensors, ctx.silu)
+    return *gradients, None, None, None
 
 
 def _add_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _, _, weight, bias, ctx.groups, _, ctx.silu = inputs
+    _, _, weight, bias, _, _, ctx.silu = inputs
     _, summed, mean, rstd = output
     ctx.mark_non_differentiable(mean, rstd)
-    ctx.save_for_backward(summed, weight, bias, mean, rstd)
+    ctx.set_materialize_grads(False)  # an unused `summed` costs no zeros
+    ctx.save_for_backward(summed, mean, rstd, weight, bias)
 
 
-def _add_backward(ctx: Any, grad: Tensor, grad_summed: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    dx, grad_weight, grad_bias = _gradients(ctx, grad)
-    total = (dx + grad_summed).to(grad.dtype)
-    return total, total.clone(), grad_weight, grad_bias, None, None, None
+def _add_backward(
+    ctx: Any, grad: Tensor | None, grad_summed: Tensor | None, *_: Any
+) -> tuple[Tensor | None, ...]:
+    if grad is None:  # only the sum was used
+        return grad_summed, grad_summed, None, None, None, None, None
+    grad_x, *parameters = torch.ops.dove.group_norm_backward(grad, grad_summed, *ctx.saved_tensors, ctx.silu)
+    return grad_x, grad_x, *parameters, None, None, None
 
 
 _PARAMETERS = "Tensor weight, Tensor bias, int groups, float eps, bool silu"

@@ -1,35 +1,19 @@
-"""`dove train`: the training loop from the command line."""
+"""`dove train`: a recipe, and what the command line changes in it."""
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, BooleanOptionalAction, Namespace
+from argparse import SUPPRESS, ArgumentParser, Namespace
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from dove_ext.cli.command import EXIT_OK, Command
-from dove_ext.cli.options import positive
-from dove_train.settings import SETTINGS_HELP, Settings
+from dove_train.settings import Settings, Stage, TrainingError, make_settings, parse_value, read_recipe
 
 
 def configure(parser: ArgumentParser) -> None:
-    """Add the verb's arguments: data, output, and one option for each field of `Settings`."""
-    parser.add_argument(
-        "--data",
-        nargs="+",
-        type=Path,
-        required=True,
-        metavar="PATH",
-        help="image folders, tar shards, images",
-    )
-    parser.add_argument(
-        "--validate", nargs="+", type=Path, required=True, metavar="PATH", help="held-out images, likewise"
-    )
-    parser.add_argument(
-        "--validate-limit",
-        type=positive,
-        default=100,
-        metavar="N",
-        help="held-out images used (default: %(default)s)",
-    )
+    """Add the verb's arguments: the recipe, the output, and one option for each field of `Settings`."""
+    parser.add_argument("recipe", type=Path, metavar="RECIPE", help="YAML file of settings, as in recipes/")
     parser.add_argument(
         "-o",
         "--output",
@@ -38,35 +22,90 @@ def configure(parser: ArgumentParser) -> None:
         metavar="DIR",
         help="run folder; an interrupted run in it goes on",
     )
-    group = parser.add_argument_group("settings")
-    defaults = Settings()
-    for name, text in SETTINGS_HELP.items():
-        value = getattr(defaults, name)
-        flag = "--" + name.replace("_", "-")
-        if isinstance(value, bool):
-            group.add_argument(flag, action=BooleanOptionalAction, default=value, help=text)
+    group = parser.add_argument_group("settings", "override the recipe's")
+    for item in fields(Settings):
+        if item.name in ("shape", "stages"):
+            continue
+        flag, help_text = "--" + item.name.replace("_", "-"), item.metadata["help"]
+        if item.name in ("data", "validation"):
+            group.add_argument(flag, nargs="+", default=SUPPRESS, metavar="PATH", help=help_text)
         else:
-            group.add_argument(
-                flag, type=type(value), default=value, metavar="X", help=f"{text} (default: {value})"
-            )
+            text = f"{help_text} (default: {item.default!r})"
+            group.add_argument(flag, default=SUPPRESS, metavar="X", help=text.replace("%", "%%"))
+    group.add_argument(
+        "--shape",
+        nargs="+",
+        default=[],
+        metavar="FIELD=X",
+        help="fields of the shape, such as vocab_size=50304",
+    )
+    group.add_argument(
+        "--stage",
+        nargs="+",
+        default=[],
+        metavar="STAGE.FIELD=X",
+        help="fields of the recipe's stages, such as joint.steps=500: "
+        + ", ".join(item.name for item in fields(Stage)),
+    )
+
+
+def settings_of(args: Namespace) -> Settings:
+    """The recipe with the command line's changes.
+
+    Raises:
+        TrainingError: naming what is missing, unknown or out of range.
+    """
+    values = read_recipe(args.recipe)
+    for item in fields(Settings):
+        if item.name not in ("shape", "stages") and item.name in args:
+            given = getattr(args, item.name)
+            # What is text stays text: a path may look like a number.
+            values[item.name] = given if isinstance(given, list) or item.type == "str" else parse_value(given)
+    for text in args.shape:
+        _assign(values.setdefault("shape", {}), text, "--shape")
+    for text in args.stage:
+        stages = values.get("stages") or {}
+        name = text.partition(".")[0]
+        if name not in stages:
+            raise TrainingError(f"--stage {text}: the recipe's stages are {', '.join(stages) or 'none'}")
+        _assign(stages, text, "--stage")
+    settings = make_settings(values, str(args.recipe))
+    for name in ("data", "validation"):
+        if not getattr(settings, name):
+            raise TrainingError(f"there is no {name}: give --{name} image folders or tar shards")
+    return settings
+
+
+def _assign(values: dict[str, Any], text: str, option: str) -> None:
+    path, equals, value = text.partition("=")
+    if not equals:
+        raise TrainingError(f"{option} takes FIELD=VALUE, got {text!r}")
+    *outer, last = path.split(".")
+    for name in outer:
+        inner = values.setdefault(name, {})
+        if not isinstance(inner, dict):
+            raise TrainingError(f"{option} {text}: {name!r} has no fields")
+        values = inner
+    values[last] = parse_value(value)
 
 
 def run(args: Namespace) -> int:
-    """Train, printing a line every ten steps and the final measurement."""
+    """Train, and say where the model is."""
     import json
 
-    from dove_ext.files import make_writable_folder
-    from dove_train.data import TrainingImages, held_out_images
-    from dove_train.train import Run, start_config
+    settings = settings_of(args)
 
-    settings = Settings(**{name: getattr(args, name) for name in SETTINGS_HELP})
-    size = start_config(settings).image_size
-    held_out = held_out_images(args.validate, size, args.validate_limit)
-    images = TrainingImages(args.data, size, settings.seed)
-    training = Run(settings, images, held_out, make_writable_folder(args.output))
-    training.start()
-    print(json.dumps(training.run(), indent=2))
-    print(f"the model is in {training.folder / 'model'}")
+    from dove_train.distributed import join
+    from dove_train.memory import keep_freed_memory
+    from dove_train.train import Run
+
+    keep_freed_memory()
+    with join(settings.device, settings.parallel) as world:
+        training = Run(settings, args.output, world)
+        training.start()
+        result = training.run()
+        training.report.say(json.dumps(result, indent=2))
+        training.report.say(f"the model is in {training.folder / 'model'}")
     return EXIT_OK
 
 
@@ -74,5 +113,6 @@ command = Command(
     "train a model on your own photographs",
     configure,
     run,
-    example="dove train --data photos/ shards/train-0000.tar --validate held-out/ -o runs/first",
+    example="dove train recipes/dove-tiny.yaml --data photos/ --validation held-out/ -o runs/first\n"
+    "  torchrun --nproc-per-node 8 --no-python dove train recipes/dove-base-imagenet.yaml ...",
 )

@@ -1,127 +1,284 @@
-"""Training images: from folders or tar shards, held in memory, cropped and flipped as they are drawn."""
+"""Training images in endless random order: sample number p of a seed is the same wherever it is drawn.
+
+The order is one number, the position: how many samples the run has drawn before, in all processes. From
+(seed, position) alone follow the epoch, the image and its augmentation. So a run that goes on needs no state
+of any sampler, worker or random generator, and neither the number of processes nor that of workers matters.
+"""
 
 from __future__ import annotations
 
-import io
-import tarfile
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from dove_ext.errors import ImageError
-from dove_ext.image_io import IMAGE_SUFFIXES, pil_to_tensor
-from dove_ext.images import prepare_images, read_image
+from dove_ext.errors import DoveError, ImageError
+from dove_ext.images import prepare_images
+from dove_train.augment import Augmentation, Pixels, shrink
+from dove_train.image_index import ImageIndex
+from dove_train.settings import TrainingError
+
+# So many unusable images in a row end a run: going through a million of them would look like a hang.
+_PATIENCE = 10_000
 
 
-def open_images(paths: list[Path]) -> Iterator[tuple[str, Image.Image]]:
-    """(name, RGB image) of every image in folders (recursively), tar shards and single files, in order.
+@dataclass
+class Sample:
+    """One augmented image."""
+
+    pixels: Tensor  # uint8 [3, size, size]
+    name: str  # its path, or "shard.tar: member"
+    skipped: dict[str, str] = field(default_factory=dict)  # unreadable images it stands in for: name, reason
+
+
+@dataclass
+class Batch:
+    """Augmented images of consecutive positions."""
+
+    pixels: Tensor  # uint8 [B, 3, size, size]
+    names: list[str]
+    skipped: dict[str, str]  # as in Sample, of all B
+
+
+class TrainingImages(Dataset[Sample]):
+    """Images in a fresh random order each epoch; item p is a function of (seed, p) alone.
+
+    The index p counts samples without end: p // len(images) is the epoch. An image is first scaled down to
+    `augmentation.short_side(size)`, then augmented.
+
+    An image that cannot be read is replaced by the next one of the epoch's order, and named in the sample.
+    So is, without being named, one whose short side is under `min_side`: sizes become known as images are
+    read, since looking at a million headers beforehand would take longer than skipping the small ones.
+
+    Args:
+        paths: image folders, tar shards, pictures, see `ImageIndex`.
+        size: side of the samples in pixels.
+        seed: of the order and the augmentation; not negative.
+        augmentation: what is done to each image.
+        synsets: file that lists the classes to use, see `ImageIndex`.
+        min_side: least short side of an image in pixels, as it is stored (0: all are used).
+        cache_bytes: memory that a process (its workers share it) may use to keep images that it has decoded
+            and scaled down. A set that would not fit as a whole is not kept: hardly any would be met again.
+            Samples do not depend on it.
 
     Raises:
-        ImageError: naming the path or member that does not exist or cannot be read.
-    """
-    for path in paths:
-        if path.suffix == ".tar":
-            yield from _tar_images(path)
-        elif path.is_dir():
-            for file in sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES):
-                yield str(file), _picture(read_image(file))
-        else:
-            yield str(path), _picture(read_image(path))
-
-
-def _tar_images(path: Path) -> Iterator[tuple[str, Image.Image]]:
-    try:
-        with tarfile.open(path) as tar:
-            for member in tar:
-                stream = (
-                    tar.extractfile(member) if Path(member.name).suffix.lower() in IMAGE_SUFFIXES else None
-                )
-                if stream is None:
-                    continue
-                name = f"{path}: {member.name}"
-                try:
-                    with Image.open(io.BytesIO(stream.read())) as picture:
-                        yield name, _picture(pil_to_tensor(picture, repr(name)))
-                except (UnidentifiedImageError, OSError, SyntaxError) as error:
-                    raise ImageError(f"{name!r} is not a picture or is damaged; rebuild the shard") from error
-    except FileNotFoundError as error:
-        raise ImageError(
-            f"{str(path)!r} does not exist; give image folders, tar shards or pictures"
-        ) from error
-    except tarfile.TarError as error:
-        raise ImageError(f"{str(path)!r} is not a tar file or is damaged ({error})") from error
-
-
-def _picture(pixels: Tensor) -> Image.Image:
-    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
-
-
-def resize_short_side(image: Image.Image, side: int) -> Image.Image:
-    """Scale so that the short side is `side` pixels (bicubic, antialiased)."""
-    scale = side / min(image.size)
-    size = (max(side, round(image.width * scale)), max(side, round(image.height * scale)))
-    return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
-
-
-class TrainingImages:
-    """Images in memory with a sampler whose whole state is (seed, position).
-
-    Every epoch is a fresh permutation of all images; an image is cut to a random square of its short side's
-    0.85 to 1 (the paper's mild random crop), scaled to `size` and flipped half of the time; one image in ten
-    is made grey (A.2).
+        ImageError: if there are no images, see `ImageIndex`.
     """
 
-    def __init__(self, paths: list[Path], size: int, seed: int) -> None:
-        self.size, self.seed, self.position = size, seed, 0
-        self.images = [
-            np.asarray(resize_short_side(image, min(min(image.size), round(size * 1.15))))
-            for _, image in open_images(paths)
-        ]
-        if not self.images:
-            raise ImageError(
-                f"there are no pictures in {', '.join(map(str, paths))}; give other training data"
-            )
+    def __init__(
+        self,
+        paths: list[Path],
+        size: int,
+        seed: int,
+        *,
+        augmentation: Augmentation | None = None,
+        synsets: Path | None = None,
+        min_side: int = 0,
+        cache_bytes: int = 4 << 30,
+    ) -> None:
+        if seed < 0:
+            raise TrainingError(f"seed must be at least 0, got {seed}")
+        self.index = ImageIndex(paths, synsets=synsets)
+        self.size, self.seed, self.min_side = size, seed, min_side
+        self.augmentation = augmentation or Augmentation()
+        self.short_side = self.augmentation.short_side(size)
+        usual = 3 * self.short_side**2 * 4 // 3  # bytes of an image of 4 to 3
+        self.cache_bytes = cache_bytes if len(self.index) * usual <= cache_bytes else 0
+        self._cache: dict[int, Pixels] = {}
+        self._cached_bytes = 0
+        self._order: tuple[int, npt.NDArray[np.int64]] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Workers that are not forked get a pickle; they shall read their images themselves.
+        return {**self.__dict__, "_cache": {}, "_cached_bytes": 0, "_order": None}
 
     def __len__(self) -> int:
-        return len(self.images)
+        """Images, which is the number of positions in an epoch."""
+        return len(self.index)
 
-    def batch(self, count: int) -> Tensor:
-        """The next `count` images: float32 [count, 3, size, size] in [-1, 1]."""
-        rows = []
-        for _ in range(count):
-            epoch, index = divmod(self.position, len(self.images))
-            order = np.random.default_rng((self.seed, epoch)).permutation(len(self.images))
-            rows.append(
-                self._augment(self.images[order[index]], np.random.default_rng((self.seed, 1, self.position)))
-            )
-            self.position += 1
-        pixels = torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2)
-        return pixels.float().div_(127.5).sub_(1).contiguous(memory_format=torch.channels_last)
+    def __getitem__(self, position: int) -> Sample:
+        """The sample at a position.
 
-    def _augment(self, pixels: np.ndarray, random: np.random.Generator) -> np.ndarray:
-        height, width = pixels.shape[:2]
-        side = round(min(height, width) * random.uniform(0.85, 1.0))
-        top, left = random.integers(height - side + 1), random.integers(width - side + 1)
-        image = Image.fromarray(pixels[top : top + side, left : left + side])
-        image = image.resize((self.size, self.size), Image.Resampling.BICUBIC)
-        if random.random() < 0.1:
-            image = image.convert("L").convert("RGB")
-        out = np.asarray(image)
-        return out[:, ::-1] if random.random() < 0.5 else out
+        Raises:
+            TrainingError: if no image can be used, or 10,000 in a row cannot.
+        """
+        epoch, start = divmod(position, len(self))
+        order, skipped, small = self._permutation(epoch), {}, 0
+        tries = min(len(self), _PATIENCE)
+        for index in (int(order[(start + k) % len(self)]) for k in range(tries)):
+            try:
+                pixels = self._load(index)
+            except ImageError as error:
+                skipped[self.index.name(index)] = str(error)
+                continue
+            if pixels is None:
+                small += 1
+                continue
+            random = np.random.default_rng((self.seed, 1, position))
+            out = self.augmentation(pixels, self.size, random).transpose(2, 0, 1)
+            return Sample(torch.from_numpy(out.copy()), self.index.name(index), skipped)
+        which = f"none of the {tries} images" if tries == len(self) else f"none of {tries} images in a row"
+        why = [f"{len(skipped)} cannot be read"] if skipped else []
+        why += [f"{small} have a side under {self.min_side} pixels"] if small else []
+        last = f" (the last: {list(skipped.values())[-1]})" if skipped else ""
+        raise TrainingError(f"{which} can be used: {' and '.join(why)}; give other training data{last}")
+
+    def _permutation(self, epoch: int) -> npt.NDArray[np.int64]:
+        if self._order is None or self._order[0] != epoch:
+            self._order = epoch, np.random.default_rng((self.seed, epoch)).permutation(len(self))
+        return self._order[1]
+
+    def _load(self, index: int) -> Pixels | None:
+        """An image as uint8 [H, W, 3], its short side at most `self.short_side`; None if it is too small."""
+        if index in self._cache:
+            return self._cache[index]
+        pixels = self.index.read(index)
+        if min(pixels.shape[1:]) < self.min_side:
+            return None
+        # Also if it is not kept: what is in the cache depends on what was drawn before.
+        small = np.asarray(shrink(Image.fromarray(pixels.permute(1, 2, 0).numpy()), self.short_side))
+        worker = get_worker_info()
+        room = self.cache_bytes // (worker.num_workers if worker else 1)
+        if self._cached_bytes + small.nbytes <= room:
+            self._cache[index] = small
+            self._cached_bytes += small.nbytes
+        return small
 
 
-def held_out_images(paths: list[Path], size: int, limit: int) -> Tensor:
-    """Validation images, evenly spread over the paths' order, centre-cropped.
+def batches(
+    images: TrainingImages,
+    start: int,
+    batch_size: int,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 0,
+) -> Generator[Batch, None, None]:
+    """Batches without end from a position on; `start` is all that a resumed run has to know.
+
+    Batch k of process r holds the positions start + (k * world_size + r) * batch_size and the batch_size - 1
+    after it. So the processes together draw what one process with their joint batch size would, and after k
+    batches of each the position is start + k * world_size * batch_size.
+
+    Args:
+        images: what to draw from.
+        start: position of the first sample.
+        batch_size: B, samples in a batch of one process.
+        rank: r, which of the processes this is.
+        world_size: number of processes.
+        workers: processes that read images ahead, two batches each; 0: this one reads them when asked. They
+            live as long as the generator and end when it is closed or dropped.
+
+    Returns:
+        Generator: of `Batch`; it raises TrainingError where `images` would.
+    """
+    loader: DataLoader[Batch | DoveError] = DataLoader(
+        _Batches(images, batch_size),
+        batch_size=None,  # an item is a batch already
+        sampler=itertools.count(start + rank * batch_size, world_size * batch_size),  # type: ignore[arg-type]
+        collate_fn=_as_it_is,
+        num_workers=workers,
+        generator=torch.Generator(),  # or it would draw a number from the global one
+    )
+    return _unwrap(loader)
+
+
+def _unwrap(loader: DataLoader[Batch | DoveError]) -> Generator[Batch, None, None]:
+    for batch in loader:
+        if isinstance(batch, DoveError):
+            raise batch
+        yield batch
+
+
+class _Batches(Dataset["Batch | DoveError"]):
+    """Item p is the batch that begins at position p."""
+
+    def __init__(self, images: TrainingImages, batch_size: int) -> None:
+        self.images, self.batch_size = images, batch_size
+
+    def __getitem__(self, first: int) -> Batch | DoveError:
+        try:
+            samples = [self.images[first + i] for i in range(self.batch_size)]
+        except DoveError as error:
+            return error  # raised in a worker, it would arrive as a page of traceback
+        skipped = {name: reason for sample in samples for name, reason in sample.skipped.items()}
+        return Batch(torch.stack([s.pixels for s in samples]), [s.name for s in samples], skipped)
+
+
+def _as_it_is(batch: Batch | DoveError) -> Batch | DoveError:
+    return batch
+
+
+class SkippedImages:
+    """The different images that a run could not read, up to a limit.
+
+    Args:
+        limit: how many are put up with.
+        on_new: called with one sentence for each of them, once.
+    """
+
+    def __init__(self, limit: int, on_new: Callable[[str], None] | None = None) -> None:
+        self.limit, self._on_new = limit, on_new
+        self.reasons: dict[str, str] = {}  # by name
+
+    def __len__(self) -> int:
+        return len(self.reasons)
+
+    def add(self, skipped: dict[str, str]) -> None:
+        """Count the images of `Batch.skipped` that are new.
+
+        Raises:
+            TrainingError: if there are more than the limit.
+        """
+        for name, reason in skipped.items():
+            if name in self.reasons:
+                continue
+            self.reasons[name] = reason
+            if self._on_new is not None:
+                self._on_new(reason)
+            if len(self) > self.limit:
+                raise TrainingError(
+                    f"{len(self)} images cannot be read and max_unreadable is {self.limit}; repair or remove "
+                    f"them, or allow more; the last: {reason}"
+                )
+
+
+def held_out_images(paths: list[Path], size: int, limit: int, synsets: Path | None = None) -> Tensor:
+    """Validation images, evenly spread over the paths' order, centre-cropped; only those are read.
+
+    Args:
+        paths: image folders, tar shards, pictures, see `ImageIndex`.
+        size: side in pixels.
+        limit: the most images.
+        synsets: file that lists the classes to use, see `ImageIndex`.
 
     Returns:
         Tensor: float32 [N, 3, size, size] in [-1, 1], N <= limit.
+
+    Raises:
+        ImageError: if there are none, or one of them cannot be read: a measurement must not lose images.
     """
-    images = [image for _, image in open_images(paths)]
-    if not images:
-        raise ImageError(f"there are no pictures in {', '.join(map(str, paths))}; give other held-out data")
-    step = max(1, len(images) // limit)
-    return prepare_images(images[::step][:limit], size)
+    index = ImageIndex(paths, synsets=synsets, purpose="held-out data")
+    return torch.cat([_centre(index, i, size) for i in index.spread(limit)])
+
+
+def held_out_names(paths: list[Path], limit: int, synsets: Path | None = None) -> list[str]:
+    """The names of what `held_out_images` returns, in its order; no image is read."""
+    index = ImageIndex(paths, synsets=synsets, purpose="held-out data")
+    return [index.name(i) for i in index.spread(limit)]
+
+
+def _centre(index: ImageIndex, i: int, size: int) -> Tensor:
+    pixels = index.read(i)
+    try:
+        return prepare_images(pixels, size)
+    except ImageError as error:  # it knows the shape only
+        raise ImageError(f"{index.name(i)!r} cannot be cropped: {error}") from error

@@ -1,71 +1,126 @@
-"""What is minimised, and the labels of the stop head."""
+"""What is minimised: each function is one equation, per sample, so that the loop decides how to average."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def reconstruction_loss(reconstruction: Tensor, pixels: Tensor) -> Tensor:
-    """L_mse of each sample (Eq. 2): [B], in units of the [-1, 1] range squared."""
+def mean_squared_error(reconstruction: Tensor, pixels: Tensor) -> Tensor:
+    """L_mse of each image (Eq. 2).
+
+    Args:
+        reconstruction: [B, 3, S, S], nominally in [-1, 1].
+        pixels: [B, 3, S, S] in [-1, 1].
+
+    Returns:
+        Tensor: float32 [B], in units of the [-1, 1] range squared.
+    """
     return (reconstruction.float() - pixels.float()).square().flatten(1).mean(1)
 
 
-def sample_lengths(count: int, slots: int, full_share: float, generator: torch.Generator) -> Tensor:
-    """A length for each sample: log-uniform in 1..slots, or `slots` for a share of them. int32 [count]."""
-    uniform = torch.rand(count, generator=generator)
-    lengths = (slots + 1) ** uniform
-    full = torch.rand(count, generator=generator) < full_share
-    return torch.where(full, torch.full_like(lengths, slots), lengths).int().clamp(1, slots)
+def reconstruction_loss(
+    reconstruction: Tensor,
+    pixels: Tensor,
+    *,
+    mse_weight: float = 1.0,
+    perceptual: nn.Module | None = None,
+    perceptual_weight: float = 0.1,
+) -> Tensor:
+    """L_rec = lambda_mse L_mse + lambda_perc L_perc (Eq. 2 without its adversarial term).
+
+    The adversarial term trains the pixels but says nothing of an image's quality by itself, so thresholds
+    compare this sum.
+
+    Args:
+        reconstruction: as for `mean_squared_error`.
+        pixels: likewise.
+        mse_weight: lambda_mse.
+        perceptual: a distance of `dove_ext.metrics`, ([B, 3, S, S], [B, 3, S, S]) to [B]; None leaves it out.
+        perceptual_weight: lambda_perc.
+
+    Returns:
+        Tensor: float32 [B].
+    """
+    loss = mse_weight * mean_squared_error(reconstruction, pixels)
+    if perceptual is None or perceptual_weight == 0:
+        return loss
+    return loss + perceptual_weight * perceptual(reconstruction, pixels)
 
 
-def stop_loss(p_eos: Tensor, lengths: Tensor, loss: Tensor, threshold: float) -> Tensor:
-    """Cross-entropy of the stop probability at the sampled length (the sampled-length rule).
+def paper_eos_loss(p_eos: Tensor, lengths: Tensor, loss: Tensor, threshold: float) -> Tensor:
+    """L_eos of each image by the paper's rule (Eq. 3).
 
-    Stopping at position m (0-based) keeps m tokens, so the label of position `length` is whether the loss
-    with `length` tokens is at most the threshold. It does not depend on the head's own decisions. At
-    length K there is nothing left to stop.
+    p_eos(m) where L_rec > threshold (more tokens are needed), otherwise -1/(m-1) sum_{i<m} p_eos(i) (fewer
+    are enough); m is the position of EOS, counted from 1. An image without EOS has its last position as m.
+
+    Args:
+        p_eos: [B, K].
+        lengths: int32 [B], tokens kept: m - 1, or K without an EOS.
+        loss: [B], L_rec at these lengths; no gradient is taken through it.
+        threshold: mean L_rec of the last steps.
+
+    Returns:
+        Tensor: [B].
+    """
+    slots = p_eos.shape[1]
+    kept = lengths.long()
+    at_end = p_eos.gather(1, kept.clamp_max(slots - 1)[:, None])[:, 0]
+    before = torch.arange(slots, device=p_eos.device) < kept[:, None]
+    earlier = -(p_eos * before).sum(1) / kept.clamp_min(1)
+    return torch.where(loss.detach() > threshold, at_end, earlier)
+
+
+def sampled_eos_loss(p_eos: Tensor, lengths: Tensor, loss: Tensor, threshold: float) -> Tensor:
+    """L_eos of each image by the sampled-length rule: cross-entropy of p_eos at the sampled length.
+
+    Stopping at position n (from 0) keeps n tokens, so the label of position `length` is whether L_rec with
+    `length` tokens is at most the threshold. Unlike in Eq. 3 the label does not depend on the head's own
+    decisions, and p_eos comes to mean "the loss here is small enough". At length K nothing is left to stop:
+    0.
 
     Args:
         p_eos: [B, K].
         lengths: int32 [B], the sampled ones.
         loss: [B], L_rec at these lengths; no gradient is taken through it.
         threshold: the loss that is good enough.
+
+    Returns:
+        Tensor: [B]; average it over the images with length < K.
     """
-    inside = lengths < p_eos.shape[1]
-    position = lengths.clamp_max(p_eos.shape[1] - 1).long()[:, None]
+    slots = p_eos.shape[1]
+    position = lengths.clamp_max(slots - 1).long()[:, None]
     p = p_eos.gather(1, position)[:, 0].clamp(1e-6, 1 - 1e-6)
     label = (loss.detach() <= threshold).to(p.dtype)
-    entropy = F.binary_cross_entropy(p, label, reduction="none")
-    return (entropy * inside).sum() / inside.sum().clamp_min(1)
+    return F.binary_cross_entropy(p, label, reduction="none") * (lengths < slots)
 
 
-class RelativeLoss:
-    """Running mean of L_rec by length, so that short and long lengths weigh the same.
+def gaussian_loss(divergence: Tensor, lengths: Tensor) -> Tensor:
+    """Mean KL of the kept tokens of each image (DOVE (Gaussian), appendix D).
 
-    The error at 4 tokens is a hundred times that at 256; dividing each sample by what is usual at its
-    length asks every length for the same relative gain. Lengths share a bin by powers of two.
+    Args:
+        divergence: [B, K], `Generator.divergence`.
+        lengths: int32 [B].
+
+    Returns:
+        Tensor: [B].
     """
-
-    def __init__(self, slots: int) -> None:
-        self.mean = torch.zeros(slots.bit_length() + 1)
-
-    def weight(self, loss: Tensor, lengths: Tensor) -> Tensor:
-        """1 / (running mean at this length), [B]; updates the means with this batch."""
-        bins = lengths.float().log2().long()
-        for i, value in zip(bins.tolist(), loss.detach().tolist(), strict=True):
-            self.mean[i] = value if self.mean[i] == 0 else 0.98 * self.mean[i] + 0.02 * value
-        return 1 / self.mean[bins].clamp_min(1e-8)
+    kept = torch.arange(divergence.shape[1], device=divergence.device) < lengths[:, None]
+    return (divergence * kept).sum(1) / lengths.clamp_min(1)
 
 
-class LengthTarget:
-    """The threshold of the sampled-length rule, moved slowly so that the mean length meets a target."""
+def quantiser_loss(latents: Tensor, codes: Tensor, commitment: float = 0.25) -> Tensor:
+    """|sg(z) - e|^2 + beta |z - sg(e)|^2 of each image (VQ-VAE, arXiv 1711.00937, Eq. 3), for the baseline.
 
-    def __init__(self, target: float, threshold: float, rate: float = 0.02) -> None:
-        self.target, self.threshold, self.rate = target, threshold, rate
+    Args:
+        latents: z, [B, P, C].
+        codes: e, the nearest codebook entries [B, P, C].
+        commitment: beta.
 
-    def update(self, mean_length: float) -> None:
-        """Raise the threshold when the model keeps too many tokens, lower it when too few."""
-        error = max(-1.0, min(1.0, (mean_length - self.target) / self.target))
-        self.threshold *= 1 + self.rate * error
+    Returns:
+        Tensor: float32 [B].
+    """
+    z, e = latents.float(), codes.float()
+    codebook = (z.detach() - e).square().flatten(1).mean(1)
+    return codebook + commitment * (z - e.detach()).square().flatten(1).mean(1)

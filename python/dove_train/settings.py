@@ -1,11 +1,17 @@
-"""Everything a run depends on besides its data."""
+"""Everything a run depends on: one flat dataclass and its stages, filled from recipes and command lines."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from dove_ext.errors import DoveError
+
+# What a stage may train, see `stages.PARTS`.
+PART_NAMES = ("encoder", "decoder", "codebook", "linear", "generator", "tokens", "token_decoder", "head")
 
 
 class TrainingError(DoveError, ValueError):
@@ -13,64 +19,252 @@ class TrainingError(DoveError, ValueError):
 
 
 def _setting(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
+    return field(default=default, metadata=_help(text))
+
+
+def _help(text: str) -> dict[str, str]:
+    return {"help": text}
+
+
+@dataclass
+class Stage:
+    """One part of a schedule: what is trained, through which path, for how long."""
+
+    steps: int = _setting(0, "optimiser steps")
+    train: list[str] = field(
+        default_factory=list, metadata=_help(f"parts that learn, of {', '.join(PART_NAMES)}")
+    )
+    path: str = _setting(
+        "tokens", "'tokens': through the whole model at sampled lengths; 'autoencoder': VQGAN"
+    )
+    learning_rate: float = _setting(0.0, "peak of AdamW's learning rate (0: the run's)")
+    crop: int = _setting(
+        0, "autoencoder: side of the random squares that it sees, in pixels (0: whole images)"
+    )
+
+    def __post_init__(self) -> None:
+        if self.path not in ("tokens", "autoencoder"):
+            raise TrainingError(f"a stage's path must be 'tokens' or 'autoencoder', got {self.path!r}")
+        for name in self.train:
+            if name not in PART_NAMES:
+                raise TrainingError(f"a stage can train {', '.join(PART_NAMES)}; {name!r} is none of these")
+        if not self.train:
+            raise TrainingError(f"a stage must train something: give `train` some of {', '.join(PART_NAMES)}")
+        _at_least(self, 0, "steps", "learning_rate", "crop")
 
 
 @dataclass
 class Settings:
-    """One run; the defaults train dove-tiny on a two-core machine within hours."""
+    """One run. Recipes are YAML files of these fields; the command line overrides single ones."""
 
-    preset: str = _setting("dove-tiny", "shape of the model, if it does not start from another")
-    start_from: str = _setting("", "model to start from, shape and weights, instead of the closed form")
-    name: str = _setting("", "the model's name; tokens remember it (empty: the output folder's name)")
-    silence_branches: bool = _setting(False, "set what start_from adds to the linear code back to zero")
-    joint_steps: int = _setting(2500, "steps with all parts trained jointly")
-    decoder_steps: int = _setting(
-        0, "steps after that with the tokens fixed and only what renders them trained"
+    # --- the model ---
+    preset: str = _setting("dove-tiny", "shape of the model: a preset of DOVE or of the VQGAN baseline")
+    shape: dict[str, Any] = field(
+        default_factory=dict, metadata=_help("fields of the shape that differ from the preset")
     )
-    head_steps: int = _setting(300, "steps at the end with only the stop head trained")
-    batch_size: int = _setting(16, "images a step")
+    start_from: str = _setting("", "model to start from, shape and weights: a name or a folder")
+    closed_form: bool = _setting(True, "fit the linear code to the data first, if the model has one")
+    fit_images: int = _setting(1024, "images the closed form is fitted to")
+    name: str = _setting("", "the model's name; tokens remember it (empty: the output folder's name)")
+    # --- the data ---
+    data: list[str] = field(
+        default_factory=list, metadata=_help("image folders, tar shards, images to train on")
+    )
+    validation: list[str] = field(default_factory=list, metadata=_help("held-out images, likewise"))
+    validation_limit: int = _setting(100, "held-out images used, evenly spread")
+    synsets: str = _setting("", "file that lists the ImageNet classes to use (empty: all)")
+    crop_scale: float = _setting(0.85, "smallest side of the random crop, as a share of the short side")
+    flip: float = _setting(0.5, "share of images mirrored")
+    grey: float = _setting(0.1, "share of images made grey")
+    workers: int = _setting(0, "processes that read images (0: the training process does)")
+    min_side: int = _setting(0, "least short side of a stored training image, in pixels (0: all are used)")
+    max_unreadable: int = _setting(100, "unreadable images that are skipped; one more ends the run")
+    # --- L_rec (Eq. 2) ---
+    mse_weight: float = _setting(1.0, "of the mean squared error, in units of the [-1, 1] range squared")
+    perceptual: str = _setting("", "perceptual distance: lpips-vgg, mobilenet, st-lpips (empty: none)")
+    perceptual_weight: float = _setting(0.1, "of the perceptual distance")
+    perceptual_weights: str = _setting("", "file with its backbone (empty: from its package, or downloaded)")
+    gan_weight: float = _setting(0.0, "of the adversarial loss; the paper's is 5e-10; 0 leaves it out")
+    gan_start: int = _setting(0, "step at which the adversarial loss sets in")
+    gan_learning_rate: float = _setting(1e-4, "of the discriminator's own AdamW")
+    kl_weight: float = _setting(1e-6, "of the KL term of DOVE (Gaussian)")
+    commitment: float = _setting(0.25, "of the encoder's pull towards its code, for the VQGAN baseline")
+    loss_scale: str = _setting("absolute", "'relative': follow the gradient of log L_rec, so of PSNR")
+    # --- lengths and L_eos (Eq. 3) ---
+    eos_rule: str = _setting("sampled", "'sampled': lengths are drawn; 'paper': the model's own lengths")
+    lambda_eos: float = _setting(0.05, "weight of L_eos after its ramp")
+    ramp_start: float = _setting(0.05, "share of a stage's steps during which the weight is 0")
+    ramp_end: float = _setting(0.25, "share of a stage's steps after which the weight is whole")
+    window: int = _setting(100, "paper's rule: steps whose mean L_rec is the threshold")
+    target_length: float = _setting(90.0, "sampled rule: mean length that the threshold is moved towards")
+    start_threshold: float = _setting(0.0, "sampled rule: first threshold (0: the first batch's mean L_rec)")
+    threshold_rate: float = _setting(0.02, "sampled rule: how far the threshold moves a step, at most")
+    full_share: float = _setting(0.2, "share of samples at full length; the others are log-uniform")
+    # --- optimisation ---
+    batch_size: int = _setting(16, "images a process and a pass")
+    accumulate: int = _setting(1, "passes whose gradients are summed for one step")
     learning_rate: float = _setting(1e-4, "peak of AdamW's learning rate")
-    warmup_steps: int = _setting(100, "steps in which the learning rate rises")
+    warmup_steps: int = _setting(100, "steps of a stage in which the learning rate rises")
     weight_decay: float = _setting(0.01, "of matrices and convolutions")
     clip: float = _setting(1.0, "largest norm of the gradient")
-    full_share: float = _setting(0.2, "share of samples at full length; the others are log-uniform")
-    lambda_eos: float = _setting(0.05, "weight of the stop head's loss")
-    target_length: float = _setting(90.0, "mean length that the stop threshold is moved towards")
-    start_threshold: float = _setting(0.0, "loss that is good enough at first (0: the first batch's mean)")
-    fit_images: int = _setting(768, "images the closed-form start is fitted to")
-    freeze_linear_code: bool = _setting(True, "train only what is added to the closed form")
-    ema: float = _setting(0.99, "decay of the averaged weights, which are evaluated and saved")
+    ema: float = _setting(0.999, "decay of the averaged weights, which are evaluated and saved")
     bf16: bool = _setting(True, "bfloat16 autocast")
+    # --- scale ---
+    device: str = _setting("auto", "'auto': the GPU of this process, if there is one; or cpu, cuda, ...")
+    parallel: str = _setting("ddp", "under torchrun: 'ddp' or 'fsdp2'")
+    activation_checkpointing: bool = _setting(False, "compute layers twice instead of keeping activations")
+    compile: bool = _setting(False, "torch.compile the model")
+    # --- the run ---
     seed: int = _setting(0, "of weights, lengths and the order of images")
+    steps: int = _setting(0, "at most this many steps in each stage (0: as the stages say)")
+    minutes: float = _setting(0.0, "shorten the stages so that training takes this long (0: no limit)")
+    log_every: int = _setting(10, "steps")
     checkpoint_every: int = _setting(100, "steps")
+    keep_checkpoints: int = _setting(2, "newest checkpoints that are kept")
     evaluate_every: int = _setting(500, "steps")
+    picture_every: int = _setting(500, "steps between picture grids; 0 leaves them out")
+    tensorboard: bool = _setting(False, "write tensorboard logs, too")
+    # --- the schedule ---
+    stages: dict[str, Stage] = field(default_factory=dict, metadata=_help("stages in order, by name"))
 
     def __post_init__(self) -> None:
-        least = {
-            "batch_size": 1,
-            "fit_images": 32,
-            "warmup_steps": 1,
-            "checkpoint_every": 1,
-            "evaluate_every": 1,
-        }
-        least |= dict.fromkeys(("joint_steps", "decoder_steps", "head_steps"), 0)
-        for name, value in least.items():
-            if getattr(self, name) < value:
-                raise TrainingError(f"{name} must be at least {value}, got {getattr(self, name)}")
-        for name in ("learning_rate", "clip", "target_length"):
+        counts = (
+            "batch_size accumulate warmup_steps checkpoint_every evaluate_every keep_checkpoints log_every"
+        )
+        _at_least(self, 1, *counts.split(), "window", "validation_limit")
+        _at_least(self, 32, "fit_images")
+        _at_least(
+            self,
+            0,
+            "steps",
+            "picture_every",
+            "workers",
+            "max_unreadable",
+            "min_side",
+            "gan_start",
+            "minutes",
+            "seed",
+        )
+        _at_least(self, 0, "mse_weight", "perceptual_weight", "gan_weight", "kl_weight", "commitment")
+        _at_least(self, 0, "weight_decay", "lambda_eos", "start_threshold", "threshold_rate")
+        for name in ("learning_rate", "gan_learning_rate", "clip", "target_length"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise TrainingError(f"{name} must be above 0, got {getattr(self, name)}")
-        for name in ("weight_decay", "lambda_eos", "start_threshold"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise TrainingError(f"{name} must be at least 0, got {getattr(self, name)}")
-        for name in ("full_share", "ema"):
+        for name in ("crop_scale", "flip", "grey", "full_share", "ema", "ramp_start", "ramp_end"):
             if not 0 <= getattr(self, name) <= 1:
                 raise TrainingError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
-        if self.silence_branches and not self.start_from:
+        if self.ramp_end < self.ramp_start:
             raise TrainingError(
-                "silence_branches needs start_from: a new model's branches are silent already"
+                f"ramp_end ({self.ramp_end}) must not be before ramp_start ({self.ramp_start})"
             )
+        choices = {
+            "eos_rule": ("sampled", "paper"),
+            "parallel": ("ddp", "fsdp2"),
+            "loss_scale": ("absolute", "relative"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise TrainingError(
+                    f"{name} must be {' or '.join(map(repr, allowed))}, got {getattr(self, name)!r}"
+                )
 
 
-SETTINGS_HELP: dict[str, str] = {f.name: f.metadata["help"] for f in fields(Settings)}
+def _at_least(settings: Any, least: float, *names: str) -> None:
+    for name in names:
+        if not least <= getattr(settings, name) < float("inf"):
+            raise TrainingError(f"{name} must be at least {least}, got {getattr(settings, name)}")
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """A recipe's fields as plain values.
+
+    Raises:
+        TrainingError: if the file is missing or not a YAML mapping.
+    """
+    try:
+        import yaml
+    except ImportError as error:
+        raise TrainingError("recipes are YAML: pip install 'dove-ext[train]'") from error
+    try:
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), _loader(yaml))
+    except OSError as error:
+        raise TrainingError(f"the recipe {str(path)!r} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise TrainingError(f"the recipe {str(path)!r} is not YAML: {reason}") from error
+    if not isinstance(values, dict):
+        raise TrainingError(
+            f"the recipe {str(path)!r} must be a mapping of settings, such as `batch_size: 16`"
+        )
+    return values
+
+
+def _loader(yaml: Any) -> Any:
+    """A safe loader that reads 5e-10 as the number it is (YAML 1.1 wants 5.0e-10)."""
+    import re
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+    number = re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789"))
+    return Loader
+
+
+def parse_value(text: str) -> Any:
+    """One value of the command line, read as in a recipe."""
+    import yaml
+
+    return yaml.load(text, _loader(yaml))
+
+
+def make_settings(values: dict[str, Any], source: str) -> Settings:
+    """Settings from plain values, each checked.
+
+    Args:
+        values: a recipe's fields, possibly overridden.
+        source: what to call them in messages.
+
+    Raises:
+        TrainingError: naming the field that is unknown, of the wrong type or out of range.
+    """
+    values = dict(values)
+    stages = values.pop("stages", {})
+    if not isinstance(stages, dict) or not all(isinstance(s, dict) for s in stages.values()):
+        raise TrainingError(f"{source}: stages must be a mapping of names to stages")
+    built = {str(name): _build(Stage, stage, f"{source}: stage {name!r}") for name, stage in stages.items()}
+    return _build(Settings, {**values, "stages": built}, source)
+
+
+def _build(cls: Any, values: dict[str, Any], source: str) -> Any:
+    known = {f.name for f in fields(cls)}
+    blank = {
+        f.name: f.default if f.default is not dataclasses.MISSING else f.default_factory()
+        for f in fields(cls)
+    }  # type: ignore[misc]
+    checked = {}
+    for name, value in values.items():
+        if name not in known:
+            near = get_close_matches(str(name), known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise TrainingError(f"{source} has no setting {name!r}{hint}")
+        expected = type(blank[name])
+        if expected is float and type(value) is int:
+            value = float(value)
+        if expected is list and isinstance(value, str):
+            value = [value]
+        if type(value) is not expected:
+            raise TrainingError(f"{source}: {name} must be {_KINDS[expected]}, got {value!r}")
+        checked[name] = value
+    return cls(**checked)
+
+
+_KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    list: "a list",
+    dict: "a mapping",
+}

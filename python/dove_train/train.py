@@ -1,258 +1,358 @@
-"""The training loop: one model, all parts jointly, lengths sampled for each image.
+"""The training loop: stages in order, each a path through the model, its trained parts and its losses.
 
-    dove train --data photos/ shard-0000.tar --validate held-out/ --output run/
+    dove train recipes/dove-tiny.yaml --data photos/ --validation held-out/ -o runs/mine
 
-starts dove-tiny from its closed-form linear code and writes run/checkpoint.pt (resumed by the same command),
-run/log.jsonl and, at the end, run/model/ for DoveModel.from_pretrained.
+writes checkpoints/ (the same command goes on from the newest), log.jsonl, pictures/ and, at the end, model/.
+A step is a function of the settings, the weights and the step's number alone: the order of images, their
+augmentation, the sampled lengths and all noise are drawn from the seed and the place in the run, so a
+resumed run needs no state of any random generator.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-import json
 import math
-import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from dove_ext.config import PRESETS, DoveConfig
-from dove_ext.files import atomic_write
+from dove_ext.files import make_writable_folder
 from dove_ext.models.dove import DoveModel
-from dove_ext.pretrained import find_model, load_config
-from dove_train.data import TrainingImages
-from dove_train.evaluate import evaluate
-from dove_train.initialise import fit_linear_code, freeze_linear_code, silence_branches
-from dove_train.losses import (
-    LengthTarget,
-    RelativeLoss,
-    reconstruction_loss,
-    sample_lengths,
-    stop_loss,
+from dove_train.averaging import AveragedWeights
+from dove_train.build import build_model
+from dove_train.checkpoints import newest_checkpoint, write_checkpoint
+from dove_train.data import (
+    Augmentation,
+    Batch,
+    SkippedImages,
+    TrainingImages,
+    batches,
+    held_out_images,
+    held_out_names,
 )
-from dove_train.settings import Settings, TrainingError
+from dove_train.distributed import World, whole
+from dove_train.evaluate import evaluate
+from dove_train.initialise import fit_linear_code, has_closed_form
+from dove_train.lengths import sample_lengths
+from dove_train.objective import Objective
+from dove_train.optimizer import eos_weight, learning_rate, load_optimizer, make_optimizer, optimizer_state
+from dove_train.report import Reporter
+from dove_train.settings import Settings, Stage, TrainingError
+from dove_train.stages import make_pass, recompute_activations, trained_parameters
 
-
-def start_config(settings: Settings) -> DoveConfig:
-    """The shape that a run trains: that of the model it starts from, or a preset's.
-
-    Raises:
-        TrainingError: if the preset is unknown or has no closed form to start from.
-        CheckpointError: if there is no model to start from.
-    """
-    if settings.start_from:
-        return load_config(find_model(settings.start_from))
-    if settings.preset not in PRESETS:
-        raise TrainingError(f"no preset is named {settings.preset!r}; known are {', '.join(PRESETS)}")
-    config = PRESETS[settings.preset]
-    if not (config.shortcut and config.vqgan.patch_shortcut):
-        raise TrainingError(
-            f"{settings.preset!r} has no linear code to start from; make a model with `dove convert` "
-            "and give it as start_from"
-        )
-    return config
+# What a resumed run may change; everything else would make it another run.
+_FREE_SETTINGS = {
+    "data", "validation", "validation_limit", "workers", "max_unreadable", "perceptual_weights", "device",
+    "minutes", "log_every", "checkpoint_every", "keep_checkpoints", "evaluate_every", "picture_every",
+    "tensorboard", "activation_checkpointing", "compile", "batch_size", "accumulate",
+}  # fmt: skip
 
 
 class Run:
     """The state of a training run and its steps."""
 
-    def __init__(self, settings: Settings, images: TrainingImages, held_out: Tensor, folder: Path) -> None:
-        self.settings, self.images, self.held_out, self.folder = settings, images, held_out, folder
-        torch.manual_seed(settings.seed)
-        self.random = torch.Generator().manual_seed(settings.seed)
-        config = dataclasses.replace(start_config(settings), name=settings.name or folder.resolve().name)
-        self.model = DoveModel(config).train()
-        self.averaged = DoveModel(config).eval()
-        if settings.freeze_linear_code:
-            freeze_linear_code(self.model)
-        head = set(self.model.generator.embed_out.parameters())
-        body = [p for p in self.model.parameters() if p not in head and p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": [p for p in body if p.dim() > 1], "weight_decay": settings.weight_decay},
-                {"params": [p for p in body if p.dim() <= 1], "weight_decay": 0.0},
-                {"params": list(head), "weight_decay": 0.0},
-            ],
-            lr=settings.learning_rate,
-            betas=(0.9, 0.95),
+    def __init__(self, settings: Settings, folder: Path, world: World) -> None:
+        if not settings.stages:
+            raise TrainingError("the recipe has no stages; name at least one, with its steps")
+        self.settings, self.world = settings, world
+        self.folder = make_writable_folder(folder)
+        self.report = Reporter(folder, quiet=not world.leads, tensorboard=settings.tensorboard)
+        self.model = build_model(settings, folder).to(world.device).train()
+        for stage in settings.stages.values():  # a part or a path that the model lacks is found out now
+            make_pass(self.model, stage), list(trained_parameters(self.model, stage))
+        size = self.model.config.image_size if isinstance(self.model, DoveModel) else 256
+        validation = [Path(p) for p in settings.validation]
+        synsets = Path(settings.synsets) if settings.synsets else None
+        self.held_out = held_out_images(validation, size, settings.validation_limit, synsets)
+        self.held_out_names = held_out_names(validation, settings.validation_limit, synsets)
+        self.images = TrainingImages(
+            [Path(p) for p in settings.data],
+            size,
+            settings.seed,
+            augmentation=Augmentation(settings.crop_scale, settings.flip, settings.grey),
+            synsets=synsets,
+            min_side=settings.min_side,
         )
-        self.relative = RelativeLoss(self.model.config.num_tokens)
-        self.lengths = LengthTarget(settings.target_length, threshold=settings.start_threshold)
-        self.step = 0
+        self.skipped = SkippedImages(settings.max_unreadable, self.report.warn)
+        self.objective = Objective(settings, world)
+        self.averaged = AveragedWeights(self.model, settings.ema)
+        self.step = 0  # of all stages
+        self.position = 0  # samples of all processes
         self.seconds = 0.0
+        self.planned = {
+            name: min(stage.steps, settings.steps) if settings.steps else stage.steps
+            for name, stage in settings.stages.items()
+        }
+        self.broken_steps = 0  # in a row
+        self.resumed: dict[str, Any] | None = None  # an optimiser's state that the next stage goes on with
+
+    # --- Where the run is -----------------------------------------------------------------------------
+
+    @property
+    def slots(self) -> int:
+        """K, or 1 for a model without tokens."""
+        return self.model.config.num_tokens if isinstance(self.model, DoveModel) else 1
 
     @property
     def total_steps(self) -> int:
-        """Steps of all phases."""
-        return sum(steps for _, steps in self.phases)
+        """Steps of all stages."""
+        return sum(self.planned.values())
 
     @property
-    def phases(self) -> list[tuple[str, int]]:
-        """The stages of the run in order, each with its steps."""
-        s = self.settings
-        return [("joint", s.joint_steps), ("decoder", s.decoder_steps), ("head", s.head_steps)]
+    def global_batch(self) -> int:
+        """Images of one step, over passes and processes."""
+        return self.settings.batch_size * self.settings.accumulate * self.world.size
 
-    def phase(self) -> tuple[str, int, int]:
-        """Name of the stage that the next step belongs to, that step's place in it, and its steps."""
+    def current(self) -> tuple[str, int, int] | None:
+        """Stage of the next step, that step's place in it, and the stage's steps; None at the end."""
         step = self.step
-        for name, steps in self.phases:
+        for name, steps in self.planned.items():
             if step < steps:
                 return name, step, steps
             step -= steps
-        raise ValueError(f"the run has {self.total_steps} steps, all of which are done")
+        return None
 
     def start(self) -> None:
-        """Resume from the checkpoint of this folder, or start from the closed form."""
-        checkpoint = self.folder / "checkpoint.pt"
-        if checkpoint.exists():
-            self.load(checkpoint)
-            self.log({"resumed_at_step": self.step})
+        """Go on from the newest checkpoint of the folder, or begin."""
+        state = newest_checkpoint(self.folder / "checkpoints", self.report.warn)
+        if state is not None:
+            self.restore(state)
+            self.report.resume_at(self.step)
+            self.report.say(f"going on at step {self.step} of {self.total_steps}")
             return
-        if self.settings.start_from:
-            self.model.load_state_dict(DoveModel.from_pretrained(self.settings.start_from).state_dict())
-            if self.settings.silence_branches:
-                silence_branches(self.model)
-        else:
-            chunks = [self.images.batch(32) for _ in range(self.settings.fit_images // 32)]
-            self.images.position = 0
-            fit_linear_code(self.model, torch.cat(chunks))
-        self.averaged.load_state_dict(self.model.state_dict())
-        self.log({"settings": dataclasses.asdict(self.settings), "images": len(self.images)})
-        self.log({"step": 0, "validation": self.evaluate()})
-
-    def learning_rate(self) -> float:
-        """Linear warm-up, then a cosine to a twentieth; each phase starts it again."""
         s = self.settings
-        _, step, total = self.phase()
-        warm = min(1.0, (step + 1) / min(s.warmup_steps, max(1, total // 4)))
-        return s.learning_rate * warm * (0.525 + 0.475 * math.cos(math.pi * step / total))
+        if s.closed_form and not s.start_from and has_closed_form(self.model):
+            pixels = torch.stack([self.images[i].pixels for i in range(s.fit_images)])
+            fit_linear_code(self.model.cpu(), to_range(pixels))
+            self.model.to(self.world.device)
+        self.averaged.reset(self.model)
+        self.report.log({"settings": dataclasses.asdict(s), "images": len(self.images)})
+        self.evaluate()
 
-    def take_step(self) -> dict[str, float]:
-        """One optimiser step; returns what is logged."""
-        s = self.settings
-        phase, *_ = self.phase()
-        pixels = self.images.batch(s.batch_size)
-        kept = sample_lengths(s.batch_size, self.model.config.num_tokens, s.full_share, self.random)
-        rate = self.learning_rate()
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        with torch.autocast("cpu", torch.bfloat16, enabled=s.bf16):
-            with torch.set_grad_enabled(phase == "joint"):
-                tokens, hidden = self.model.generate(pixels)
-            with torch.set_grad_enabled(phase != "head"):
-                loss = reconstruction_loss(self.model.render(tokens, kept), pixels)
-        p_eos = self.model.generator.p_eos(hidden.float())
-        if self.lengths.threshold == 0:
-            self.lengths.threshold = loss.detach().mean().item()
-        stop = stop_loss(p_eos, kept, loss, self.lengths.threshold)
-        own = self.own_lengths(p_eos)
-        objective = s.lambda_eos * stop
-        if phase != "head":
-            objective = objective + (loss * self.relative.weight(loss, kept)).mean()
-        self.optimizer.zero_grad(set_to_none=True)
-        objective.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), s.clip)
-        if torch.isfinite(norm):
-            self.optimizer.step()
-        self.lengths.update(own.mean().item())
-        self.step += 1
-        self.average()
-        return {
-            "mse": loss.mean().item(),
-            "relative": objective.item(),
-            "stop": stop.item(),
-            "length": own.mean().item(),
-            "threshold": self.lengths.threshold,
-            "grad_norm": norm.item(),
-            "lr": rate,
-        }
+    # --- Training -------------------------------------------------------------------------------------
 
-    def own_lengths(self, p_eos: Tensor) -> Tensor:
-        """Where the stop head would stop, from its curve: float [B]."""
-        stops = p_eos.detach() > 0.5
-        return torch.where(stops.any(1), stops.int().argmax(1), stops.shape[1]).clamp_min(1).float()
-
-    @torch.no_grad()
-    def average(self) -> None:
-        """Move the averaged weights towards the current ones, faster in the first steps."""
-        decay = min(self.settings.ema, (1 + self.step) / (10 + self.step))
-        for mean, value in zip(self.averaged.parameters(), self.model.parameters(), strict=True):
-            mean.lerp_(value, 1 - decay)
-        for mean, value in zip(self.averaged.buffers(), self.model.buffers(), strict=True):
-            mean.copy_(value)
-
-    def evaluate(self) -> dict[str, Any]:
-        """Measure the averaged weights on the held-out images."""
-        return evaluate(self.averaged, self.held_out)
-
-    def run(self, report: Callable[[str], None] = print) -> dict[str, Any]:
-        """Train to the end; returns the last evaluation."""
-        s = self.settings
-        while self.step < self.total_steps:
-            began = time.perf_counter()
-            values = self.take_step()
-            self.seconds += time.perf_counter() - began
-            if self.step % 10 == 0:
-                speed = s.batch_size * self.step / self.seconds
-                self.log({"step": self.step, "images_per_s": round(speed, 2), **values})
-                report(
-                    f"step {self.step}/{self.total_steps}  {speed:.1f} images/s  mse {values['mse']:.5f}  "
-                    f"stop {values['stop']:.3f}  length {values['length']:.0f}  "
-                    f"threshold {values['threshold']:.5f}"
-                )
-            if self.step % s.evaluate_every == 0:
-                self.log({"step": self.step, "validation": self.evaluate()})
-            if self.step % s.checkpoint_every == 0 or self.step == self.total_steps:
-                self.save(self.folder / "checkpoint.pt")
+    def run(self) -> dict[str, Any]:
+        """Train to the end and save the averaged weights; returns the last evaluation."""
+        while (now := self.current()) is not None:
+            self.run_stage(now[0])
         result = self.evaluate()
-        self.log({"step": self.step, "seconds": round(self.seconds), "validation": result})
-        self.averaged.save_pretrained(self.folder / "model", dtype=torch.float16)
+        self.report.log({"step": self.step, "seconds": round(self.seconds)})
+        model = self.averaged.model()
+        if self.world.leads:
+            model.save_pretrained(self.folder / "model", dtype=torch.float16)
+        self.world.wait()
         return result
 
-    def log(self, record: dict[str, Any]) -> None:
-        """Append one line to log.jsonl."""
-        with (self.folder / "log.jsonl").open("a") as file:
-            file.write(json.dumps(record) + "\n")
+    def run_stage(self, name: str) -> None:
+        """Train one stage from where the run is in it to its end."""
+        s, stage = self.settings, self.settings.stages[name]
+        path, optimizer = self.prepare(stage)
+        stream = batches(
+            self.images,
+            start=self.position,
+            batch_size=s.batch_size,
+            rank=self.world.rank,
+            world_size=self.world.size,
+            workers=s.workers,
+        )
+        began, first = time.perf_counter(), self.step
+        while (now := self.current()) is not None and now[0] == name:
+            tick = time.perf_counter()
+            values = self.take_step(stage, path, optimizer, stream)
+            self.seconds += time.perf_counter() - tick
+            if s.minutes and self.step == first + 20:
+                self.shorten(name, time.perf_counter() - began)
+            if self.step % s.log_every == 0:
+                speed = self.global_batch / (time.perf_counter() - tick)
+                self.report.progress(self.step, self.total_steps, name, {"images/s": speed, **values})
+            ended = (self.current() or ("",))[0] != name
+            if s.picture_every and self.step % s.picture_every == 0:
+                shown = self.held_out[:4].to(self.world.device)
+                self.report.pictures(self.step, self.averaged.model(), shown, self.held_out_names[:4])
+            if self.step % s.evaluate_every == 0 and not ended:
+                self.evaluate()
+            if self.step % s.checkpoint_every == 0 or ended:
+                self.save(path, optimizer)
 
-    def save(self, path: Path) -> None:
+    def prepare(self, stage: Stage) -> tuple[nn.Module, torch.optim.AdamW]:
+        """What a stage runs: its path, spread over the processes, and a new optimiser."""
+        if self.world.sharded:  # shards are laid out for one stage: the next starts from whole weights
+            weights = {name: whole(t) for name, t in self.model.state_dict().items()}
+            self.model = copy.deepcopy(self.averaged.model()).train()
+            self.model.load_state_dict(weights)
+            self.model.to(memory_format=torch.contiguous_format)  # FSDP2 shards no channels-last weights
+        self.model.requires_grad_(False)
+        trained = list(trained_parameters(self.model, stage))
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        path: nn.Module = make_pass(self.model, stage)
+        if self.settings.activation_checkpointing:
+            recompute_activations(path)
+        path = self.world.spread(path)
+        if self.world.sharded:
+            trained = [p for p in self.model.parameters() if p.requires_grad]
+            self.averaged.restore(self.averaged.state(), self.model)
+        optimizer = make_optimizer(trained, self.settings)
+        if self.resumed is not None:
+            load_optimizer(path, optimizer, self.resumed, self.world)
+            self.resumed = None
+        return torch.compile(path) if self.settings.compile else path, optimizer  # type: ignore[return-value]
+
+    def shorten(self, name: str, seconds: float) -> None:
+        """Cut a stage to its share of `minutes`, from the time of its first 20 steps."""
+        share = self.settings.stages[name].steps / sum(s.steps for s in self.settings.stages.values())
+        pace = self.world.sum(torch.tensor(seconds, device=self.world.device)).item() / self.world.size / 20
+        affordable = int(60 * self.settings.minutes * share / pace)
+        self.planned[name] = max(20, min(self.planned[name], affordable))
+
+    def take_step(
+        self, stage: Stage, path: nn.Module, optimizer: torch.optim.AdamW, stream: Iterator[Batch]
+    ) -> dict[str, float]:
+        """One optimiser step; returns what is logged."""
+        s, world, objective = self.settings, self.world, self.objective
+        _, place, total = self.current() or ("", 0, 1)
+        rate, lambda_eos = learning_rate(s, stage, place, total), eos_weight(s, place, total)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        # Noise of this step alone: a resumed run needs no state of the generator.
+        torch.manual_seed(
+            np.random.SeedSequence((s.seed, 4, self.step, world.rank)).generate_state(1)[0].item()
+        )
+        lengths = sample_lengths(s.seed, self.position, self.global_batch, self.slots, s.full_share)
+        undecided = int((lengths < self.slots).sum())
+        adversarial = objective.adversary is not None and self.step >= s.gan_start
+        tally: dict[str, Tensor] = {}
+        names, judged = [], []
+        optimizer.zero_grad(set_to_none=True)
+        for part in range(s.accumulate):
+            batch = next(stream)
+            self.skipped.add(batch.skipped)
+            names += batch.names
+            pixels = self.pixels(batch, stage, part)
+            first = (part * world.size + world.rank) * s.batch_size
+            drawn = lengths[first : first + s.batch_size].to(world.device)
+            hold = part < s.accumulate - 1 and hasattr(path, "no_sync")
+            with path.no_sync() if hold else nullcontext():  # type: ignore[operator]
+                with torch.autocast(world.device.type, torch.bfloat16, enabled=s.bf16):
+                    outputs = path(pixels, None if s.eos_rule == "paper" else drawn)
+                    loss, values = objective(
+                        outputs, pixels, lambda_eos=lambda_eos, undecided=undecided, adversarial=adversarial
+                    )
+                loss.backward()
+            for name, value in values.items():
+                tally[name] = tally.get(name, torch.zeros_like(value)) + value
+            if adversarial:
+                judged.append((pixels, outputs.reconstruction.detach()))
+        self.position += self.global_batch
+        norm = self.clip(optimizer)
+        self.finish(optimizer, norm, names)
+        shared = world.sum(torch.stack(list(tally.values())))
+        means = {n: (v / shared[0]).item() for n, v in zip(tally, shared, strict=True)}
+        del means["images"]
+        objective.update(means)
+        if adversarial and objective.adversary is not None:
+            means["discriminator"] = objective.adversary.step(judged)
+        if "length" in means:
+            means |= {"threshold": objective.threshold.value(0.0), "lambda": lambda_eos}
+            self.report.check_lengths(means["length"], self.slots, lambda_eos)
+        self.step += 1
+        self.averaged.update(self.model, self.step)
+        return {**means, "norm": norm, "lr": rate}
+
+    def pixels(self, batch: Batch, stage: Stage, part: int) -> Tensor:
+        """A batch on the device, [B, 3, S, S] in [-1, 1]; a stage's crop is the same square for all of it."""
+        pixels = to_range(batch.pixels.to(self.world.device, non_blocking=True))
+        if stage.crop and stage.crop < pixels.shape[-1]:
+            random = np.random.default_rng((self.settings.seed, 3, self.step, part))
+            top, left = random.integers(pixels.shape[-1] - stage.crop + 1, size=2)
+            pixels = pixels[..., top : top + stage.crop, left : left + stage.crop]
+        return pixels.contiguous(memory_format=torch.channels_last)
+
+    def clip(self, optimizer: torch.optim.AdamW) -> float:
+        """Shorten the gradient to the largest norm allowed; returns its norm before, over all processes."""
+        trained = [p for group in optimizer.param_groups for p in group["params"]]
+        return float(whole(torch.nn.utils.clip_grad_norm_(trained, self.settings.clip)))
+
+    def finish(self, optimizer: torch.optim.AdamW, norm: float, names: list[str]) -> None:
+        """Take the step, unless the loss or its gradient is not finite; a run of such steps ends the run.
+
+        Raises:
+            TrainingError: after ten such steps in a row.
+        """
+        if math.isfinite(norm):
+            optimizer.step()
+            self.broken_steps = 0
+            return
+        self.broken_steps += 1
+        shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        self.report.warn(f"step {self.step}: loss or gradient is not finite; skipped; images: {shown}")
+        if self.broken_steps == 10:
+            raise TrainingError(
+                "ten steps in a row had a loss or gradient that is not finite; lower learning_rate, or look "
+                f"at the images named in {self.folder / 'log.jsonl'}"
+            )
+
+    # --- Measuring and keeping ------------------------------------------------------------------------
+
+    def evaluate(self) -> dict[str, Any]:
+        """Measure the averaged weights on the held-out images, and log it."""
+        result = evaluate(self.averaged.model(), self.held_out)
+        self.report.log({"step": self.step, "validation": result})
+        return result
+
+    def save(self, path: nn.Module, optimizer: torch.optim.AdamW) -> None:
         """Write everything a resumed run needs."""
         state = {
             "settings": dataclasses.asdict(self.settings),
-            "step": self.step,
+            "global_batch": self.global_batch,
+            "position": self.position,
             "seconds": self.seconds,
-            "model": self.model.state_dict(),
-            "averaged": self.averaged.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "random": self.random.get_state(),
-            "position": self.images.position,
-            "relative": self.relative.mean,
-            "threshold": self.lengths.threshold,
+            "planned": self.planned,
+            "model": {name: whole(tensor) for name, tensor in self.model.state_dict().items()},
+            "averaged": self.averaged.state(),
+            "optimizer": optimizer_state(path, optimizer, self.world),
+            "objective": self.objective.state(),
         }
-        with atomic_write(path) as temporary:
-            torch.save(state, temporary)
+        if self.world.leads:
+            write_checkpoint(self.folder / "checkpoints", self.step, state, self.settings.keep_checkpoints)
+        self.world.wait()
 
-    def load(self, path: Path) -> None:
-        """Continue a run; its settings must be the ones given, except for the number of steps."""
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise TrainingError(
-                f"{path} cannot be read; remove it to start again, or use another output"
-            ) from error
-        free = {"joint_steps", "decoder_steps", "head_steps", "checkpoint_every", "evaluate_every"}
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue a run; its settings must be the ones given, except those that do not change its course.
+
+        Raises:
+            TrainingError: naming the setting that differs.
+        """
+        where = self.folder / "checkpoints"
         for name, value in dataclasses.asdict(self.settings).items():
-            if name not in free and state["settings"].get(name) != value:
+            if name not in _FREE_SETTINGS and state["settings"].get(name) != value:
                 raise TrainingError(
-                    f"{path} was written with {name}={state['settings'].get(name)}, "
-                    f"this run has {name}={value}; use the same settings or another --output"
+                    f"{where} was written with {name}={state['settings'].get(name)}, this run has "
+                    f"{name}={value}; use the same settings or another output"
                 )
+        if state["global_batch"] != self.global_batch:
+            raise TrainingError(
+                f"{where} was written with {state['global_batch']} images a step, this run has "
+                f"{self.global_batch}; change batch_size or accumulate so that processes x batch_size x "
+                "accumulate stays the same"
+            )
+        self.step, self.position, self.seconds = state["step"], state["position"], state["seconds"]
+        self.planned = state["planned"]
         self.model.load_state_dict(state["model"])
-        self.averaged.load_state_dict(state["averaged"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.random.set_state(state["random"])
-        self.step, self.seconds, self.images.position = state["step"], state["seconds"], state["position"]
-        self.relative.mean, self.lengths.threshold = state["relative"], state["threshold"]
+        self.averaged.restore(state["averaged"], self.model)
+        self.objective.restore(state["objective"])
+        now = self.current()
+        # At a stage's end its optimiser has done its work; the next stage makes its own.
+        self.resumed = state["optimizer"] if now is not None and now[1] > 0 else None
+
+
+def to_range(pixels: Tensor) -> Tensor:
+    """uint8 pixels as float32 in [-1, 1]."""
+    return pixels.float().div(127.5).sub(1)

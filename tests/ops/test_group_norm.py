@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dove_ext import ops
+from dove_ext.ops import reference
 
 
 def inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
@@ -36,6 +37,88 @@ def test_results_are_channels_last_and_the_sum_is_what_was_normalised() -> None:
     assert torch.equal(normed, ops.group_norm(summed, weight, bias))
     for out in (normed, summed):
         assert out.is_contiguous(memory_format=torch.channels_last)
+
+
+def backward_inputs(dtype: torch.dtype) -> tuple[Any, ...]:
+    """Arguments of dove::group_norm_backward up to `silu`, channels-last."""
+    x, weight, bias = inputs(dtype)
+    _, mean, rstd = torch.ops.dove.group_norm(x, weight, bias, 32, 1e-6, True)
+    return x.flip(0).cos(), x.sin(), x, mean, rstd, weight, bias
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_of_an_image_do_not_depend_on_its_batch(dtype: torch.dtype) -> None:
+    *images, weight, bias = backward_inputs(dtype)
+    together, *_ = torch.ops.dove.group_norm_backward(*images, weight, bias, True)
+    for image in range(5):
+        alone = [t[image : image + 1] for t in images]
+        assert torch.equal(
+            torch.ops.dove.group_norm_backward(*alone, weight, bias, True)[0][0], together[image]
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", ["contiguous", "slice", "every other row", "expanded"])
+def test_gradients_may_arrive_in_any_memory(layout: str, dtype: torch.dtype) -> None:
+    grad, grad_summed, *rest = backward_inputs(dtype)
+
+    def arranged(t: Tensor) -> Tensor:
+        if layout == "contiguous":
+            return t.contiguous()
+        if layout == "slice":  # channels of a wider gradient, as behind torch.cat
+            return torch.cat([t.new_full((5, 3, 40, 40), float("nan")), t], 1)[:, 3:]
+        if layout == "every other row":
+            return t.repeat_interleave(2, 2)[:, :, ::2]
+        return t[:1, :1, :1, :1].expand(t.shape)  # as behind a sum
+
+    arrived = arranged(grad), arranged(grad_summed)
+    dense = (t.contiguous(memory_format=torch.channels_last) for t in arrived)
+    actual = torch.ops.dove.group_norm_backward(*arrived, *rest, True)
+    expected = torch.ops.dove.group_norm_backward(*dense, *rest, True)
+    for a, e in zip(actual, expected, strict=True):
+        assert torch.equal(a, e)
+    assert actual[0].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("used", [0, 1])
+def test_one_of_both_results_may_be_unused(used: int) -> None:
+    def gradients(function: Any) -> list[Tensor | None]:
+        leaves = [t.clone().double() if function is reference.group_norm else t.clone() for t in inputs()]
+        leaves.append(leaves[0].flip(0))
+        x, weight, bias, residual = (leaf.requires_grad_() for leaf in leaves)
+        result = function(x, weight, bias, residual=residual)[used]
+        weights = torch.linspace(-1, 1, result.numel(), dtype=result.dtype).reshape(result.shape)
+        return [*torch.autograd.grad((result * weights).sum(), leaves, allow_unused=True)]
+
+    for a, e in zip(gradients(ops.group_norm), gradients(reference.group_norm), strict=True):
+        assert (a is None) == (e is None)
+        if a is not None and e is not None:
+            assert (a.double() - e).abs().max() <= 1e-6 * e.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_slope_of_silu_far_from_zero(dtype: torch.dtype) -> None:
+    # One channel a group of two pixels: z is -1 and 1, so that weight and bias choose y.
+    y = torch.tensor([-1e4, -200.0, -89.0, -87.5, -20.0, 0.0, 20.0, 87.5, 89.0, 200.0, 1e4])
+    x = torch.tensor([-1.0, 1.0]).repeat(y.numel(), 1)[None].to(dtype)
+    weight, bias = torch.full_like(y, 1e-3), y
+    mean, rstd = torch.zeros(1, y.numel()), torch.ones(1, y.numel())
+    _, _, grad_bias = torch.ops.dove.group_norm_backward(
+        torch.ones_like(x), None, x, mean, rstd, weight, bias, True
+    )
+    slopes = [bias.double() + sign * 1e-3 for sign in (-1, 1)]
+    expected = sum(torch.sigmoid(s) * (1 + s * torch.sigmoid(-s)) for s in slopes)
+    torch.testing.assert_close(
+        grad_bias.double(), expected, rtol=0, atol=1e-6 if dtype is torch.float32 else 1e-3
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("with_summed", [False, True])
+def test_opcheck_of_the_backward(with_summed: bool, dtype: torch.dtype) -> None:
+    grad, grad_summed, *rest = backward_inputs(dtype)
+    arguments = (grad, grad_summed if with_summed else None, *rest, True)
+    torch.library.opcheck(torch.ops.dove.group_norm_backward, arguments)
 
 
 def test_compiles_without_graph_breaks() -> None:

@@ -60,47 +60,66 @@ def test_forward(case: Case, dtype: str, isa: str) -> None:
     )
 
 
+def gradients(case: Case, function: Any, inputs: dict[str, Any]) -> list[Tensor]:
+    """Gradients of the row's inputs under a fixed, uneven weighting of all outputs."""
+    inputs = dict(inputs)
+    for name in case.grads:
+        inputs[name] = inputs[name].detach().requires_grad_()
+    results = [r for r in outputs(function(**inputs)) if r.requires_grad]
+    # With plain sums a swapped row would go unnoticed.
+    loss = sum(
+        (r * torch.linspace(-1, 1, r.numel(), dtype=torch.float64).reshape(r.shape).to(r.dtype)).sum()
+        for r in results
+    )
+    return list(torch.autograd.grad(loss, [inputs[n] for n in case.grads]))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", [c for c in CASES if c.grads], ids=str)
 def test_backward(case: Case, dtype: str, isa: str) -> None:
-    def gradients(function: Any, inputs: dict[str, Any]) -> list[Tensor]:
-        inputs = dict(inputs)
-        for name in case.grads:
-            inputs[name] = inputs[name].detach().requires_grad_()
-        results = [r for r in outputs(function(**inputs)) if r.requires_grad]
-        # A fixed, uneven weighting: with plain sums a swapped row would go unnoticed.
-        loss = sum(
-            (r * torch.linspace(-1, 1, r.numel(), dtype=torch.float64).reshape(r.shape).to(r.dtype)).sum()
-            for r in results
-        )
-        return list(torch.autograd.grad(loss, [inputs[n] for n in case.grads]))  # type: ignore[arg-type]
-
     kind = DTYPES[dtype]
     inputs = case.make(kind)
     plain = getattr(reference, case.op)
-    actual = gradients(getattr(ops, case.op), inputs)
-    low = gradients(plain, inputs)
-    exact = gradients(plain, cast(inputs, torch.float64))
+    actual = gradients(case, getattr(ops, case.op), inputs)
+    low = gradients(case, plain, inputs)
+    exact = gradients(case, plain, cast(inputs, torch.float64))
     for name, a, p, e in zip(case.grads, actual, low, exact, strict=True):
         bound = 2 * error(p, e) + case.floor[kind] * max(1.0, e.abs().max().item() if e.numel() else 1.0)
         assert error(a, e) <= bound, f"{case} grad {name}: error {error(a, e):.3g} above {bound:.3g}"
+
+
+def on_threads(function: Any, *threads: int) -> list[list[Tensor]]:
+    """What `function` returns on each number of threads."""
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for count in threads:
+            torch.set_num_threads(count)
+            results.append(function())
+        return results
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_same_result_on_any_number_of_threads(case: Case, dtype: str) -> None:
     inputs = case.make(DTYPES[dtype])
-    before = torch.get_num_threads()
-    try:
-        results = []
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            results.append(outputs(getattr(ops, case.op)(**inputs)))
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        for a, b in zip(results[0], other, strict=True):
+    first, *others = on_threads(lambda: outputs(getattr(ops, case.op)(**inputs)), 1, 2, 5)
+    for other in others:
+        for a, b in zip(first, other, strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", [c for c in CASES if c.grads], ids=str)
+def test_same_gradients_on_any_number_of_threads(case: Case, dtype: str) -> None:
+    inputs = case.make(DTYPES[dtype])
+    # PyTorch's own share of the way back, the weighting of the outputs, is element by element.
+    first, *others = on_threads(lambda: gradients(case, getattr(ops, case.op), inputs), 1, 2, 5)
+    for other in others:
+        for name, a, b in zip(case.grads, first, other, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True, msg=f"{case} grad {name}")
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

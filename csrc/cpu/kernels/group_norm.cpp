@@ -1,18 +1,15 @@
 // GroupNorm + SiLU (+ residual sum) over channels-last images.
 //
-// An image is cut into chunks of whole pixels whose size follows from the channel count alone. One task is one
-// chunk, in both passes, so a result depends neither on the threads nor on the batch:
 //   1. statistics: make and store the sum if there is a residual; per channel, take the mean and then the
 //      squares about it, the second time from cache, so that a mean far larger than the deviation does no harm;
 //      combine the channels of each group; store mean and squared deviations of (chunk, group).
 //   2. between the passes, one task per image merges its chunks in order, in double.
-//   3. normalise: the last chunks first, since they are what the caches still hold of a large image.
-// Images run through all three steps in sets that fit the last-level cache.
+//   3. normalise.
+// Chunks and the order of the passes: group_norm_chunks.h.
 #include "dove/group_norm.h"
 
 #include "../group_norm_layout.h"
-#include "../parallel.h"
-#include "vec.h"
+#include "group_norm_chunks.h"
 
 namespace dove::cpu::DOVE_ISA {
 namespace {
@@ -24,48 +21,9 @@ constexpr int kSweep = 8;
 constexpr int kSweep = 4;
 #endif
 
-// Bytes of input after which the images met so far are finished before the next is begun.
-constexpr int64_t kSetBytes = int64_t{4} << 20;
-
-// Some 40 us of work: about what waking a thread that sleeps costs.
-constexpr int64_t kThreadValues = int64_t{1} << 17;
-
-struct Chunk {
-  int64_t image;
-  int64_t index;
-  int64_t first_pixel;
-  int64_t pixels;
-};
-
-Chunk chunk_of(const GroupNormArgs& a, const GroupNormLayout& w, int64_t image, int64_t index) {
-  const int64_t first = index * w.chunk_pixels;
-  const int64_t left = a.pixels - first;
-  return {image, index, first, left < w.chunk_pixels ? left : w.chunk_pixels};
-}
-
-template <class T>
-const T* pixel_row(const void* base, int64_t image, int64_t stride_image, int64_t pixel, int64_t stride_pixel) {
-  return static_cast<const T*>(base) + image * stride_image + pixel * stride_pixel;
-}
-
 template <class T>
 T* dense_row(void* base, const GroupNormArgs& a, int64_t image, int64_t pixel) {
   return static_cast<T*>(base) + (image * a.pixels + pixel) * a.channels;
-}
-
-// The last, incomplete vector of a row: `count` values, then zeros.
-template <class T>
-Vec load_some(const T* from, int64_t count) {
-  T values[kLanes] = {};
-  std::memcpy(values, from, count * sizeof(T));
-  return load(values);
-}
-
-template <class T>
-void store_some(T* to, Vec v, int64_t count) {
-  T values[kLanes];
-  store(values, v);
-  std::memcpy(to, values, count * sizeof(T));
 }
 
 template <class T>
@@ -246,22 +204,10 @@ void normalise(const GroupNormArgs& a, const GroupNormLayout& w, const Chunk& ch
 template <class T, bool silu>
 void run(const GroupNormArgs& a) {
   const GroupNormLayout w(a, a.workspace);
-  // A thread is woken for a share of at least kThreadValues values.
-  const int64_t shares = a.batch * a.pixels * a.channels / kThreadValues;
-  const int threads = shares < a.threads ? static_cast<int>(shares > 1 ? shares : 1) : a.threads;
-  const int64_t image_bytes = a.pixels * a.channels * static_cast<int64_t>(sizeof(T));
-  const int64_t set_size = image_bytes < kSetBytes ? kSetBytes / image_bytes : 1;
-  for (int64_t begin = 0; begin < a.batch; begin += set_size) {
-    const int64_t images = a.batch - begin < set_size ? a.batch - begin : set_size;
-    const int64_t tasks = images * w.chunks;
-    parallel_for(tasks, threads,
-                 [&](int64_t i) { statistics<T>(a, w, chunk_of(a, w, begin + i / w.chunks, i % w.chunks)); });
-    parallel_for(images, threads, [&](int64_t i) { finish_statistics(a, w, begin + i); });
-    parallel_for(tasks, threads, [&](int64_t i) {
-      const int64_t last = tasks - 1 - i;
-      normalise<T, silu>(a, w, chunk_of(a, w, begin + last / w.chunks, last % w.chunks));
-    });
-  }
+  two_passes(
+      a, w, a.pixels * a.channels * static_cast<int64_t>(sizeof(T)),
+      [&](const Chunk& chunk) { statistics<T>(a, w, chunk); }, [&](int64_t image) { finish_statistics(a, w, image); },
+      [&](const Chunk& chunk) { normalise<T, silu>(a, w, chunk); });
 }
 
 }  // namespace

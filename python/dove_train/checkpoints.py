@@ -1,0 +1,78 @@
+"""Checkpoints of a run: written whole or not at all, pruned, and found again past damaged ones."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dove_ext.files import atomic_write
+from dove_train.settings import TrainingError
+
+FORMAT = "dove_train checkpoint 1"
+_NAME = re.compile(r"step-(\d+)\.pt")
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first."""
+    found = [(int(match[1]), path) for path in folder.glob("*.pt") if (match := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]
+
+
+def write_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
+    """Write the state of a step, then remove all but the newest `keep` checkpoints."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step-{step:07d}.pt"
+    with atomic_write(path) as temporary:
+        torch.save({"format": FORMAT, "step": step, **state}, temporary)
+    for old in checkpoint_files(folder)[:-keep]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's state, on the CPU.
+
+    Raises:
+        TrainingError: saying in one sentence what is wrong with the file.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch.load alone does not look at the check sums
+        if damaged is not None:
+            raise TrainingError(f"{path} is damaged ({damaged} fails its check sum)")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, zipfile.BadZipFile, RuntimeError, EOFError, pickle.UnpicklingError, KeyError) as error:
+        raise TrainingError(f"{path} is torn or no checkpoint ({type(error).__name__})") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise TrainingError(f"{path} was not written by this version of dove train")
+    return state
+
+
+def newest_checkpoint(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | None:
+    """The newest state that can be used, or None where there are no checkpoints.
+
+    Args:
+        folder: where they are.
+        warn: told about each one that was passed over.
+
+    Raises:
+        TrainingError: if there are checkpoints and none can be used.
+    """
+    files = checkpoint_files(folder)
+    for path in reversed(files):
+        try:
+            return read_checkpoint(path)
+        except TrainingError as error:
+            warn(f"{error}; using the one before it")
+    if files:
+        raise TrainingError(
+            f"none of the {len(files)} checkpoints in {folder} can be used; remove them to start again, or "
+            "use another output"
+        )
+    return None

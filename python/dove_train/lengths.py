@@ -1,0 +1,87 @@
+"""Which lengths a run trains at, and the thresholds that its stop labels compare with."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def sample_lengths(seed: int, first: int, count: int, slots: int, full_share: float) -> Tensor:
+    """A length for each of the samples `first`, `first` + 1, ... of a run: int32 [count].
+
+    Log-uniform in 1..slots, or `slots` for a share of them. A sample's length depends on the seed and its
+    place in the run alone, so it is the same for any number of processes and after a resumption.
+    """
+    lengths = np.empty(count, dtype=np.int32)
+    for row in range(count):
+        random = np.random.default_rng((seed, 2, first + row))
+        full, uniform = random.random(2)
+        lengths[row] = slots if full < full_share else min(int((slots + 1) ** uniform), slots)
+    return torch.from_numpy(lengths)
+
+
+class RunningThreshold:
+    """The paper's threshold: mean L_rec of the last `window` steps (2.2)."""
+
+    def __init__(self, window: int) -> None:
+        self.losses: deque[float] = deque(maxlen=window)
+
+    @property
+    def empty(self) -> bool:
+        """Whether `value` needs a loss to begin with."""
+        return not self.losses
+
+    def value(self, loss: float) -> float:
+        """The threshold for a step, before its own loss (which stands in at the first step) is added."""
+        return sum(self.losses) / len(self.losses) if self.losses else loss
+
+    def update(self, loss: float, mean_length: float) -> None:
+        """Add a step's mean L_rec; the length has no part in this rule."""
+        self.losses.append(loss)
+
+    def state(self) -> list[float]:
+        """What a checkpoint keeps."""
+        return list(self.losses)
+
+    def restore(self, state: list[float]) -> None:
+        """Go on from a checkpoint."""
+        self.losses.clear()
+        self.losses.extend(state)
+
+
+class TargetThreshold:
+    """The sampled rule's threshold: moved slowly so that the mean length meets a target.
+
+    A threshold that follows the losses at the model's own lengths feeds on its own cuts; this one looks at
+    the lengths only.
+    """
+
+    def __init__(self, target: float, start: float, rate: float) -> None:
+        self.target, self.current, self.rate = target, start, rate
+
+    @property
+    def empty(self) -> bool:
+        """Whether `value` needs a loss to begin with."""
+        return self.current == 0
+
+    def value(self, loss: float) -> float:
+        """The threshold for a step; the first one is that step's mean loss if none was given."""
+        if self.current == 0:
+            self.current = loss
+        return self.current
+
+    def update(self, loss: float, mean_length: float) -> None:
+        """Raise the threshold when the model keeps too many tokens, lower it when too few."""
+        error = max(-1.0, min(1.0, (mean_length - self.target) / self.target))
+        self.current *= 1 + self.rate * error
+
+    def state(self) -> list[float]:
+        """What a checkpoint keeps."""
+        return [self.current]
+
+    def restore(self, state: list[float]) -> None:
+        """Go on from a checkpoint."""
+        self.current = state[0]

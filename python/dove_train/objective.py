@@ -1,0 +1,119 @@
+"""L_total of one pass (Eq. 4), and the running values that its terms compare with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dove_ext.metrics import perceptual_distance
+from dove_train.adversary import Adversary
+from dove_train.distributed import World
+from dove_train.lengths import RunningThreshold, TargetThreshold
+from dove_train.losses import (
+    gaussian_loss,
+    paper_eos_loss,
+    quantiser_loss,
+    reconstruction_loss,
+    sampled_eos_loss,
+)
+from dove_train.settings import Settings
+from dove_train.stages import Outputs
+
+
+class Objective:
+    """The losses of a run with their state; the same in every process."""
+
+    def __init__(self, settings: Settings, world: World) -> None:
+        self.settings, self.world = settings, world
+        self.perceptual = None
+        if settings.perceptual and settings.perceptual_weight:
+            weights = Path(settings.perceptual_weights) if settings.perceptual_weights else None
+            self.perceptual = perceptual_distance(settings.perceptual, weights).to(world.device)
+        self.adversary = Adversary(settings, world) if settings.gan_weight else None
+        self.threshold: RunningThreshold | TargetThreshold = (
+            RunningThreshold(settings.window)
+            if settings.eos_rule == "paper"
+            else TargetThreshold(settings.target_length, settings.start_threshold, settings.threshold_rate)
+        )
+
+    def __call__(
+        self, outputs: Outputs, pixels: Tensor, *, lambda_eos: float, undecided: int, adversarial: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What to take the gradient of, and what to log.
+
+        Sums are divided by the images of a whole step in one process, so that gradients may be summed over
+        passes and averaged over processes.
+
+        Args:
+            outputs: of a path, for a batch of B.
+            pixels: [B, 3, S, S] in [-1, 1].
+            lambda_eos: weight of L_eos.
+            undecided: images of the step, over all processes, whose sampled length is below K.
+            adversarial: add lambda_gan L_gan.
+
+        Returns:
+            (Tensor, dict): a scalar, and for each name the sum of its values over the batch, detached.
+        """
+        s = self.settings
+        images = s.batch_size * s.accumulate
+        loss = reconstruction_loss(
+            outputs.reconstruction,
+            pixels,
+            mse_weight=s.mse_weight,
+            perceptual=self.perceptual,
+            perceptual_weight=s.perceptual_weight,
+        )
+        tally: dict[str, Tensor] = {"images": torch.full_like(loss, 1.0), "loss": loss}
+        each = loss
+        if adversarial and self.adversary is not None:
+            gan = self.adversary.generator_loss(outputs.reconstruction)
+            each, tally["gan"] = each + s.gan_weight * gan, gan
+        if outputs.lengths is not None and s.loss_scale == "relative":
+            # The gradient of log L_rec, which PSNR follows: the error at 4 tokens is a hundred times that at
+            # 256, and that of a cluttered room a hundred times that of a wall.
+            each = each / loss.detach().clamp_min(1e-8)
+        if outputs.divergence is not None and outputs.lengths is not None:
+            kl = gaussian_loss(outputs.divergence, outputs.lengths)
+            each, tally["kl"] = each + s.kl_weight * kl, kl
+        if outputs.latents is not None and outputs.codes is not None:
+            quantiser = quantiser_loss(outputs.latents, outputs.codes, s.commitment)
+            each, tally["quantiser"] = each + quantiser, quantiser
+        total = each.sum() / images
+        if outputs.p_eos is not None and outputs.lengths is not None and outputs.own_lengths is not None:
+            threshold = self.threshold.value(self._mean(loss))
+            if s.eos_rule == "paper":
+                eos = paper_eos_loss(outputs.p_eos, outputs.lengths, loss, threshold)
+                total = total + lambda_eos * eos.sum() / images
+            else:
+                eos = sampled_eos_loss(outputs.p_eos, outputs.lengths, loss, threshold)
+                total = total + lambda_eos * eos.sum() * self.world.size / max(1, undecided)
+            tally |= {"eos": eos, "length": outputs.own_lengths.float()}
+        return total, {name: values.detach().float().sum() for name, values in tally.items()}
+
+    def _mean(self, loss: Tensor) -> float:
+        """Mean L_rec over all processes, where the threshold still needs one to begin with."""
+        if not self.threshold.empty:
+            return 0.0
+        sums = self.world.sum(torch.stack([loss.detach().sum(), loss.new_tensor(float(len(loss)))]))
+        return (sums[0] / sums[1]).item()
+
+    def update(self, means: dict[str, float]) -> None:
+        """Move the threshold by one step's means, which are the same in every process."""
+        if "length" in means:
+            self.threshold.update(means["loss"], means["length"])
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {
+            "threshold": self.threshold.state(),
+            "adversary": None if self.adversary is None else self.adversary.state(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state`'s result."""
+        self.threshold.restore(state["threshold"])
+        if self.adversary is not None:
+            self.adversary.restore(state["adversary"])

@@ -1,0 +1,131 @@
+"""The two paths through a model that a stage can train, and which parameters its parts are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from dove_ext.models.dove import DoveModel
+from dove_ext.models.stack import Layer
+from dove_ext.models.vqgan import VQGAN, Level
+from dove_train.settings import Stage, TrainingError
+
+
+class Outputs(NamedTuple):
+    """What a pass gives the losses; what a path does not have is None."""
+
+    reconstruction: Tensor  # [B, 3, S, S]
+    lengths: Tensor | None = None  # int32 [B], tokens that were kept
+    own_lengths: Tensor | None = None  # int32 [B], where the model would stop
+    p_eos: Tensor | None = None  # float32 [B, K]
+    divergence: Tensor | None = None  # float32 [B, K], KL of the Gaussian variant's tokens
+    latents: Tensor | None = None  # [B, P, C], before the quantiser
+    codes: Tensor | None = None  # [B, P, C], chosen by it
+    indices: Tensor | None = None  # int64 [B, P]
+
+
+class TokensPass(nn.Module):
+    """Image -> latents -> tokens -> truncation -> latents -> image (Eq. 1)."""
+
+    def __init__(self, model: DoveModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor, lengths: Tensor | None) -> Outputs:
+        """One pass over [B, 3, S, S] in [-1, 1]; lengths int32 [B], None: the model's own."""
+        model, generator = self.model, self.model.generator
+        latents = model.vqgan.encode(pixels)
+        base = model.base_tokens(latents)
+        hidden = generator(latents, base=base)
+        tokens = generator.tokens(hidden, base, sample=self.training)
+        with torch.autocast(pixels.device.type, enabled=False):
+            p_eos = generator.p_eos(hidden.float())
+            own = generator.first_stop(hidden.detach().float(), None).clamp_min(1)
+        kept = own if lengths is None else lengths
+        divergence = generator.divergence(hidden, base) if model.config.gaussian else None
+        return Outputs(model.render(tokens, kept), kept, own, p_eos, divergence)
+
+
+class AutoencoderPass(nn.Module):
+    """Image -> latents (-> nearest codes) -> image: the VQGAN alone."""
+
+    def __init__(self, vqgan: VQGAN) -> None:
+        super().__init__()
+        self.vqgan = vqgan
+
+    def forward(self, pixels: Tensor, lengths: Tensor | None = None) -> Outputs:
+        """One pass over [B, 3, S, S] in [-1, 1]."""
+        latents = self.vqgan.encode(pixels)
+        if self.vqgan.quantize is None:
+            return Outputs(self.vqgan.decode(latents))
+        # Distances decide between codes a hair apart: never in bfloat16.
+        with torch.autocast(pixels.device.type, enabled=False):
+            quantised, indices = self.vqgan.quantize(latents.float())
+            codes = self.vqgan.quantize.embedding(indices)
+        return Outputs(self.vqgan.decode(quantised), latents=latents, codes=codes, indices=indices)
+
+
+def make_pass(model: DoveModel | VQGAN, stage: Stage) -> TokensPass | AutoencoderPass:
+    """The path that a stage trains.
+
+    Raises:
+        TrainingError: if the model has no tokens.
+    """
+    vqgan = model if isinstance(model, VQGAN) else model.vqgan
+    if stage.path == "autoencoder":
+        return AutoencoderPass(vqgan)
+    if isinstance(model, VQGAN):
+        raise TrainingError("a VQGAN has no tokens: its stages need path: autoencoder")
+    return TokensPass(model)
+
+
+def parts_of(model: DoveModel | VQGAN) -> dict[str, list[nn.Module | None]]:
+    """The modules behind the names that a stage's `train` lists.
+
+    `linear` is the closed form: Adam moves every weight by about the learning rate whatever its gradient,
+    which is noise to a code whose finest coefficients matter at a thousandth of its coarsest. So it is a part
+    of its own, and recipes leave it out. `tokens` is what the generator adds to the shortcut's tokens, and the
+    heads of the Gaussian variant; without a shortcut the hidden states are the tokens, and it is empty.
+    """
+    vqgan = model if isinstance(model, VQGAN) else model.vqgan
+    parts: dict[str, list[nn.Module | None]] = {
+        "encoder": [vqgan.encoder, vqgan.quant_conv],
+        "decoder": [vqgan.decoder, vqgan.post_quant_conv],
+        "codebook": [vqgan.quantize],
+        "linear": [vqgan.patch_in, vqgan.patch_out],
+    }
+    if isinstance(model, DoveModel):
+        generator = model.generator
+        parts["linear"].append(model.shortcut)
+        parts["generator"] = [generator.from_latent, generator.from_token, generator.stack]
+        parts["tokens"] = [generator.to_token, generator.mean, generator.log_variance]
+        parts["token_decoder"] = [model.token_decoder]
+        parts["head"] = [generator.embed_out]
+    return parts
+
+
+def trained_parameters(model: DoveModel | VQGAN, stage: Stage) -> Iterator[nn.Parameter]:
+    """The parameters that a stage trains.
+
+    Raises:
+        TrainingError: if the model lacks one of the stage's parts.
+    """
+    parts = parts_of(model)
+    for name in stage.train:
+        modules = [m for m in parts.get(name, []) if m is not None]
+        if not modules and (name not in parts or name == "codebook"):
+            raise TrainingError(f"a stage trains {name!r}, which this model does not have")
+        for module in modules:
+            yield from module.parameters()
+
+
+def recompute_activations(path: nn.Module) -> None:
+    """Keep only what enters each transformer layer and each VQGAN level; compute the rest again."""
+    for module in path.modules():
+        if isinstance(module, (Layer, Level)):
+            module.forward = partial(checkpoint, module.forward, use_reentrant=False)  # type: ignore[method-assign]

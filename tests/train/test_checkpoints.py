@@ -1,0 +1,74 @@
+"""Checkpoints: whole or not at all, pruned, and found past damaged ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dove_train.checkpoints import checkpoint_files, newest_checkpoint, read_checkpoint, write_checkpoint
+from dove_train.settings import TrainingError
+
+
+def write(folder: Path, *steps: int, keep: int = 9) -> None:
+    for step in steps:
+        write_checkpoint(folder, step, {"weights": torch.full((1000,), float(step))}, keep)
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    write(tmp_path, 8, 9, 10, 11, keep=2)
+    assert [p.name for p in checkpoint_files(tmp_path)] == ["step-0000010.pt", "step-0000011.pt"]
+    state = newest_checkpoint(tmp_path, pytest.fail)
+    assert state is not None and state["step"] == 11
+
+
+def test_nothing_there_is_a_new_run(tmp_path: Path) -> None:
+    assert newest_checkpoint(tmp_path / "nowhere", pytest.fail) is None
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def write_text(path: Path) -> None:
+    path.write_text("not a checkpoint")
+
+
+def write_other(path: Path) -> None:
+    torch.save({"model": {}}, path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (truncate, "is torn or no checkpoint"),
+        (flip_a_bit, "is damaged"),
+        (write_text, "is torn or no checkpoint"),
+        (write_other, "was not written by this version of dove train"),
+    ],
+)
+def test_a_damaged_one_is_passed_over(tmp_path: Path, damage, sentence: str) -> None:  # type: ignore[no-untyped-def]
+    write(tmp_path, 1, 2)
+    newest = checkpoint_files(tmp_path)[-1]
+    damage(newest)
+    with pytest.raises(TrainingError, match=sentence):
+        read_checkpoint(newest)
+    warnings: list[str] = []
+    state = newest_checkpoint(tmp_path, warnings.append)
+    assert state is not None and state["step"] == 1
+    assert len(warnings) == 1 and sentence in warnings[0] and "using the one before it" in warnings[0]
+
+
+def test_all_damaged_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, 1, 2)
+    for path in checkpoint_files(tmp_path):
+        write_text(path)
+    with pytest.raises(TrainingError, match=r"none of the 2 checkpoints in .* can be used; remove them"):
+        newest_checkpoint(tmp_path, lambda text: None)

@@ -1,0 +1,78 @@
+"""Two processes that are one run: the same losses as one process with the doubled batch, DDP and FSDP2."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from dove_ext import DoveModel
+from tests.train.small import PARTS, recipe
+
+_STAGES = {"joint": {"steps": 4, "train": PARTS}, "head": {"steps": 2, "train": ["head"]}}
+_COMMON = {"bf16": False, "stages": _STAGES, "name": "same", "ramp_start": 0.0, "ramp_end": 0.0}
+_MAIN = "from dove_ext.cli import main; raise SystemExit(main())"
+
+
+def train(folder: Path, processes: int, **changes: Any) -> list[dict[str, Any]]:
+    folder.mkdir(exist_ok=True)
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe(**_COMMON, **changes), sort_keys=False))
+    (folder / "main.py").write_text(_MAIN)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launch = [
+        sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}",
+        "--master-addr=127.0.0.1", f"--master-port={port}",
+    ]  # fmt: skip
+    command = [*(launch if processes > 1 else [sys.executable]), str(folder / "main.py"), "train"]
+    result = subprocess.run(
+        [*command, str(folder / "recipe.yaml"), "-o", str(folder / "run")],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    records = [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
+    return [record for record in records if "loss" in record]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"parallel": "ddp", "gan_weight": 1e-3, "gan_start": 1},
+        {"parallel": "ddp", "eos_rule": "paper"},
+        {"parallel": "fsdp2"},
+    ],
+    ids=["ddp, adversarial", "ddp, paper's rule", "fsdp2"],
+)
+def test_two_processes_equal_one_with_the_doubled_batch(tmp_path: Path, changes: dict[str, Any]) -> None:
+    one = train(tmp_path / "one", 1, batch_size=4, **changes)
+    two = train(tmp_path / "two", 2, batch_size=2, **changes)
+    assert len(one) == len(two) == 6
+    for a, b in zip(one, two, strict=True):
+        for name in set(a) - {"images/s"}:
+            expected = pytest.approx(a[name], rel=2e-3, abs=1e-6) if isinstance(a[name], float) else a[name]
+            assert b[name] == expected, (name, a, b)
+    first, second = (DoveModel.from_pretrained(tmp_path / n / "run" / "model") for n in ("one", "two"))
+    for name, value in first.state_dict().items():
+        assert torch.allclose(value, second.state_dict()[name], atol=2e-3), name
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+def test_two_processes_resume_to_the_bit(tmp_path: Path, parallel: str) -> None:
+    whole = train(tmp_path / "whole", 2, parallel=parallel)
+    train(tmp_path / "parts", 2, parallel=parallel, checkpoint_every=2, keep_checkpoints=9)
+    for name in ("step-0000004.pt", "step-0000006.pt"):  # back to the middle of the first stage
+        (tmp_path / "parts" / "run" / "checkpoints" / name).unlink()
+    again = train(tmp_path / "parts", 2, parallel=parallel)
+    for record in [*whole, *again]:
+        del record["images/s"]
+    assert again == whole

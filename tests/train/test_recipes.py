@@ -1,0 +1,44 @@
+"""Every recipe that ships takes two steps of each of its stages, as the command line would."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dove_ext.cli import main
+from dove_train.settings import make_settings, read_recipe
+from tests.train.small import PHOTOS
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+
+# What a test cannot afford: the paper's shape at full size, and a backbone that has to be downloaded.
+LIGHTER = {"dove-base-imagenet": ["--shape", "image_size=64", "--perceptual", "", "--workers", "0"]}
+
+
+def test_there_are_recipes() -> None:
+    names = {path.stem for path in RECIPES}
+    assert {"dove-tiny", "vqgan-tiny", "dove-base-imagenet", "dove-tiny-gaussian"} <= names
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_dry_run(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [
+        "train", str(path), "-o", str(tmp_path),
+        "--data", str(PHOTOS), "--validation", str(PHOTOS / "cat.jpg"),
+        "--steps", "2", "--batch-size", "1", "--fit-images", "32", "--device", "cpu", "--log-every", "1",
+        *LIGHTER.get(path.stem, []),
+    ]  # fmt: skip
+    assert main(arguments) == 0, capsys.readouterr().err
+    settings = make_settings(read_recipe(path), str(path))
+    records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    steps = [record for record in records if "loss" in record]
+    assert [r["stage"] for r in steps] == [name for name in settings.stages for _ in range(2)]
+    assert all(isinstance(r["loss"], float) and isinstance(r["norm"], float) for r in steps)  # all finite
+    assert (tmp_path / "model" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_states_its_command(path: Path) -> None:
+    assert f"dove train recipes/{path.name}" in path.read_text()

@@ -1,0 +1,260 @@
+"""The loop: what a step trains, what a run leaves, resuming to the bit, and a run that is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from dove_ext import DoveModel
+from dove_ext.models.vqgan import VQGAN
+from dove_train.distributed import World
+from dove_train.report import Reporter
+from dove_train.settings import Settings, TrainingError
+from dove_train.train import Run
+from tests.train.small import PARTS, PHOTOS, recipe, settings
+
+ALONE = World(0, 1, torch.device("cpu"))
+
+
+def new_run(folder: Path, given: Settings | None = None, **changes: Any) -> Run:
+    run = Run(given or settings(**changes), folder, ALONE)
+    run.start()
+    return run
+
+
+def steps_of(folder: Path) -> list[dict[str, Any]]:
+    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in record.items() if k != "images/s"} for record in records if "loss" in record]
+
+
+def test_a_run_leaves_a_model_a_log_and_pictures(tmp_path: Path) -> None:
+    run = new_run(tmp_path, picture_every=2)
+    result = run.run()
+    assert set(result["psnr_db"]) == {"4", "8", "16", "32", "64"}
+    model = DoveModel.from_pretrained(tmp_path / "model")
+    assert model.config.name == tmp_path.name  # its tokens are not those of another run
+    assert len(model.encode(PHOTOS / "cat.jpg", num_tokens=3).tokens) == 3
+    records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert records[0]["settings"]["stages"]["joint"]["steps"] == 3
+    assert [r["step"] for r in steps_of(tmp_path)] == [1, 2, 3, 4, 5]
+    assert {"loss", "eos", "length", "threshold", "lambda", "lr"} <= set(steps_of(tmp_path)[0])
+    assert [r["validation"] for r in records if "validation" in r][-1] == result
+    assert sorted(p.name for p in (tmp_path / "pictures").iterdir()) == [
+        "step-0000002.png",
+        "step-0000004.png",
+    ]
+
+
+def test_closed_form_reconstructs_before_training(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    quality = list(run.evaluate()["psnr_db"].values())
+    assert quality == sorted(quality)
+    assert quality[0] > 12  # far above an untrained network, which is at about 5 dB
+    missing = run.model.shortcut.missing
+    assert missing[0] == 1 and bool((missing.diff() <= 0).all()) and missing[-1] < 0.3
+
+
+def test_a_stage_trains_its_parts_and_nothing_else(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    run.run_stage("joint")
+    before = {n: p.clone() for n, p in run.model.named_parameters()}
+    run.run_stage("head")
+    changed = {n for n, p in run.model.named_parameters() if not torch.equal(p, before[n])}
+    assert changed == {"generator.embed_out.weight", "generator.embed_out.bias"}
+
+
+@pytest.mark.parametrize("changes", [
+    {},
+    {"shape": {**recipe()["shape"], "gaussian": True}, "kl_weight": 1e-3},
+    {"eos_rule": "paper", "gan_weight": 1e-3, "gan_start": 2, "accumulate": 2, "bf16": False},
+], ids=["sampled", "gaussian", "paper, adversarial, accumulated"])  # fmt: skip
+def test_resumed_run_equals_uninterrupted_run(tmp_path: Path, changes: dict[str, Any]) -> None:
+    whole = new_run(tmp_path / "a", **changes)
+    whole.run()
+    first = new_run(tmp_path / "b", **changes, checkpoint_every=2)
+    path_state = first.save
+
+    class StopError(Exception):
+        pass
+
+    def save_and_stop(*args: Any) -> None:
+        path_state(*args)
+        raise StopError
+
+    first.save = save_and_stop  # type: ignore[method-assign]
+    with pytest.raises(StopError):
+        first.run()
+    second = new_run(tmp_path / "b", **changes)
+    assert second.step == 2
+    second.run()
+    assert steps_of(tmp_path / "a") == steps_of(tmp_path / "b")
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, second.model.state_dict()[name]), name
+    for name, value in whole.averaged.values.items():
+        assert torch.equal(value, second.averaged.values[name]), name
+
+
+def test_a_run_killed_at_random_moments_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    stages = {"joint": {"steps": 8, "train": PARTS}, "head": {"steps": 4, "train": ["head"]}}
+    changes = {"stages": stages, "checkpoint_every": 1, "name": "same"}
+    new_run(tmp_path / "whole", **changes).run()
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe(**changes), sort_keys=False))
+    command = [
+        sys.executable, "-c", "from dove_ext.cli import main; raise SystemExit(main())",
+        "train", str(tmp_path / "recipe.yaml"), "-o", str(tmp_path / "killed"),
+    ]  # fmt: skip
+    moments, kills = random.Random(7), 0
+    log = tmp_path / "killed" / "log.jsonl"
+    for _ in range(40):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        began, seen = time.monotonic(), log.stat().st_size if log.exists() else 0
+        if kills < 3:
+            # A moment after it has begun to work: in a step, in a checkpoint, between the two.
+            while process.poll() is None and (not log.exists() or log.stat().st_size <= seen):
+                assert time.monotonic() - began < 120, "the run does not get going"
+                time.sleep(0.01)
+            time.sleep(moments.uniform(0, 0.15))
+            if process.poll() is None:
+                os.kill(process.pid, signal.SIGKILL)
+                kills += 1
+        output, _ = process.communicate()
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL, output
+    assert kills == 3
+    assert steps_of(tmp_path / "killed") == steps_of(tmp_path / "whole")
+    killed, whole = (
+        DoveModel.from_pretrained(tmp_path / folder / "model").state_dict() for folder in ("killed", "whole")
+    )
+    assert all(torch.equal(value, killed[name]) for name, value in whole.items())
+
+
+def test_resuming_another_run_is_refused(tmp_path: Path) -> None:
+    new_run(tmp_path).run()
+    with pytest.raises(
+        TrainingError, match=r"learning_rate=0\.0001, this run has learning_rate=1\.0; use the"
+    ):
+        new_run(tmp_path, learning_rate=1.0)
+    with pytest.raises(
+        TrainingError, match="2 images a step, this run has 6; change batch_size or accumulate"
+    ):
+        new_run(tmp_path, batch_size=3, accumulate=2)
+    assert new_run(tmp_path, log_every=5).current() is None  # what does not change its course may change
+
+
+def test_a_run_starts_from_another_model(tmp_path: Path) -> None:
+    new_run(tmp_path / "first").run()
+    run = new_run(tmp_path / "second", start_from=str(tmp_path / "first" / "model"), shape={})
+    first = DoveModel.from_pretrained(tmp_path / "first" / "model")
+    assert torch.equal(run.model.shortcut.order, first.shortcut.order)
+    assert run.model.config.image_size == 64
+    with pytest.raises(TrainingError, match="do not fit the shape asked for: size mismatch"):
+        new_run(tmp_path / "third", start_from=str(tmp_path / "first" / "model"), shape={"vocab_size": 9})
+
+
+def test_the_quantised_baseline(tmp_path: Path) -> None:
+    stages = {
+        "joint": {"steps": 2, "path": "autoencoder", "train": ["encoder", "decoder", "codebook"], "crop": 32}
+    }
+    shape = {**recipe()["shape"]["vqgan"], "codebook_size": 128}
+    run = new_run(tmp_path, preset="vqgan-tiny", shape=shape, stages=stages, loss_scale="absolute")
+    assert run.evaluate()["psnr_db"]["1024"] > 15  # k-means of patches, before training
+    run.run()
+    model = VQGAN.from_pretrained(tmp_path / "model")
+    reconstruction, codes = model(torch.zeros(1, 3, 64, 64))
+    assert reconstruction.shape == (1, 3, 64, 64) and codes.shape == (1, 64)
+    assert "quantiser" in steps_of(tmp_path)[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"preset": "x"}, "no preset is named 'x'; known are dove-base, dove-tiny, vqgan-base, vqgan-tiny"),
+        ({"shape": {"heads": 3}}, "shape: unknown field 'heads'"),
+        ({"stages": {}}, "the recipe has no stages"),
+        (
+            {"stages": {"a": {"steps": 1, "train": ["codebook"]}}},
+            "trains 'codebook', which this model does not",
+        ),
+        ({"preset": "vqgan-tiny", "shape": {}}, "its stages need path: autoencoder"),
+        ({"device": "cuda:77"}, "the device 'cuda:77' cannot be used"),
+    ],
+)
+def test_runs_that_cannot_be(tmp_path: Path, changes: dict[str, Any], sentence: str) -> None:
+    from dove_train.distributed import join
+
+    given = settings(**changes)
+    with pytest.raises(TrainingError) as caught, join(given.device, given.parallel) as world:
+        Run(given, tmp_path, world)
+    assert sentence in str(caught.value)
+
+
+def test_a_loss_that_is_not_finite_is_named_and_ends_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = new_run(tmp_path, stages={"joint": {"steps": 20, "train": PARTS}})
+    with torch.no_grad():
+        run.model.vqgan.decoder.conv_out.bias.fill_(float("nan"))
+    before = run.model.generator.embed_out.bias.clone()
+    with pytest.raises(TrainingError, match="ten steps in a row had a loss or gradient that is not finite"):
+        run.run()
+    assert torch.equal(before, run.model.generator.embed_out.bias)  # no step was taken
+    warning = capsys.readouterr().err.splitlines()[0]
+    assert "not finite; skipped; images: " in warning and ".jpg" in warning
+
+
+def test_unreadable_images_are_named_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "photos").mkdir()
+    for photo in PHOTOS.iterdir():
+        (tmp_path / "photos" / photo.name).write_bytes(photo.read_bytes())
+    (tmp_path / "photos" / "broken.jpg").write_bytes(b"no picture")
+    new_run(tmp_path / "run", data=[str(tmp_path / "photos")]).run()
+    assert capsys.readouterr().err.count("broken.jpg") == 1
+    with pytest.raises(TrainingError, match="max_unreadable is 0"):
+        new_run(tmp_path / "strict", data=[str(tmp_path / "photos")], max_unreadable=0).run()
+
+
+def test_collapsed_lengths_are_warned_of_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = Reporter(tmp_path)
+    for _ in range(100):
+        report.check_lengths(64.0, 64, lambda_eos=0.0)  # before the ramp lengths mean nothing
+    assert capsys.readouterr().err == ""
+    for _ in range(100):
+        report.check_lengths(64.0, 64, lambda_eos=0.1)
+    assert capsys.readouterr().err.count("mean length of the last 50 steps is 64.0 of 64 tokens") == 1
+    for _ in range(60):
+        report.check_lengths(30.0, 64, lambda_eos=0.1)
+    for _ in range(60):
+        report.check_lengths(1.0, 64, lambda_eos=0.1)
+    assert "is 1." in capsys.readouterr().err
+
+
+def test_minutes_shorten_the_stages(tmp_path: Path) -> None:
+    run = new_run(tmp_path, minutes=0.001, stages={"joint": {"steps": 500, "train": ["head"]}})
+    run.run()
+    assert run.step == 20  # what it takes to know the pace
+    assert (
+        new_run(tmp_path, minutes=0.001, stages={"joint": {"steps": 500, "train": ["head"]}}).current()
+        is None
+    )
+
+
+def test_activation_checkpointing_gives_the_same_gradients(tmp_path: Path) -> None:
+    plain = new_run(tmp_path / "a", bf16=False)
+    plain.run_stage("joint")
+    saving = new_run(tmp_path / "b", bf16=False, activation_checkpointing=True)
+    saving.run_stage("joint")
+    for name, value in plain.model.named_parameters():
+        other = dict(saving.model.named_parameters())[name]
+        assert torch.allclose(value, other, atol=1e-5), name

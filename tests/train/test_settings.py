@@ -1,0 +1,98 @@
+"""Recipes, what the command line changes in them, and the sentence for each mistake."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dove_train.cli import configure, settings_of
+from dove_train.settings import Settings, TrainingError, make_settings, read_recipe
+from tests.train.small import recipe
+
+TEXT = "preset: dove-tiny\ngan_weight: 5e-10\nstages:\n  joint: {steps: 7, train: [head]}\n"
+
+
+def parsed(tmp_path: Path, *arguments: str, text: str = TEXT) -> Settings:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(text)
+    parser = ArgumentParser()
+    configure(parser)
+    return settings_of(parser.parse_args([str(file), "-o", str(tmp_path / "run"), *arguments]))
+
+
+PATHS = ("--data", "a", "b", "--validation", "c")
+
+
+def test_recipe_and_command_line(tmp_path: Path) -> None:
+    settings = parsed(
+        tmp_path, *PATHS, "--batch-size", "3", "--bf16", "false", "--name", "7", "--learning-rate", "2e-3",
+        "--shape", "vocab_size=50304", "vqgan.latent_channels=64", "--stage", "joint.steps=9",
+    )  # fmt: skip
+    assert settings.gan_weight == 5e-10  # YAML 1.1 would read text
+    assert settings.data == ["a", "b"] and settings.validation == ["c"]
+    assert (settings.batch_size, settings.bf16, settings.name) == (3, False, "7")
+    assert settings.learning_rate == 2e-3
+    assert settings.shape == {"vocab_size": 50304, "vqgan": {"latent_channels": 64}}
+    assert settings.stages["joint"].steps == 9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--data", "a"), "there is no validation: give --validation image folders or tar shards"),
+        ((*PATHS, "--batch-size", "many"), r"batch_size must be a whole number, got 'many'"),
+        ((*PATHS, "--shape", "vocab_size"), "--shape takes FIELD=VALUE, got 'vocab_size'"),
+        ((*PATHS, "--stage", "warm.steps=3"), r"--stage warm.steps=3: the recipe's stages are joint"),
+        ((*PATHS, "--stage", "joint.step=3"), "stage 'joint' has no setting 'step'; did you mean 'steps'?"),
+    ],
+)
+def test_wrong_command_lines(tmp_path: Path, arguments: tuple[str, ...], sentence: str) -> None:
+    with pytest.raises(TrainingError) as caught:
+        parsed(tmp_path, *arguments)
+    assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("- a\n- b\n", "must be a mapping of settings"),
+        ("a: [1\n", "is not YAML"),
+        ("batchsize: 3\n", "has no setting 'batchsize'; did you mean 'batch_size'?"),
+        ("bf16: 1\n", "bf16 must be true or false, got 1"),
+        ("stages: [a]\n", "stages must be a mapping"),
+        ("stages: {a: {steps: 1}}\n", "a stage must train something"),
+        ("stages: {a: {steps: 1, train: [all]}}\n", "'all' is none of these"),
+        ("stages: {a: {steps: 1, train: [head], path: x}}\n", "path must be 'tokens' or 'autoencoder'"),
+    ],
+)
+def test_wrong_recipes(tmp_path: Path, text: str, sentence: str) -> None:
+    with pytest.raises(TrainingError) as caught:
+        parsed(tmp_path, *PATHS, text=text)
+    assert sentence in str(caught.value)
+
+
+def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="cannot be read: No such file"):
+        read_recipe(tmp_path / "nope.yaml")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"fit_images": 10}, "fit_images must be at least 32, got 10"),
+        ({"learning_rate": 0.0}, "learning_rate must be above 0, got 0.0"),
+        ({"full_share": 2.0}, "full_share must be between 0 and 1, got 2.0"),
+        ({"ramp_start": 0.5, "ramp_end": 0.2}, "ramp_end (0.2) must not be before ramp_start (0.5)"),
+        ({"eos_rule": "own"}, "eos_rule must be 'sampled' or 'paper', got 'own'"),
+        ({"parallel": "dp"}, "parallel must be 'ddp' or 'fsdp2', got 'dp'"),
+        ({"weight_decay": float("nan")}, "weight_decay must be at least 0, got nan"),
+    ],
+)
+def test_settings_out_of_range(change: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(TrainingError) as caught:
+        make_settings(recipe(**change), "recipe")
+    assert sentence in str(caught.value)
