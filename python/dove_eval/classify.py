@@ -78,7 +78,8 @@ def show(images: ImageSet, result: dict[str, Any], fit: str) -> Section:
         "quantisation. Raw pixels: a 16 x 16 thumbnail.",
         f"Head: one hidden layer of {head['hidden']}, GELU, standardised features, Adam "
         f"{head['learning_rate']} with "
-        f"cosine decay, {head['epochs']} epochs or {head['min_steps']} steps, batches of {head['batch_size']}; weight decay out of "
+        f"cosine decay, {head['epochs']} epochs or {head['min_steps']} steps, batches of "
+        f"{head['batch_size']}; weight decay out of "
         f"{', '.join(map(str, head['weight_decays']))} and epoch chosen on a tenth of the training images.",
     ]
     return Section("classify", "Classification", _finding(result), blocks, method, result)

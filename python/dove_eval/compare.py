@@ -9,7 +9,7 @@ import numpy as np
 from dove_eval.bootstrap import LEVEL, Estimate, mean
 from dove_eval.datasets import ImageSet
 from dove_eval.plots import Line, Point, axis, line_chart
-from dove_eval.reconstruction import METRICS, Setup
+from dove_eval.reconstruction import METRICS, Setup, measured
 from dove_eval.report import Block, Pictures, Plot, Section, Table
 from dove_eval.rows import Rows
 from dove_eval.systems import OWN, Dove
@@ -23,8 +23,8 @@ def summarise(rows: Rows, setup: Setup) -> dict[str, Any]:
     first, second = setup.systems[:2]
     names = [n for n in METRICS if f"{first.key}-{OWN}-{n}" in rows.names]
     points = []
-    for point in [*map(str, setup.counts), OWN]:
-        if not all(f"{s.key}-{point}-psnr" in rows.names for s in (first, second)):
+    for point in measured(rows, first.key):
+        if point not in measured(rows, second.key):
             continue
         entry: dict[str, Any] = {"point": point}
         for name in ("tokens", *names):

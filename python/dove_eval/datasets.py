@@ -158,7 +158,7 @@ def with_test_set(train: ImageSet, test: ImageSet) -> ImageSet:
 
 
 def _stamp(path: str | Path) -> str:
-    """Changes when the file, or an image file in the folder, does (a report may be written into the folder)."""
+    """Changes when the file, or an image in the folder, does (a report may be written into that folder)."""
     place = Path(str(path).split(":", 2)[-1])
     kinds = IMAGE_SUFFIXES | {".bin"}
     files = [p for p in sorted(place.rglob("*")) if p.suffix in kinds] if place.is_dir() else [place]

@@ -61,10 +61,8 @@ def summarise(rows: Rows, model: Dove, counts: Sequence[int] = COUNTS) -> dict[s
         "percentiles": {str(p): float(np.percentile(length, p)) for p in (5, 25, 50, 75, 95)},
         "histogram": {"counts": frequency.tolist(), "edges": edges.tolist()},
         "mse": {str(n): mean(rows.values(f"mse-{n}")).to_json() for n in [*model.counts(counts), OWN]},
-        "pearson": bootstrap(lambda rows: correlation(*rows.T), pairs).to_json(),
-        "spearman": bootstrap(
-            lambda rows: correlation(*(ranks(column) for column in rows.T)), pairs
-        ).to_json(),
+        "pearson": _correlate(lambda rows: correlation(*rows.T), pairs),
+        "spearman": _correlate(lambda rows: correlation(*(ranks(column) for column in rows.T)), pairs),
     }
 
 

@@ -118,10 +118,8 @@ def summarise(rows: Rows, setup: Setup) -> dict[str, Any]:
     series = []
     for system in setup.systems:
         points = []
-        for point in [*map(str, setup.counts), OWN]:
+        for point in measured(rows, system.key):
             prefix = f"{system.key}-{point}"
-            if f"{prefix}-psnr" not in rows.names:
-                continue
             entry: dict[str, Any] = {"point": point}
             for name in ("tokens", "bytes", *METRICS):
                 if f"{prefix}-{name}" in rows.names:
@@ -152,6 +150,13 @@ def summarise(rows: Rows, setup: Setup) -> dict[str, Any]:
         "series": series,
         "rate": rate,
     }
+
+
+def measured(rows: Rows, system: str) -> list[str]:
+    """The points that a system was measured at: token counts rising, then its own length."""
+    names = [name.split("-") for name in rows.names]
+    points = [parts[1] for parts in names if parts[0] == system and parts[-1] == "psnr"]
+    return sorted(points, key=lambda point: (point == OWN, int(point) if point != OWN else 0))
 
 
 def monotone(result: dict[str, Any]) -> dict[str, bool]:

@@ -127,7 +127,7 @@ def test_cifar_binaries(tmp_path: Path) -> None:
     assert pixels is not None and pixels[0, :, 0, 0].tolist() == pytest.approx([200 / 127.5 - 1, -1, -1])
     assert [(i.label, i.split) for i in find_images([hundred]).items] == [("9", "test"), ("42", "train")]
     (ten / "data_batch_2.bin").write_bytes(b"123")
-    with pytest.raises(DatasetError, match="data_batch_2.bin' is not a file of CIFAR"):
+    with pytest.raises(DatasetError, match=r"data_batch_2.bin' is not a file of CIFAR"):
         find_images([ten])
 
 
