@@ -44,6 +44,7 @@ bench: $(VENV)/.runtime  ## measure the kernels and the models on this machine (
 	$(BIN)/python -m benchmarks.group_norm
 	$(BIN)/python -m benchmarks.group_norm --backward
 	$(BIN)/python -m benchmarks.encode
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.training
 
 clean:  ## remove what the build and the tests leave
 	rm -rf $(VENV) build dist out *.egg-info dove_ext/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

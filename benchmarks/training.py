@@ -1,14 +1,16 @@
 """A training step of dove-tiny: our ops against the same model in plain PyTorch.
 
-    python -m benchmarks.training [--batch 8] [--json PATH]
+    OMP_WAIT_POLICY=PASSIVE python -m benchmarks.training [--batch 8] [--json PATH]
 
 Forward and backward of the whole model at sampled lengths in bfloat16 autocast, as `dove train` runs it. Both
-sides share PyTorch's convolutions and matrix products and the memory settings of `dove train`. Peak memory is
-that of a process that does nothing else, less what it had before the first step.
+sides share PyTorch's convolutions and matrix products and the settings of `dove_train.memory` (the variable
+above is the half of them that must be set before torch is loaded). Peak memory is that of a process that does
+nothing else, less what it had before the first step.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -81,7 +83,15 @@ def main() -> None:
     speed = {name: args.batch * 1e6 / row["median"] for name, row in result["time_us"].items()}
     for name in NAMES:
         print(f"  {name}: {speed[name]:.2f} images/s, peak {memory[name]:.0f} MiB")
-    row = {"preset": args.preset, "batch": args.batch, **result, "images_per_s": speed, "peak_mib": memory}
+    policy = os.environ.get("OMP_WAIT_POLICY", "default")
+    row = {
+        "preset": args.preset,
+        "batch": args.batch,
+        "omp_wait_policy": policy,
+        **result,
+        "images_per_s": speed,
+        "peak_mib": memory,
+    }
     if args.json:
         timing.write_record(args.json, "training", [row])
 

@@ -64,7 +64,7 @@ def import_or_skip(name: str) -> Any:
 
 
 def assert_close_to_largest(found: Tensor, wanted: Tensor) -> None:
-    """Rounding grows through a deep network of random weights, so it is measured against the largest value."""
+    """Rounding grows through a deep network of random weights, so it is measured against the largest."""
     assert found.shape == wanted.shape
     assert (found - wanted).abs().max() <= 1e-3 * wanted.abs().max()
 

@@ -17,7 +17,8 @@ README = (ROOT / "README.md").read_text()
 
 @pytest.fixture(autouse=True)
 def beside_the_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    for folder in ("examples", "recipes"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
     monkeypatch.chdir(tmp_path)
 
 
@@ -34,7 +35,7 @@ def test_python_blocks_run_one_after_the_other(tmp_path: Path) -> None:
 
 def test_commands_succeed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     commands = re.findall(r"^    dove (.*?)(?:  +#.*)?$", README, flags=re.MULTILINE)
-    assert [c.split()[0] for c in commands] == ["encode", "decode", "reconstruct", "info", "models"]
+    assert [c.split()[0] for c in commands] == ["encode", "decode", "reconstruct", "info", "models", "train"]
     for command in commands:
         assert main(shlex.split(command)) == 0, capsys.readouterr().err
     assert len(list((tmp_path / "out" / "pictures").glob("*.png"))) == 5

@@ -95,8 +95,11 @@ def run(args: Namespace) -> int:
 
     settings = settings_of(args)
 
+    from dove_train.memory import keep_freed_memory, let_idle_threads_sleep
+
+    let_idle_threads_sleep()
+
     from dove_train.distributed import join
-    from dove_train.memory import keep_freed_memory
     from dove_train.train import Run
 
     keep_freed_memory()

@@ -42,7 +42,7 @@ def evaluate(
     Returns:
         dict: mean PSNR (and distance) by token count and at the model's own lengths; of those the mean, 5th
         and 95th percentile, Pearson correlation with Laplacian variance, and their mean squared error over
-        that at full length. A VQGAN has its one length.
+        that at full length; how many lengths fall into each sixteenth of 0..K. A VQGAN has its one length.
     """
     device = next(model.parameters()).device
     if isinstance(model, VQGAN):
@@ -74,6 +74,7 @@ def evaluate(
         "length_mean": round(float(length.mean()), 1),
         "length_p5": float(np.percentile(length, 5)),
         "length_p95": float(np.percentile(length, 95)),
+        "length_histogram": np.histogram(length, bins=16, range=(0, slots))[0].tolist(),
         "length_pearson_laplacian": round(float(np.corrcoef(length, complexity)[0, 1]), 3) if varied else 0.0,
         "loss_ratio_own_to_full": round(mean["mse own"] / max(mean["mse full"], 1e-12), 3),
     }

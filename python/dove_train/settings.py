@@ -81,7 +81,7 @@ class Settings:
     max_unreadable: int = _setting(100, "unreadable images that are skipped; one more ends the run")
     # --- L_rec (Eq. 2) ---
     mse_weight: float = _setting(1.0, "of the mean squared error, in units of the [-1, 1] range squared")
-    perceptual: str = _setting("", "perceptual distance: lpips-vgg, mobilenet, st-lpips (empty: none)")
+    perceptual: str = _setting("", "distance: lpips-vgg, mobilenet, st-lpips, st-lpips-vgg (empty: none)")
     perceptual_weight: float = _setting(0.1, "of the perceptual distance")
     perceptual_weights: str = _setting("", "file with its backbone (empty: from its package, or downloaded)")
     gan_weight: float = _setting(0.0, "of the adversarial loss; the paper's is 5e-10; 0 leaves it out")

@@ -89,8 +89,8 @@ def parts_of(model: DoveModel | VQGAN) -> dict[str, list[nn.Module | None]]:
 
     `linear` is the closed form: Adam moves every weight by about the learning rate whatever its gradient,
     which is noise to a code whose finest coefficients matter at a thousandth of its coarsest. So it is a part
-    of its own, and recipes leave it out. `tokens` is what the generator adds to the shortcut's tokens, and the
-    heads of the Gaussian variant; without a shortcut the hidden states are the tokens, and it is empty.
+    of its own, and recipes leave it out. `tokens` is what the generator adds to the shortcut's tokens, and
+    the heads of the Gaussian variant; without a shortcut the hidden states are the tokens, and it is empty.
     """
     vqgan = model if isinstance(model, VQGAN) else model.vqgan
     parts: dict[str, list[nn.Module | None]] = {

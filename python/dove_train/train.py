@@ -256,7 +256,7 @@ class Run:
         shared = world.sum(torch.stack(list(tally.values())))
         means = {n: (v / shared[0]).item() for n, v in zip(tally, shared, strict=True)}
         del means["images"]
-        objective.update(means)
+        objective.update(means, lambda_eos)
         if adversarial and objective.adversary is not None:
             means["discriminator"] = objective.adversary.step(judged)
         if "length" in means:

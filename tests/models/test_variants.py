@@ -186,6 +186,36 @@ def test_arrange_orders_by_worth() -> None:
     shortcut.arrange(variance, worth)
     assert shortcut.order.tolist() == [5, 3, 1, 0]  # worth 16, 5, 4, 1; ties: the lower first
     assert shortcut.scale.tolist() == [4.0, 1.0, 2.0, 1.0]
+    total = float((variance * worth).sum())
+    left = [total, total - 16, total - 21, total - 25, total - 26]
+    assert shortcut.missing.tolist() == pytest.approx([(x / total) ** 0.5 for x in left], abs=1e-6)
+
+
+def test_expected_error_follows_the_last_kept_tokens() -> None:
+    shortcut = FrequencyShortcut(grid=4, latent_channels=2, num_tokens=16, token_width=2)
+    shortcut.missing.copy_(torch.linspace(1, 0, 17))
+    tokens = torch.ones(3, 16, 2)
+    tokens[1] *= 0.5  # half as much in every coefficient: half as much is missing
+    tokens[2, :7] = 9.0  # of 8 kept tokens only the last counts
+    tokens[:, 8:] = 0
+    expected = shortcut.expected_error(tokens, torch.tensor([8, 8, 8], dtype=torch.int32))
+    assert expected.tolist() == pytest.approx([0.5, 0.25, 0.5])
+    alone = shortcut.expected_error(tokens, torch.tensor([1, 1, 1], dtype=torch.int32))
+    assert alone.tolist() == pytest.approx([15 / 16, 15 / 32, 9 * 15 / 16])
+
+
+def test_time_positions_read_the_shortcuts_tokens() -> None:
+    model = micro(shortcut=True)
+    latents = torch.randn(2, SLOTS, 16, generator=torch.Generator().manual_seed(1))
+    base = model.base_tokens(latents)
+    assert base is not None
+    with torch.no_grad():
+        before = model.generator(latents, base=base)
+        base[1, 5] += 1.0
+        after = model.generator(latents, base=base)
+    assert torch.equal(before[0], after[0]) and torch.equal(before[1, :5], after[1, :5])  # causal
+    assert (before[1, 5:] - after[1, 5:]).abs().amax(1).min() > 0
+    assert (before[1, 5] - after[1, 5]).abs().max() > 0.1
 
 
 def test_new_shortcut_is_coarse_to_fine() -> None:

@@ -112,10 +112,10 @@ def test_same_result_on_any_number_of_threads(case: Case, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", [c for c in CASES if c.grads], ids=str)
+@pytest.mark.parametrize("case", [c for c in CASES if c.grads and c.op != "eos_probability"], ids=str)
 def test_same_gradients_on_any_number_of_threads(case: Case, dtype: str) -> None:
     inputs = case.make(DTYPES[dtype])
-    # PyTorch's own share of the way back, the weighting of the outputs, is element by element.
+    # PyTorch's share of the way back is element by element here; that of eos_probability is matrix products.
     first, *others = on_threads(lambda: gradients(case, getattr(ops, case.op), inputs), 1, 2, 5)
     for other in others:
         for name, a, b in zip(case.grads, first, other, strict=True):
