@@ -58,8 +58,7 @@ def _add_data(parser: ArgumentParser, verb: str) -> None:
     if verb in (*LABELS, "all"):
         parser.add_argument(
             "--labelled", nargs="+", required=verb != "all", metavar="PATH",
-            help="images with classes: a folder for each class, labels in the shards' JSON or in the npz"
-            + ("; without it, --data where that has classes" if verb == "all" else ""),
+            help="images with classes: a folder for each class, labels in the shards' JSON or in the npz",
         )  # fmt: skip
         parser.add_argument(
             "--labelled-test", nargs="+", metavar="PATH",

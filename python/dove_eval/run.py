@@ -28,7 +28,6 @@ from dove_eval import (
 from dove_eval.datasets import ImageSet, find_images, with_test_set
 from dove_eval.features import Extracted, extract
 from dove_eval.heads import LINEAR, MLP
-from dove_eval.layouts import DatasetError
 from dove_eval.report import Report, Section
 from dove_eval.systems import Codec, Dove, Pixels, Vqgan
 from dove_ext.cli.options import load_model
@@ -62,20 +61,15 @@ class Evaluation:
     # --- What is loaded -------------------------------------------------------------------------------
 
     def _labelled(self) -> ImageSet | None:
-        args = self.args
-        given = getattr(args, "labelled", None)
-        if given is None and (self.verb != "all" or self.images is None):
+        given = getattr(self.args, "labelled", None)
+        if given is None:
+            if self.verb == "all":  # albums are folders, too: classes are never guessed
+                self.notes.append("Classification and linear probe: give images with classes by --labelled.")
             return None
-        images = find_images(given) if given else find_images(args.data)
-        if getattr(args, "labelled_test", None):
-            images = with_test_set(images, find_images(args.labelled_test))
-        try:
-            return images.limit_per_class(args.per_class).labelled()
-        except DatasetError as error:
-            if given is not None:
-                raise
-            self.notes.append(f"Classification and linear probe: {error}.")
-            return None
+        images = find_images(given)
+        if self.args.labelled_test:
+            images = with_test_set(images, find_images(self.args.labelled_test))
+        return images.limit_per_class(self.args.per_class).labelled()
 
     def _vqgan(self) -> Vqgan | None:
         if self.verb == "compare":

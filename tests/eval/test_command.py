@@ -78,9 +78,9 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def report(place: Path) -> Path:
     """All measurements at once."""
-    images, other = place / "photos", place / "other"
-    arguments = ["--data", images, "--against", other, "-o", place / "report", "--seeds", 2, "--counts", 4, 16, 32,
-                 "--batch-size", 8, "--model", place / "micro"]  # fmt: skip
+    images, other, output = place / "photos", place / "other", place / "report"
+    arguments = ["--data", images, "--labelled", images, "--against", other, "-o", output, "--seeds", 2,
+                 "--counts", 4, 16, 32, "--batch-size", 8, "--model", place / "micro"]  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:  # heads of few steps: what they learn is tested elsewhere
         for name in ("LINEAR", "MLP"):
             patch.setattr(f"dove_eval.run.{name}", replace(getattr(heads, name), epochs=4, min_steps=4))
@@ -157,13 +157,13 @@ def test_markdown(place: Path, report: Path, capsys: Any) -> None:
     assert len(tables) > 5 and len({line.count("|") for line in tables}) == 1
 
 
-def test_a_folder_without_classes(place: Path, tmp_path: Path, capsys: Any) -> None:
-    arguments = ("--data", place / "photos" / "smooth", "-o", tmp_path / "out", "--counts", 4, "--no-codecs")
+def test_classes_are_not_guessed_from_folders(place: Path, tmp_path: Path, capsys: Any) -> None:
+    arguments = ("--data", place / "photos", "-o", tmp_path / "out", "--counts", 4, "--no-codecs")
     code, out, _ = run(capsys, place, "all", *arguments)
     assert code == 0 and "Not measured: Classification and linear probe:" in out
     numbers = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
     assert set(numbers["results"]) == {"reconstruction", "lengths", "segment"}
-    assert any("needs at least two" in note for note in numbers["not_measured"])
+    assert any("--labelled" in note for note in numbers["not_measured"])
 
 
 def test_one_image(place: Path, tmp_path: Path, capsys: Any) -> None:
