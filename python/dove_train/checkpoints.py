@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 import re
 import zipfile
@@ -12,10 +13,17 @@ from typing import Any
 import torch
 
 from dove_ext.files import atomic_write
-from dove_train.settings import TrainingError
+from dove_train.settings import Settings, TrainingError
 
 FORMAT = "dove_train checkpoint 1"
 _NAME = re.compile(r"step-(\d+)\.pt")
+
+# What a resumed run may change; everything else would make it another run.
+_FREE_SETTINGS = {
+    "data", "validation", "validation_limit", "workers", "max_unreadable", "perceptual_weights", "device",
+    "minutes", "log_every", "checkpoint_every", "keep_checkpoints", "evaluate_every", "picture_every",
+    "tensorboard", "activation_checkpointing", "compile", "batch_size", "accumulate",
+}  # fmt: skip
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
@@ -76,3 +84,23 @@ def newest_checkpoint(folder: Path, warn: Callable[[str], None]) -> dict[str, An
             "use another output"
         )
     return None
+
+
+def require_same_run(state: dict[str, Any], settings: Settings, global_batch: int, where: Path) -> None:
+    """Refuse to go on with a checkpoint whose settings would have made another run.
+
+    Raises:
+        TrainingError: naming the setting that differs.
+    """
+    for name, value in dataclasses.asdict(settings).items():
+        before = state["settings"].get(name)
+        if name not in _FREE_SETTINGS and before != value:
+            raise TrainingError(
+                f"{where} was written with {name}={before}, this run has {name}={value}; use the same "
+                "settings or another output"
+            )
+    if state["global_batch"] != global_batch:
+        raise TrainingError(
+            f"{where} was written with {state['global_batch']} images a step, this run has {global_batch}; "
+            "change batch_size or accumulate so that processes x batch_size x accumulate stays the same"
+        )

@@ -71,7 +71,7 @@ class Objective:
         if adversarial and self.adversary is not None:
             gan = self.adversary.generator_loss(outputs.reconstruction)
             each, tally["gan"] = each + s.gan_weight * gan, gan
-        if outputs.lengths is not None and s.loss_scale == "relative":
+        if s.loss_scale == "relative":
             # The gradient of log L_rec, which PSNR follows: the error at 4 tokens is a hundred times that at
             # 256, and that of a cluttered room a hundred times that of a wall.
             each = each / loss.detach().clamp_min(1e-8)

@@ -127,5 +127,6 @@ def trained_parameters(model: DoveModel | VQGAN, stage: Stage) -> Iterator[nn.Pa
 def recompute_activations(path: nn.Module) -> None:
     """Keep only what enters each transformer layer and each VQGAN level; compute the rest again."""
     for module in path.modules():
-        if isinstance(module, (Layer, Level)):
+        # A path of an earlier stage may have wrapped it already.
+        if isinstance(module, (Layer, Level)) and not isinstance(module.forward, partial):
             module.forward = partial(checkpoint, module.forward, use_reentrant=False)  # type: ignore[method-assign]

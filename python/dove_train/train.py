@@ -27,7 +27,7 @@ from dove_ext.files import make_writable_folder
 from dove_ext.models.dove import DoveModel
 from dove_train.averaging import AveragedWeights
 from dove_train.build import build_model
-from dove_train.checkpoints import newest_checkpoint, write_checkpoint
+from dove_train.checkpoints import newest_checkpoint, require_same_run, write_checkpoint
 from dove_train.data import (
     Augmentation,
     Batch,
@@ -46,13 +46,6 @@ from dove_train.optimizer import eos_weight, learning_rate, load_optimizer, make
 from dove_train.report import Reporter
 from dove_train.settings import Settings, Stage, TrainingError
 from dove_train.stages import make_pass, recompute_activations, trained_parameters
-
-# What a resumed run may change; everything else would make it another run.
-_FREE_SETTINGS = {
-    "data", "validation", "validation_limit", "workers", "max_unreadable", "perceptual_weights", "device",
-    "minutes", "log_every", "checkpoint_every", "keep_checkpoints", "evaluate_every", "picture_every",
-    "tensorboard", "activation_checkpointing", "compile", "batch_size", "accumulate",
-}  # fmt: skip
 
 
 class Run:
@@ -163,15 +156,19 @@ class Run:
             workers=s.workers,
         )
         began, first = time.perf_counter(), self.step
+        since = [0.0, 0.0]  # seconds and images of the steps since the last progress line
         while (now := self.current()) is not None and now[0] == name:
             tick = time.perf_counter()
             values = self.take_step(stage, path, optimizer, stream)
-            self.seconds += time.perf_counter() - tick
+            took = time.perf_counter() - tick
+            self.seconds += took
+            since = [since[0] + took, since[1] + self.global_batch]
             if s.minutes and self.step == first + 20:
                 self.shorten(name, time.perf_counter() - began)
             if self.step % s.log_every == 0:
-                speed = self.global_batch / (time.perf_counter() - tick)
-                self.report.progress(self.step, self.total_steps, name, {"images/s": speed, **values})
+                values = {"images/s": since[1] / since[0], **values}
+                self.report.progress(self.step, self.total_steps, name, values)
+                since = [0.0, 0.0]
             ended = (self.current() or ("",))[0] != name
             if s.picture_every and self.step % s.picture_every == 0:
                 shown = self.held_out[:4].to(self.world.device)
@@ -257,7 +254,7 @@ class Run:
         means = {n: (v / shared[0]).item() for n, v in zip(tally, shared, strict=True)}
         del means["images"]
         objective.update(means, lambda_eos)
-        if adversarial and objective.adversary is not None:
+        if adversarial and objective.adversary is not None and math.isfinite(norm):
             means["discriminator"] = objective.adversary.step(judged)
         if "length" in means:
             means |= {"threshold": objective.threshold.value(0.0), "lambda": lambda_eos}
@@ -325,24 +322,12 @@ class Run:
         self.world.wait()
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue a run; its settings must be the ones given, except those that do not change its course.
+        """Continue a run from its checkpoint's state.
 
         Raises:
-            TrainingError: naming the setting that differs.
+            TrainingError: if it was another run.
         """
-        where = self.folder / "checkpoints"
-        for name, value in dataclasses.asdict(self.settings).items():
-            if name not in _FREE_SETTINGS and state["settings"].get(name) != value:
-                raise TrainingError(
-                    f"{where} was written with {name}={state['settings'].get(name)}, this run has "
-                    f"{name}={value}; use the same settings or another output"
-                )
-        if state["global_batch"] != self.global_batch:
-            raise TrainingError(
-                f"{where} was written with {state['global_batch']} images a step, this run has "
-                f"{self.global_batch}; change batch_size or accumulate so that processes x batch_size x "
-                "accumulate stays the same"
-            )
+        require_same_run(state, self.settings, self.global_batch, self.folder / "checkpoints")
         self.step, self.position, self.seconds = state["step"], state["position"], state["seconds"]
         self.planned = state["planned"]
         self.model.load_state_dict(state["model"])
