@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dove_eval.rows import weights_digest
@@ -59,7 +60,8 @@ def inception(path: str) -> Features:
     from dove_eval.inception import PROTOCOL, FidInception
 
     network = FidInception(path)
-    return Features("FID", network, network.digest, f"{PROTOCOL}; weights sha256 {network.digest[:16]}")
+    built = f"weights sha256 {network.digest[:16]}, torch {torch.__version__}"
+    return Features("FID", network, network.digest, f"{PROTOCOL}; {built}")
 
 
 def load(
@@ -85,11 +87,14 @@ def load(
         try:
             mobilenet = MobileNetDistance(weights if name is None else None)
         except CheckpointError as error:
+            if name is None and weights is not None:
+                raise
             missing = [
                 *(["perceptual distance"] if name is None else []),
                 *([] if inception_file else ["Frechet distance"]),
             ]
-            notes.append(f"{' and '.join(missing).capitalize()}: {error}.")
+            what = " and ".join(missing)
+            notes.append(f"{what[0].upper()}{what[1:]}: {error}.")
     network = mobilenet if network is None else network
     distance = None
     if network is not None:

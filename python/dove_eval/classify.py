@@ -57,7 +57,7 @@ def show(images: ImageSet, result: dict[str, Any], fit: str) -> Section:
         lines.append(Line(series["system"], series["name"], ends))
     values = [v for line in lines for p in line.points for v in (p.low, p.high) if v is not None]
     caption = (
-        f"Accuracy of an MLP on pooled tokens against token count; bands: one standard deviation over "
+        "Accuracy of an MLP on pooled tokens against token count; bands: one standard deviation over "
         f"{result['head']['seeds']} seeds. Chance is {100 / result['classes']:.1f} %."
     )
     chart = line_chart(lines, axis("tokens", span, log=True), axis("accuracy (%)", values), caption)
@@ -74,13 +74,12 @@ def show(images: ImageSet, result: dict[str, Any], fit: str) -> Section:
     method = [
         f"{result['train']} training and {result['test']} test images of {result['classes']} classes from "
         f"{images.source}, fitted by '{fit}'.",
-        "DOVE: mean and maximum over the first tokens, concatenated. VQGAN: the same over all latents before "
-        "quantisation. Raw pixels: a 16 x 16 thumbnail.",
+        "DOVE: mean and maximum over the first tokens, concatenated. VQGAN: the same over all latents "
+        "before quantisation. Raw pixels: a 16 x 16 thumbnail.",
         f"Head: one hidden layer of {head['hidden']}, GELU, standardised features, Adam "
-        f"{head['learning_rate']} with "
-        f"cosine decay, {head['epochs']} epochs or {head['min_steps']} steps, batches of "
-        f"{head['batch_size']}; weight decay out of "
-        f"{', '.join(map(str, head['weight_decays']))} and epoch chosen on a tenth of the training images.",
+        f"{head['learning_rate']} with cosine decay, {head['epochs']} epochs or {head['min_steps']} steps, "
+        f"batches of {head['batch_size']}; weight decay out of {', '.join(map(str, head['weight_decays']))} "
+        "and epoch chosen on a tenth of the training images.",
     ]
     return Section("classify", "Classification", _finding(result), blocks, method, result)
 

@@ -81,15 +81,13 @@ def show(images: ImageSet, size: int, rows: Rows, setup: Setup) -> Section:
         f"{result['images']} images from {images.source}, fitted by '{setup.fit}'; both models see the same "
         "pixels.",
         "The bootstrap draws images; the two values of an image stay together. 'better' is named where the "
-        "interval "
-        "leaves out 0.",
+        "interval leaves out 0.",
     ]
     own = next(p for p in result["points"] if p["point"] == OWN)
     psnr, tokens = Estimate(**own["psnr"]["difference"]), Estimate(**own["tokens"]["difference"])
     finding = (
-        f"At their own lengths {first} is {abs(psnr.value):.2f} dB "
-        f"{'above' if psnr.value >= 0 else 'below'} {second} "
-        f"with {abs(tokens.value):.1f} {'more' if tokens.value >= 0 else 'fewer'} tokens an image."
+        f"At their own lengths {first} is {abs(psnr.value):.2f} dB {'above' if psnr.value >= 0 else 'below'} "
+        f"{second} with {abs(tokens.value):.1f} {'more' if tokens.value >= 0 else 'fewer'} tokens an image."
     )
     return Section("compare", f"{first} and {second}", finding, blocks, method, result)
 

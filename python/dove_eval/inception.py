@@ -19,8 +19,7 @@ from dove_ext.errors import CheckpointError
 
 PROTOCOL = (
     "FID: 8-bit images, TensorFlow-1 bilinear resize to 299 x 299, (x - 128) / 128, 2048 features of the "
-    "last "
-    "average pooling"
+    "last average pooling"
 )
 
 

@@ -129,8 +129,7 @@ def show(images: ImageSet, rows: Rows, model: Dove, fit: Fit, counts: Sequence[i
     ]
     follows = (
         f"Length follows complexity: Pearson {pearson.value:.2f}, Spearman {spearman.value:.2f} with "
-        "Laplacian "
-        "variance."
+        "Laplacian variance."
         if pearson is not None and spearman is not None
         else "All images have the same length or the same complexity."
     )

@@ -64,7 +64,7 @@ def show(images: ImageSet, result: dict[str, Any], fit: str) -> Section:
                 )
             )
     caption = (
-        f"Test accuracy (%) of a linear layer on frozen features, mean ± standard deviation over "
+        "Test accuracy (%) of a linear layer on frozen features, mean ± standard deviation over "
         f"{result['head']['seeds']} seeds. Chance is {100 / result['classes']:.1f} %."
     )
     blocks: list[Block] = [
@@ -76,18 +76,14 @@ def show(images: ImageSet, result: dict[str, Any], fit: str) -> Section:
         f"{result['train']} training and {result['test']} test images of {result['classes']} classes from "
         f"{images.source}, fitted by '{fit}'.",
         "A layer's feature is its mean over positions: for DOVE over the image's or the time positions of "
-        "the "
-        "generator, for VQGAN over the grid of an encoder level or of the latents before quantisation. Raw "
-        "pixels: a "
-        "16 x 16 thumbnail.",
+        "the generator, for VQGAN over the grid of an encoder level or of the latents before quantisation. "
+        "Raw pixels: a 16 x 16 thumbnail.",
         "The layer of each system is the one that does best on a tenth of the training images; the test "
-        "images play "
-        "no part in the choice.",
+        "images play no part in the choice.",
         f"One linear layer, standardised features, Adam {head['learning_rate']} with cosine decay, "
-        f"{head['epochs']} "
-        f"epochs, batches of {head['batch_size']}, at least {head['min_steps']} steps; weight decay out of "
-        f"{', '.join(map(str, head['weight_decays']))} "
-        "and epoch chosen on the same tenth.",
+        f"{head['epochs']} epochs, batches of {head['batch_size']}, at least {head['min_steps']} steps; "
+        f"weight decay out of {', '.join(map(str, head['weight_decays']))} and epoch chosen on the same "
+        "tenth.",
         "The paper reports on all of CIFAR-10: DOVE 54.31, VQGAN 41.23.",
     ]
     return Section("probe", "Linear probe", _finding(result), blocks, method, result, _tiles(result))

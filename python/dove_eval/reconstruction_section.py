@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
+from PIL import features as pil_features
 
 from dove_eval import quality
 from dove_eval.bootstrap import LEVEL, RESAMPLES, Estimate
@@ -14,7 +16,7 @@ from dove_eval.plots import Line, Point, axis, line_chart, number
 from dove_eval.reconstruction import METRICS, Setup, monotone, summarise
 from dove_eval.report import Block, Pictures, Plot, Section, Table
 from dove_eval.rows import Rows
-from dove_eval.systems import BYTES_PER_VALUE, OWN, Codec, Dove
+from dove_eval.systems import OWN, Codec, Dove
 from dove_ext.image_io import to_pil
 
 EXAMPLES = 5
@@ -51,11 +53,9 @@ def show(images: ImageSet, size: int, rows: Rows, setup: Setup) -> Section:
     own = next(p for s in result["series"] for p in s["points"] if p["point"] == OWN)
     fixed = [p for p in result["series"][0]["points"] if p["point"] != OWN]
     finding = (
-        f"{model.name} reaches {own['psnr']['value']:.1f} dB with the {own['tokens']['value']:.0f} tokens "
-        "it chooses on "
-        f"average; fixed lengths run from {fixed[0]['psnr']['value']:.1f} dB at {fixed[0]['point']} tokens "
-        "to "
-        f"{fixed[-1]['psnr']['value']:.1f} dB at {fixed[-1]['point']}."
+        f"{model.name} reaches {own['psnr']['value']:.1f} dB with the {own['tokens']['value']:.0f} tokens it "
+        f"chooses on average; fixed lengths run from {fixed[0]['psnr']['value']:.1f} dB at "
+        f"{fixed[0]['point']} tokens to {fixed[-1]['psnr']['value']:.1f} dB at {fixed[-1]['point']}."
     )
     tiles = [
         (f"{own['tokens']['value']:.0f}", "tokens an image on average, chosen by the model"),
@@ -74,8 +74,7 @@ def _lines(result: dict[str, Any], metric: str, across: str = "tokens") -> list[
             e = Estimate(**p[metric])
             text = (
                 f"{series['name']}, {number(p['tokens']['value'])} tokens, {number(p['bytes']['value'])} "
-                "bytes: "
-                f"{e.text(3)}"
+                f"bytes: {e.text(3)}"
             )
             mark = Point(p[across]["value"], e.value, e.low, e.high, text)
             if p["point"] == OWN:
@@ -112,8 +111,7 @@ def _bytes_chart(result: dict[str, Any]) -> Plot:
     marks = [p for line in lines for p in line.points]
     caption = (
         "PSNR against bytes. Tokens are kept as float16 without entropy coding and are made for "
-        "transformers; "
-        "picture codecs, made for storage, need fewer bytes for the same error."
+        "transformers; picture codecs, made for storage, need fewer bytes for the same error."
         if result["rate"]
         else "PSNR against bytes; tokens are kept as float16."
     )
@@ -162,12 +160,7 @@ def examples(images: ImageSet, size: int, setup: Setup, good: np.ndarray) -> Pic
 
 
 def _method(result: dict[str, Any], rows: Rows, setup: Setup, images: ImageSet) -> list[str]:
-    costs = [
-        f"{s.name} {s.token_bytes:g} "
-        f"({'D x float16' if isinstance(s, Dove) or s.token_bytes >= 8 else 'log2 of the codebook / 8'})"
-        for s in setup.systems
-        if not isinstance(s, Codec)
-    ]
+    costs = [f"{s.name} {s.cost}" for s in setup.systems if not isinstance(s, Codec)]
     lines = [
         f"{result['images']} images from {images.source}"
         + (f", {len(images.failed)} unreadable ones left out" if images.failed else "")
@@ -179,18 +172,16 @@ def _method(result: dict[str, Any], rows: Rows, setup: Setup, images: ImageSet) 
     ]
     if result["rate"]:
         lines.append(
-            "JPEG and WebP: the highest quality whose file, headers included, fits into the model's bytes "
-            "at that "
-            f"token count ({BYTES_PER_VALUE} bytes a value); quality 1 where none fits. Their own bytes are "
-            "in the table."
+            "JPEG and WebP: the highest quality whose file, headers included, fits into the bytes of that many "
+            f"tokens of {setup.systems[0].name}; quality 1 where none fits, 100 where all do. Pillow "
+            f"{PIL.__version__}, JPEG library {pil_features.version('jpg')}, WebP "
+            f"{pil_features.version('webp')}."
         )
     if setup.features is not None:
         lines.append(
             f"{setup.features.name}: {setup.features.protocol}; {result['images']} images on both sides, "
-            "which biases the "
-            "value upwards against larger sets: compare only values of the same count. Intervals: jackknife "
-            "over ten "
-            "groups, since drawing with replacement would bias it."
+            "which biases the value upwards against larger sets: compare only values of the same count. "
+            "Intervals: jackknife over ten groups, since drawing with replacement would bias it."
         )
     if setup.distance is not None:
         lines.append(f"Perceptual distance: {setup.distance.name}.")

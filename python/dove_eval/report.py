@@ -132,8 +132,7 @@ class Section:
             f'<section id="{self.verb}"><h2>{escape(self.title)}</h2><p '
             f'class="finding">{escape(self.finding)}</p>'
             f'{"".join(parts)}<details class="method"><summary>How this was '
-            f"measured</summary><ul>{method}</ul>"
-            "</details></section>"
+            f"measured</summary><ul>{method}</ul></details></section>"
         )
 
     def markdown(self) -> str:

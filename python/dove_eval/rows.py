@@ -25,6 +25,7 @@ from dove_ext.images import Fit
 
 Values = Mapping[str, Tensor]  # column -> [B] or [B, W]
 STATE = "state.json"
+FORMAT = 1  # raised when a change makes the same settings give other numbers
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -123,7 +124,7 @@ def fill(
     Raises:
         DatasetError: if no image can be read.
     """
-    key = json.dumps([name, identity, images.digest, size, fit], sort_keys=True)
+    key = json.dumps([FORMAT, name, identity, images.digest, size, fit], sort_keys=True)
     folder = output / "rows" / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     make_writable_folder(folder)
     rows = Rows(folder, images)

@@ -115,15 +115,12 @@ def show(
         f"{len(chosen)} images of {images.source}, evenly spread, not chosen.",
         f"PCA over all positions of these images together. Share of variance in three components: {shares}.",
         "Generator: a hidden layer at the 16 x 16 positions of the image, last but one unless said "
-        "otherwise. It is "
-        "causal: a position sees the rows above it and what is left of it. Token decoder: the last hidden "
-        "layer at all "
-        "tokens.",
+        "otherwise. It is causal: a position sees the rows above it and what is left of it. Token decoder: "
+        "the last hidden layer at all tokens.",
     ]
     finding = (
         f"What the hidden layers of {models[0].name} tell apart without any label: patches of one colour "
-        "look alike to "
-        "the model."
+        "look alike to the model."
     )
     columns = ["original", *(name for name, _, _ in shown)]
     if len(columns) <= 4 and len(rows) > 1:  # two images a row

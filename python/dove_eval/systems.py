@@ -68,8 +68,10 @@ class Dove:
         """
         self.model, self.key, self.query = model.eval(), key, query
         self.name = model.config.name
-        self.identity = [weights_digest(model), "" if query is None else str(query.tolist())]
+        asked = "" if query is None else str(query.tolist())
+        self.identity = [weights_digest(model), asked, str(model.dtype)]
         self.token_bytes = model.config.token_width * BYTES_PER_VALUE
+        self.cost = f"{self.token_bytes} ({model.config.token_width} float16 values)"
 
     @torch.no_grad()
     def generate(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -145,6 +147,13 @@ class Vqgan:
         if self.vqgan.quantize is None:
             return float(self.vqgan.config.latent_channels * BYTES_PER_VALUE)
         return math.log2(self.vqgan.config.codebook_size) / 8
+
+    @property
+    def cost(self) -> str:
+        """`token_bytes` for people."""
+        if self.vqgan.quantize is None:
+            return f"{self.token_bytes:g} ({self.vqgan.config.latent_channels} float16 values)"
+        return f"{self.token_bytes:g} (the index of one of {self.vqgan.config.codebook_size} codes)"
 
     @torch.no_grad()
     def latents(self, pixels: Tensor) -> Tensor:
