@@ -51,7 +51,8 @@ def show(images: ImageSet, result: dict[str, Any], fit: str) -> Section:
                 baselines.append((series, score, text))
         if points:
             lines.append(Line(series["system"], series["name"], points))
-    span = [float(COUNTS[0]), float(COUNTS[-1])]
+    span = [p.x for line in lines for p in line.points] or [float(n) for n in COUNTS]
+    span = [min(span), max(span)]
     for series, score, text in baselines:  # no token count of their own: level lines
         ends = [_point(x, score, f"{series['name']}: {text} %") for x in span]
         lines.append(Line(series["system"], series["name"], ends))

@@ -128,8 +128,8 @@ def show(images: ImageSet, rows: Rows, model: Dove, fit: Fit, counts: Sequence[i
         *contact_sheet(images, rows, model, fit),
     ]
     follows = (
-        f"Length follows complexity: Pearson {pearson.value:.2f}, Spearman {spearman.value:.2f} with "
-        "Laplacian variance."
+        f"Their correlation with complexity (Laplacian variance) is {pearson.value:.2f} (Pearson) and "
+        f"{spearman.value:.2f} (Spearman)."
         if pearson is not None and spearman is not None
         else "All images have the same length or the same complexity."
     )
@@ -203,7 +203,7 @@ def contact_sheet(images: ImageSet, rows: Rows, model: Dove, fit: Fit) -> list[P
         originals, drawn = to_pil((pixels + 1) / 2), to_pil((own.images + 1) / 2)
         grid = [
             list(zip(originals, names, strict=True)),
-            [(d, f"{int(n)} tokens") for d, n in zip(drawn, own.tokens, strict=True)],
+            [(d, f"{int(n)} token{'s' * (n != 1)}") for d, n in zip(drawn, own.tokens, strict=True)],
         ]
         caption = "Originals and what their tokens give back."
         sheets.append(Pictures((), grid, caption, title=f"The {count} images with the {kind} tokens"))

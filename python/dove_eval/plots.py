@@ -74,7 +74,9 @@ def axis(
     low, high = min(values), max(values)
     if log:
         low = max(low, 1e-12)
-        return Axis(name, low / 1.12, high * 1.12, True, _log_ticks(low, high, octaves=name == "tokens"))
+        ticks = _log_ticks(low, high, octaves=name == "tokens")
+        if len(ticks) > 1:  # else the range is so narrow that a linear axis says more
+            return Axis(name, low / 1.12, high * 1.12, True, ticks)
     low = min(low, 0.0) if zero else low
     span = (high - low) or max(abs(high), 1.0)
     if not zero:
@@ -161,25 +163,42 @@ def scatter(points: Sequence[Point], x: Axis, y: Axis, title: str, key: str = "d
     return _svg([*body, "</g>"], title)
 
 
-def bars(rows: Sequence[tuple[str, str, float, float, str]], name: str, title: str) -> str:
-    """Horizontal bars with whiskers: (key, name, value, deviation, text behind the bar)."""
-    row, label_width = 30, 210
+@dataclass(frozen=True)
+class Bar:
+    """A bar: colour key, name, what exactly (small print), value, deviation, and the text behind it."""
+
+    key: str
+    name: str
+    detail: str
+    value: float
+    deviation: float
+    text: str
+
+
+def bars(rows: Sequence[Bar], unit: str, title: str) -> str:
+    """Horizontal bars with whiskers of one deviation."""
+    row, left = 42, 210
     height = 2 * TOP + row * len(rows)
-    top = max((value + deviation for _, _, value, deviation, _ in rows), default=1.0) or 1.0
-    reach = WIDTH - label_width - 110
+    top = max((bar.value + bar.deviation for bar in rows), default=1.0) or 1.0
+    reach = WIDTH - left - 110
     body = []
-    for i, (key, text, value, deviation, behind) in enumerate(rows):
+    for i, bar in enumerate(rows):
         y = TOP + row * i
-        end, error = label_width + reach * value / top, reach * deviation / top
+        end, error = left + reach * bar.value / top, reach * bar.deviation / top
+        hover = escape(f"{bar.name}, {bar.detail}: {bar.text} {unit}")
         body.append(
-            f'<g class="s-{key}"><text class="label" x="{label_width - 10}" y="{y + 19}" text-anchor="end">'
-            f'{escape(text)}</text><rect class="bar" x="{label_width}" y="{y + 5}" '
-            f'width="{max(end - label_width, 1):.1f}" height="19" rx="2"><title>{escape(text)}: '
-            f"{escape(behind)} {escape(name)}</title></rect>"
-            f'<path class="whisker" d="M{end - error:.1f} {y + 14.5}H{end + error:.1f}"/>'
-            f'<text class="value" x="{end + error + 8:.1f}" y="{y + 19}">{escape(behind)}</text></g>'
+            f'<g class="s-{bar.key}"><text class="label" x="{left - 12}" y="{y + 17}" text-anchor="end">'
+            f"{escape(_short(bar.name))}</text>"
+            f'<text class="tick" x="{left - 12}" y="{y + 32}" text-anchor="end">{escape(bar.detail)}</text><rect class="bar" x="{left}" y="{y + 8}" '
+            f'width="{max(end - left, 1):.1f}" height="22" rx="2"><title>{hover}</title></rect>'
+            f'<path class="whisker" d="M{end - error:.1f} {y + 19}H{end + error:.1f}"/>'
+            f'<text class="value" x="{end + error + 8:.1f}" y="{y + 24}">{escape(bar.text)}</text></g>'
         )
     return _svg(body, title, height)
+
+
+def _short(name: str, length: int = 28) -> str:
+    return name if len(name) <= length else name[: length - 1] + "\u2026"
 
 
 def _x(x: Axis, value: float) -> float:

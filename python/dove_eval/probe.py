@@ -9,7 +9,7 @@ from typing import Any
 from dove_eval.datasets import ImageSet
 from dove_eval.features import Extracted, describe
 from dove_eval.heads import LINEAR, HeadSettings, Score
-from dove_eval.plots import bars
+from dove_eval.plots import Bar, bars
 from dove_eval.report import Block, Plot, Section, Table
 from dove_eval.systems import Dove, Pixels, Vqgan
 from dove_ext.cli.pictures import progress
@@ -49,10 +49,10 @@ def show(images: ImageSet, result: dict[str, Any], fit: str) -> Section:
     rows, cells = [], []
     for series in result["series"]:
         chosen = series["layers"][series["chosen"]]
-        rows.append(_bar(series, f"{series['name']}, {layer_name(series['chosen'])}", chosen))
+        rows.append(_bar(series, series["chosen"], chosen))
         fixed = FIXED.get(series["system"])
         if fixed is not None and fixed != series["chosen"]:
-            rows.append(_bar(series, f"{series['name']}, {layer_name(fixed)}", series["layers"][fixed]))
+            rows.append(_bar(series, fixed, series["layers"][fixed]))
         for layer, score in series["layers"].items():
             star = " (chosen)" if layer == series["chosen"] else ""
             cells.append(
@@ -69,7 +69,7 @@ def show(images: ImageSet, result: dict[str, Any], fit: str) -> Section:
     )
     blocks: list[Block] = [
         Plot(bars(rows, "%", caption), caption),
-        Table(("system", "layer", "test (%)", "held out (%)"), cells, "All layers swept", folded=True),
+        Table(("system", "layer", "test (%)", "held out (%)"), cells, "All layers swept", beside=True),
     ]
     head = result["head"]
     method = [
@@ -100,8 +100,10 @@ def layer_name(column: str) -> str:
     return {"before-quantisation": "before quantisation", "thumbnail": "thumbnail"}[column]
 
 
-def _bar(series: dict[str, Any], text: str, score: dict[str, Any]) -> tuple[str, str, float, float, str]:
-    return series["system"], text, 100 * score["accuracy"], 100 * score["deviation"], Score(**score).text()
+def _bar(series: dict[str, Any], layer: str, score: dict[str, Any]) -> Bar:
+    text = Score(**score).text()
+    accuracy, deviation = 100 * score["accuracy"], 100 * score["deviation"]
+    return Bar(series["system"], series["name"], layer_name(layer), accuracy, deviation, text)
 
 
 def _finding(result: dict[str, Any]) -> str:

@@ -172,8 +172,8 @@ def _method(result: dict[str, Any], rows: Rows, setup: Setup, images: ImageSet) 
     ]
     if result["rate"]:
         lines.append(
-            "JPEG and WebP: the highest quality whose file, headers included, fits into the bytes of that many "
-            f"tokens of {setup.systems[0].name}; quality 1 where none fits, 100 where all do. Pillow "
+            "JPEG and WebP: the highest quality whose file, headers included, fits into the bytes of that "
+            f"many tokens of {setup.systems[0].name}; quality 1 where none fits, 100 where all do. Pillow "
             f"{PIL.__version__}, JPEG library {pil_features.version('jpg')}, WebP "
             f"{pil_features.version('webp')}."
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from dove_ext.files import atomic_write, make_writable_folder
 from dove_ext.images import Fit
 
 Values = Mapping[str, Tensor]  # column -> [B] or [B, W]
+SAVE_SECONDS = 10.0  # the work that a killed process loses at most, besides its batch
 STATE = "state.json"
 FORMAT = 1  # raised when a change makes the same settings give other numbers
 
@@ -106,7 +108,6 @@ def fill(
     size: int,
     fit: Fit = "crop",
     batch_size: int = 16,
-    save_every: int = 8,
 ) -> Rows:
     """Compute a row for every image, going on where an earlier run with the same identity stopped.
 
@@ -119,7 +120,6 @@ def fill(
         size: side of the images.
         fit: how an image becomes square.
         batch_size: images a call of `compute`.
-        save_every: batches between two saves.
 
     Raises:
         DatasetError: if no image can be read.
@@ -128,6 +128,7 @@ def fill(
     folder = output / "rows" / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     make_writable_folder(folder)
     rows = Rows(folder, images)
+    saved = time.monotonic()
     with progress(len(images), name) as bar, torch.no_grad():
         bar.update(rows.done)
         try:
@@ -136,8 +137,9 @@ def fill(
                 good, pixels = images.read(indices, size, fit)
                 rows.append(len(indices), good, {} if pixels is None else compute(good, pixels))
                 bar.update(len(indices))
-                if rows.done // batch_size % save_every == 0:
+                if time.monotonic() - saved > SAVE_SECONDS:
                     rows.save()
+                    saved = time.monotonic()
         finally:  # Ctrl-C keeps what is finished
             rows.save()
     if not len(rows.good):

@@ -99,7 +99,7 @@ class Evaluation:
         query = torch.tensor(self.args.null_query) if key == "qdove" and self.args.null_query else None
         second = Dove(model, key, query)
         if second.name == self.dove.name:  # two trainings of one preset
-            self.dove.name, second.name = str(self.args.model), str(name)
+            self.dove.name, second.name = _apart(str(self.args.model), str(name))
         return second
 
     # --- What is measured -----------------------------------------------------------------------------
@@ -218,3 +218,9 @@ class Evaluation:
             f"{torch.get_num_threads()} threads",
             "library": f"dove_ext {dove_ext.__version__}, torch {torch.__version__}",
         }
+
+
+def _apart(first: str, second: str) -> tuple[str, str]:
+    """Two model names or folders as people would call them, different ones."""
+    short = Path(first).resolve().name, Path(second).resolve().name
+    return short if short[0] != short[1] else (first, second)
