@@ -78,7 +78,9 @@ def axis(
         if len(ticks) > 1:  # else the range is so narrow that a linear axis says more
             return Axis(name, low / 1.12, high * 1.12, True, ticks)
     low = min(low, 0.0) if zero else low
-    span = (high - low) or max(abs(high), 1.0)
+    if low == high:  # one value: some room around it
+        low, high = low - 0.5 * (abs(low) or 1.0), high + 0.5 * (abs(high) or 1.0)
+    span = high - low
     if not zero:
         low -= 0.06 * span
     high += 0.06 * span
@@ -189,7 +191,8 @@ def bars(rows: Sequence[Bar], unit: str, title: str) -> str:
         body.append(
             f'<g class="s-{bar.key}"><text class="label" x="{left - 12}" y="{y + 17}" text-anchor="end">'
             f"{escape(_short(bar.name))}</text>"
-            f'<text class="tick" x="{left - 12}" y="{y + 32}" text-anchor="end">{escape(bar.detail)}</text><rect class="bar" x="{left}" y="{y + 8}" '
+            f'<text class="tick" x="{left - 12}" y="{y + 32}" text-anchor="end">{escape(bar.detail)}</text>'
+            f'<rect class="bar" x="{left}" y="{y + 8}" '
             f'width="{max(end - left, 1):.1f}" height="22" rx="2"><title>{hover}</title></rect>'
             f'<path class="whisker" d="M{end - error:.1f} {y + 19}H{end + error:.1f}"/>'
             f'<text class="value" x="{end + error + 8:.1f}" y="{y + 24}">{escape(bar.text)}</text></g>'
