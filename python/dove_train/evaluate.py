@@ -23,6 +23,7 @@ from dove_ext.errors import DoveError
 from dove_ext.metrics import PERCEPTUAL_DISTANCES, laplacian_variance, perceptual_distance, psnr
 from dove_ext.models.dove import DoveModel
 from dove_ext.models.vqgan import VQGAN
+from dove_train.memory import keep_freed_memory
 
 TOKEN_COUNTS = (4, 8, 16, 32, 64, 128, 256)
 
@@ -179,6 +180,7 @@ def main() -> None:
     parser.add_argument("--perceptual", choices=sorted(PERCEPTUAL_DISTANCES), help="a distance besides PSNR")
     parser.add_argument("--oracle", nargs="+", type=float, metavar="MEAN", help="mean lengths to look at")
     args = parser.parse_args()
+    keep_freed_memory()
     try:
         kind = VQGAN if args.vqgan else DoveModel
         model: Any = kind.from_pretrained(args.model)
