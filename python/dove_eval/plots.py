@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 640, 360
-LEFT, RIGHT, TOP, BOTTOM = 58, 18, 16, 46
+LEFT, RIGHT, TOP, BOTTOM = 70, 18, 16, 46
 SHAPES = {"dove": "circle", "qdove": "diamond", "vqgan": "square", "jpeg": "triangle", "webp": "cross"}
 
 
@@ -245,7 +245,7 @@ def _frame(x: Axis, y: Axis) -> str:
     )
     at = (TOP + bottom) / 2
     parts.append(
-        f'<text class="name" transform="translate(13 {at}) rotate(-90)" '
+        f'<text class="name" transform="translate(11 {at}) rotate(-90)" '
         f'text-anchor="middle">{escape(y.name)}</text>'
     )
     return "".join(parts)

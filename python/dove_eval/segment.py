@@ -123,7 +123,7 @@ def show(
         "look alike to the model."
     )
     columns = ["original", *(name for name, _, _ in shown)]
-    if len(columns) <= 4 and len(rows) > 1:  # two images a row
+    if len(columns) <= 4 and len(rows) % 2 == 0:  # two images a row
         columns *= 2
         rows = [a + b for a, b in zip(rows[::2], rows[1::2], strict=False)]
     pictures = Pictures(columns, rows, caption, smooth=False)
