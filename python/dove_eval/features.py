@@ -1,0 +1,90 @@
+"""Frozen features of a labelled set, extracted once by every system and kept on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dove_eval.datasets import ImageSet
+from dove_eval.heads import HeadSettings, Score, train_and_test
+from dove_eval.layouts import TEST, TRAIN
+from dove_eval.rows import Rows, fill
+from dove_eval.systems import Dove, Pixels, Vqgan
+from dove_ext.images import Fit
+
+COUNTS = (16, 32, 64, 128, 256)
+
+FeatureSystem = Dove | Vqgan | Pixels
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """Features of one system, with labels.
+
+    Attributes:
+        system: who made them.
+        rows: a column a kind of feature.
+        labels: int64 [N], -1 where the image could not be read.
+        train: readable training rows, int64.
+        test: readable test rows, int64.
+        classes: class names.
+    """
+
+    system: FeatureSystem
+    rows: Rows
+    labels: np.ndarray
+    train: np.ndarray
+    test: np.ndarray
+    classes: list[str]
+
+    def score(self, column: str, settings: HeadSettings) -> Score:
+        """Test accuracy of heads trained on one column."""
+        return train_and_test(self.rows[column], self.labels, self.train, self.test, settings)
+
+
+def extract(
+    images: ImageSet, systems: Sequence[FeatureSystem], size: int, output: Path, *, fit: Fit, batch_size: int
+) -> list[Extracted]:
+    """Every system's features at `COUNTS` and of every layer; goes on where an earlier run stopped.
+
+    Args:
+        images: with labels and splits (`ImageSet.labelled`).
+        systems: in the report's order.
+        size: side of the images.
+        output: the report's folder.
+        fit: how an image becomes square.
+        batch_size: images at once.
+    """
+    classes = images.classes
+    number = {name: i for i, name in enumerate(classes)}
+    labels = np.array([-1 if item.label is None else number[item.label] for item in images.items])
+    split = np.array([item.split for item in images.items])
+    extracted = []
+    for system in systems:
+
+        def compute(_: list[int], pixels: Tensor, system: FeatureSystem = system) -> dict[str, Tensor]:
+            return system.features(pixels, COUNTS)
+
+        rows = fill(
+            output, f"features-{system.key}", images, compute,
+            identity=[system.identity, list(COUNTS), torch.__version__], size=size, fit=fit,
+            batch_size=batch_size,
+        )  # fmt: skip
+        readable = np.zeros(len(images), bool)
+        readable[rows.good] = True
+        train = (readable & (split == TRAIN)).nonzero()[0]
+        test = (readable & (split == TEST)).nonzero()[0]
+        extracted.append(Extracted(system, rows, labels, train, test, classes))
+    return extracted
+
+
+def describe(extracted: Extracted) -> dict[str, int]:
+    """How much data there is."""
+    return {
+        "train": len(extracted.train), "test": len(extracted.test), "classes": len(extracted.classes)
+    }  # fmt: skip

@@ -1,0 +1,64 @@
+"""Frechet distance between two sets of features (Heusel et al. 2017), streamed, with its spread.
+
+|m1 - m2|^2 + tr C1 + tr C2 - 2 tr (C1 C2)^(1/2). With factors C = F^T F the last trace is the sum of the
+singular values of F1 F2^T: no square root of a product, and with fewer images than features only small
+matrices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dove_eval.bootstrap import Estimate, jackknife
+
+CHUNK = 512  # rows in memory at once
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean [D], trace of the covariance (n - 1), and a factor F [r, D] with F^T F = covariance, r <= D."""
+
+    mean: np.ndarray
+    trace: float
+    factor: np.ndarray
+
+
+def moments(features: np.ndarray, rows: np.ndarray) -> Moments:
+    """Of some rows (indices int64, at least two) of features [N, D], which may be memory-mapped."""
+    count, width = len(rows), features.shape[1]
+    chunks = [rows[start : start + CHUNK] for start in range(0, count, CHUNK)]
+    mean = sum(features[part].astype(np.float64).sum(0) for part in chunks) / count
+    if count <= width:
+        factor = (features[rows].astype(np.float64) - mean) / np.sqrt(count - 1)
+        return Moments(mean, float(np.square(factor).sum()), factor)
+    covariance = np.zeros((width, width))
+    for part in chunks:
+        centred = features[part].astype(np.float64) - mean
+        covariance += centred.T @ centred
+    values, vectors = np.linalg.eigh(covariance / (count - 1))
+    factor = np.sqrt(np.maximum(values, 0))[:, None] * vectors.T
+    return Moments(mean, float(np.maximum(values, 0).sum()), factor)
+
+
+def frechet_distance(a: Moments, b: Moments) -> float:
+    """The squared 2-Wasserstein distance of the two normal distributions, as FID reports it."""
+    cross = np.linalg.svd(a.factor @ b.factor.T, compute_uv=False).sum()
+    return float(np.square(a.mean - b.mean).sum() + a.trace + b.trace - 2 * cross)
+
+
+def estimate(real: np.ndarray, other: np.ndarray, rows: np.ndarray, groups: int = 10) -> Estimate:
+    """Distance of paired features [N, D] on `rows`, with a grouped jackknife's interval.
+
+    An image's two features leave together. The value is biased upwards on few images, as every such distance
+    is; the interval does not speak of that.
+    """
+    value = frechet_distance(moments(real, rows), moments(other, rows))
+    if len(rows) < 4:
+        return Estimate(value, value, value, len(rows))
+
+    def without(keep: np.ndarray) -> float:
+        return frechet_distance(moments(real, rows[keep]), moments(other, rows[keep]))
+
+    return jackknife(value, without, len(rows), groups)

@@ -1,0 +1,148 @@
+"""One row of numbers an image, on disk: what makes a measurement frugal and resumable.
+
+A table is a folder with one `.npy` file a column and `state.json`, which says how many rows are finished.
+Rows are written in order; a run that stops loses at most the batch it was in. Columns are memory-mapped: the
+memory in use does not grow with the number of images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dove_eval.datasets import ImageSet
+from dove_eval.layouts import DatasetError
+from dove_ext.cli.pictures import progress
+from dove_ext.files import atomic_write, make_writable_folder
+from dove_ext.images import Fit
+
+Values = Mapping[str, Tensor]  # column -> [B] or [B, W]
+SAVE_SECONDS = 10.0  # the work that a killed process loses at most, besides its batch
+STATE = "state.json"
+FORMAT = 1  # raised when a change makes the same settings give other numbers
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Identifies a model's weights (hexadecimal sha256 over names, shapes and bytes)."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name}{tensor.dtype}{list(tensor.shape)}".encode())
+        flat = tensor.detach().cpu().contiguous().flatten()
+        if flat.numel():
+            digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+class Rows:
+    """Finished rows of one measurement on one set of images; see `fill`."""
+
+    def __init__(self, folder: Path, images: ImageSet) -> None:
+        self.folder, self.images = folder, images
+        self.done = 0
+        self.bad: list[int] = []
+        self._columns: dict[str, np.ndarray] = {}
+        if (folder / STATE).is_file():
+            state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+            self.done, self.bad = state["done"], state["bad"]
+            images.failed.update(state["failed"])
+            for name in state["columns"]:
+                self._columns[name] = np.lib.format.open_memmap(folder / f"{name}.npy", mode="r+")
+
+    @property
+    def names(self) -> list[str]:
+        """Columns."""
+        return list(self._columns)
+
+    @property
+    def good(self) -> np.ndarray:
+        """Indices int64 of the images that could be read, in order."""
+        keep = np.ones(self.done, bool)
+        keep[self.bad] = False
+        return keep.nonzero()[0]
+
+    def __getitem__(self, column: str) -> np.ndarray:
+        """A column, memory-mapped, [N] or [N, W]; rows of unreadable images are included (see `good`)."""
+        return self._columns[column][: self.done]
+
+    def values(self, column: str) -> np.ndarray:
+        """A column of single numbers in float64, of the readable images only: [n]."""
+        return self[column][self.good].astype(np.float64)
+
+    def append(self, count: int, good: list[int], values: Values) -> None:
+        """Add the next `count` rows, of which `good` (indices into the set) have values."""
+        for name, tensor in values.items():
+            array = tensor.detach().float().cpu().numpy()
+            if name not in self._columns:
+                shape = (len(self.images), *array.shape[1:])
+                self._columns[name] = np.lib.format.open_memmap(
+                    self.folder / f"{name}.npy", mode="w+", dtype=np.float32, shape=shape
+                )
+            self._columns[name][good] = array
+        self.bad += sorted(set(range(self.done, self.done + count)) - set(good))
+        self.done += count
+
+    def save(self) -> None:
+        """Make what was appended survive the process."""
+        for column in self._columns.values():
+            column.flush()  # type: ignore[attr-defined]
+        state = {"done": self.done, "bad": self.bad, "columns": self.names, "failed": self.images.failed}
+        with atomic_write(self.folder / STATE) as temporary:
+            temporary.write_text(json.dumps(state), encoding="utf-8")
+
+
+def fill(
+    output: Path,
+    name: str,
+    images: ImageSet,
+    compute: Callable[[list[int], Tensor], Values],
+    *,
+    identity: Any,
+    size: int,
+    fit: Fit = "crop",
+    batch_size: int = 16,
+) -> Rows:
+    """Compute a row for every image, going on where an earlier run with the same identity stopped.
+
+    Args:
+        output: the report's folder; the rows lie in `rows/` there.
+        name: of the measurement; also the progress bar's.
+        images: the set.
+        compute: from indices and pixels [b, 3, size, size] in [-1, 1] to columns [b] or [b, W].
+        identity: whatever decides the numbers besides the images (JSON): weights, settings.
+        size: side of the images.
+        fit: how an image becomes square.
+        batch_size: images a call of `compute`.
+
+    Raises:
+        DatasetError: if no image can be read.
+    """
+    key = json.dumps([FORMAT, name, identity, images.digest, size, fit], sort_keys=True)
+    folder = output / "rows" / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    make_writable_folder(folder)
+    rows = Rows(folder, images)
+    saved = time.monotonic()
+    with progress(len(images), name) as bar, torch.no_grad():
+        bar.update(rows.done)
+        try:
+            while rows.done < len(images):
+                indices = list(range(rows.done, min(rows.done + batch_size, len(images))))
+                good, pixels = images.read(indices, size, fit)
+                rows.append(len(indices), good, {} if pixels is None else compute(good, pixels))
+                bar.update(len(indices))
+                if time.monotonic() - saved > SAVE_SECONDS:
+                    rows.save()
+                    saved = time.monotonic()
+        finally:  # Ctrl-C keeps what is finished
+            rows.save()
+    if not len(rows.good):
+        reason = next(iter(images.failed.values()), "")
+        raise DatasetError(f"none of the {len(images)} images of {images.source} can be read: {reason}")
+    return rows

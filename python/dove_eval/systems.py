@@ -1,0 +1,276 @@
+"""What stands side by side: DOVE models, the VQGAN baseline, raw pixels, and JPEG and WebP as yardsticks.
+
+A system may reconstruct (`reconstruct`), give features for classifiers (`features`), or both.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import PIL
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dove_eval.rows import weights_digest
+from dove_ext.image_io import pil_to_tensor, to_pil
+from dove_ext.models.dove import DoveModel
+from dove_ext.models.vqgan import VQGAN
+
+OWN = "own"  # the point at which the model chooses the length itself
+BYTES_PER_VALUE = 2  # a token is kept as float16: D values of two bytes
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """One operating point of a system on a batch.
+
+    Attributes:
+        point: a token count as text, or `OWN`.
+        images: float32 [B, 3, S, S] in [-1, 1].
+        tokens: what each image was given, [B].
+        bytes: what that takes to keep, [B].
+    """
+
+    point: str
+    images: Tensor
+    tokens: Tensor
+    bytes: Tensor
+
+
+class System(Protocol):
+    """What a table has a row for. `key` is unique in a report, `name` is for people."""
+
+    key: str
+    name: str
+
+    @property
+    def identity(self) -> Any:
+        """Whatever decides its numbers, as JSON."""
+
+
+class Dove:
+    """A DOVE model; its tokens cost D float16 values each."""
+
+    def __init__(self, model: DoveModel, key: str = "dove", query: Tensor | None = None) -> None:
+        """Wrap a model.
+
+        Args:
+            model: the model, on its device.
+            key: "dove", "qdove", ...
+            query: ids int64 [Q] or embeddings [Q, hidden] given with every image (Q-DOVE's "null").
+        """
+        self.model, self.key, self.query = model.eval(), key, query
+        self.name = model.config.name
+        asked = "" if query is None else str(query.tolist())
+        self.identity = [weights_digest(model), asked, str(model.dtype)]
+        self.token_bytes = model.config.token_width * BYTES_PER_VALUE
+        self.cost = f"{self.token_bytes} ({model.config.token_width} float16 values)"
+
+    @torch.no_grad()
+    def generate(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """All tokens [B, K, D] and the model's own lengths int32 [B]."""
+        pixels = pixels.to(self.model.device, self.model.dtype)
+        query = self.query
+        if query is not None:
+            query = query.to(pixels.device).expand(len(pixels), *query.shape)
+        tokens, hidden = self.model.generate(pixels, query)
+        return tokens, self.model.generator.first_stop(hidden, None).clamp_min(1)
+
+    @torch.no_grad()
+    def render(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Images float32 [B, 3, S, S] clamped to [-1, 1]."""
+        return self.model.render(tokens, lengths).float().clamp(-1, 1).contiguous().cpu()
+
+    def counts(self, counts: Sequence[int]) -> list[int]:
+        """Those of `counts` that this model can give."""
+        return [n for n in counts if n <= self.model.config.num_tokens]
+
+    def reconstruct(self, pixels: Tensor, counts: Sequence[int]) -> Iterator[Reconstruction]:
+        """Every count, then the model's own length."""
+        tokens, own = self.generate(pixels)
+        for n in self.counts(counts):
+            lengths = torch.full_like(own, n)
+            yield Reconstruction(str(n), self.render(tokens, lengths), lengths, lengths * self.token_bytes)
+        yield Reconstruction(OWN, self.render(tokens, own), own, own * self.token_bytes)
+
+    @torch.no_grad()
+    def features(self, pixels: Tensor, counts: Sequence[int]) -> dict[str, Tensor]:
+        """Pooled tokens and pooled hidden layers.
+
+        Returns:
+            dict: "tokens-N" and "tokens-own" [B, 2 D]: mean and maximum over the first tokens (3.2);
+            "image-L" and "time-L" [B, hidden]: mean of hidden layer L over the image's and the time
+            positions, L from 0 (the stack's input) to its number of layers, whose output is normalised.
+        """
+        layers: list[Tensor] = []
+        stack = self.model.generator.stack
+        hooks = [stack.layers[0].register_forward_pre_hook(lambda _, inputs: layers.append(inputs[0]))]
+        for module in (*list(stack.layers)[:-1], stack.final_layer_norm):
+            hooks.append(module.register_forward_hook(lambda _, __, output: layers.append(output)))
+        try:
+            tokens, own = self.generate(pixels)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        tokens = tokens.float()
+        slots = self.model.config.num_tokens
+        out = {f"tokens-{n}": mean_and_max(tokens[:, :n]) for n in self.counts(counts)}
+        each = zip(tokens, own.tolist(), strict=True)
+        out[f"tokens-{OWN}"] = torch.cat([mean_and_max(image[None, :n]) for image, n in each])
+        for number, hidden in enumerate(layers):
+            out[f"image-{number}"] = hidden[:, :slots].float().mean(1)
+            out[f"time-{number}"] = hidden[:, -slots:].float().mean(1)
+        return out
+
+
+class Vqgan:
+    """The fixed-length baseline: the quantised round trip, and latents before quantisation as features (A.1).
+
+    Without a codebook the round trip is not quantised, and its cost is that of float16 latents.
+    """
+
+    def __init__(self, vqgan: VQGAN, image_size: int, name: str, key: str = "vqgan") -> None:
+        self.vqgan, self.key, self.name = vqgan.eval(), key, name
+        self.identity = weights_digest(vqgan)
+        self.positions = (image_size // vqgan.config.downsampling) ** 2
+
+    @property
+    def token_bytes(self) -> float:
+        """Of one position: the index of its code, or its latent's values."""
+        if self.vqgan.quantize is None:
+            return float(self.vqgan.config.latent_channels * BYTES_PER_VALUE)
+        return math.log2(self.vqgan.config.codebook_size) / 8
+
+    @property
+    def cost(self) -> str:
+        """`token_bytes` for people."""
+        if self.vqgan.quantize is None:
+            return f"{self.token_bytes:g} ({self.vqgan.config.latent_channels} float16 values)"
+        return f"{self.token_bytes:g} (the index of one of {self.vqgan.config.codebook_size} codes)"
+
+    @torch.no_grad()
+    def latents(self, pixels: Tensor) -> Tensor:
+        """H_v before quantisation [B, P, C]."""
+        weight = self.vqgan.quant_conv.weight
+        return self.vqgan.encode(pixels.to(weight.device, weight.dtype))
+
+    @torch.no_grad()
+    def reconstruct(self, pixels: Tensor, counts: Sequence[int]) -> Iterator[Reconstruction]:
+        """One point: all positions."""
+        latents = self.latents(pixels)
+        if self.vqgan.quantize is not None:
+            latents = self.vqgan.quantize(latents)[0]
+        images = self.vqgan.decode(latents).float().clamp(-1, 1).contiguous().cpu()
+        count = torch.full((len(images),), self.positions)
+        yield Reconstruction(str(self.positions), images, count, count * self.token_bytes)
+
+    @torch.no_grad()
+    def features(self, pixels: Tensor, counts: Sequence[int]) -> dict[str, Tensor]:
+        """Pooled latents and encoder levels.
+
+        Returns:
+            dict: "latents" [B, 2 C]: mean and maximum over all positions before quantisation; "level-L"
+            and "before-quantisation" [B, width]: means over positions, of the encoder's levels from fine to
+            coarse and of the latents.
+        """
+        levels: list[Tensor] = []
+
+        def keep(_: nn.Module, __: Any, stream: tuple[Tensor, Tensor | None]) -> None:
+            x, branch = stream
+            levels.append((x if branch is None else x + branch).float().mean((2, 3)))
+
+        modules = [*self.vqgan.encoder.down, self.vqgan.encoder.mid]
+        hooks = [module.register_forward_hook(keep) for module in modules]
+        try:
+            latents = self.latents(pixels).float()
+        finally:
+            for hook in hooks:
+                hook.remove()
+        out = {"latents": mean_and_max(latents), "before-quantisation": latents.mean(1)}
+        return out | {f"level-{number}": level for number, level in enumerate(levels, 1)}
+
+
+class Pixels:
+    """The picture itself, scaled down to a thumbnail: what a representation has to beat."""
+
+    key, name, side = "pixels", "raw pixels", 16
+    identity = "thumbnail 16"
+
+    def features(self, pixels: Tensor, counts: Sequence[int]) -> dict[str, Tensor]:
+        """The column "thumbnail" [B, 768]: the mean colour of each of 16 x 16 squares."""
+        return {"thumbnail": F.adaptive_avg_pool2d(pixels.float(), self.side).flatten(1)}
+
+
+class Codec:
+    """JPEG or WebP at the highest quality that fits into the bytes of the same number of tokens.
+
+    Where even quality 1 is larger, that is what is shown, with its true size.
+    """
+
+    def __init__(self, kind: str, token_bytes: int, settings: dict[str, Any]) -> None:
+        self.key, self.name, self.kind = kind.lower(), kind, kind
+        self.token_bytes, self.settings = token_bytes, settings
+        self.identity = [kind, token_bytes, settings, PIL.__version__]
+
+    @staticmethod
+    def jpeg(token_bytes: int) -> Codec:
+        """Baseline JPEG with optimised Huffman tables."""
+        return Codec("JPEG", token_bytes, {"optimize": True})
+
+    @staticmethod
+    def webp(token_bytes: int) -> Codec:
+        """Lossy WebP at the default effort."""
+        return Codec("WebP", token_bytes, {"method": 4})
+
+    def encode(self, picture: Image.Image, quality: int) -> bytes:
+        """A file's content; quality 1..100."""
+        stream = io.BytesIO()
+        picture.save(stream, self.kind, quality=quality, **self.settings)
+        return stream.getvalue()
+
+    def decode(self, data: bytes) -> Tensor:
+        """Float32 [3, H, W] in [-1, 1]."""
+        with Image.open(io.BytesIO(data)) as picture:
+            return pil_to_tensor(picture).float().div(127.5).sub(1)
+
+    def reconstruct(self, pixels: Tensor, counts: Sequence[int]) -> Iterator[Reconstruction]:
+        """One point a count."""
+        pictures = to_pil((pixels + 1) / 2)
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # the encoders release the interpreter
+            fitted = list(pool.map(lambda picture: self._fit_all(picture, counts), pictures))
+        for n in counts:
+            files = [image[n] for image in fitted]
+            images = torch.stack([self.decode(data) for data in files])
+            sizes = torch.tensor([len(data) for data in files])
+            yield Reconstruction(str(n), images, torch.full((len(files),), n), sizes)
+
+    def _fit_all(self, picture: Image.Image, counts: Sequence[int]) -> dict[int, bytes]:
+        """The largest file within each budget, by bisection; trials are shared among the budgets."""
+        tried: dict[int, bytes] = {}
+
+        def size(quality: int) -> int:
+            if quality not in tried:
+                tried[quality] = self.encode(picture, quality)
+            return len(tried[quality])
+
+        out = {}
+        for n in counts:
+            low, high = 1, 100  # size grows with quality, up to small ripples
+            while low < high:
+                middle = (low + high + 1) // 2
+                low, high = (middle, high) if size(middle) <= n * self.token_bytes else (low, middle - 1)
+            size(low)
+            out[n] = tried[low]
+        return out
+
+
+def mean_and_max(x: Tensor) -> Tensor:
+    """[B, N, D] to [B, 2 D]: mean and maximum over N."""
+    return torch.cat([x.mean(1), x.amax(1)], dim=1)

@@ -1,0 +1,96 @@
+"""Rows on disk: streaming, going on after a stop, and images that cannot be read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dove_eval.datasets import ImageSet, find_images
+from dove_eval.layouts import DatasetError
+from dove_eval.rows import Rows, fill, weights_digest
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> ImageSet:
+    array = np.random.default_rng(0).integers(256, size=(23, 8, 8, 3), dtype=np.uint8)
+    np.savez(tmp_path / "set.npz", images=array)
+    return find_images([tmp_path / "set.npz"])
+
+
+class Compute:
+    """Mean and channel means; stops after a number of calls."""
+
+    def __init__(self, calls: int = 1000) -> None:
+        self.left, self.seen = calls, 0
+
+    def __call__(self, indices: list[int], pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        if not self.left:
+            raise KeyboardInterrupt
+        self.left -= 1
+        self.seen += len(indices)
+        return {"mean": pixels.mean((1, 2, 3)), "channels": pixels.mean((2, 3))}
+
+
+def run(images: ImageSet, output: Path, compute: Compute, identity: str = "a", batch_size: int = 4) -> Rows:
+    return fill(output, "test", images, compute, identity=identity, size=8, batch_size=batch_size)
+
+
+def test_an_interrupted_run_goes_on(images: ImageSet, tmp_path: Path) -> None:
+    whole = run(images, tmp_path / "whole", Compute())
+    with pytest.raises(KeyboardInterrupt):
+        run(images, tmp_path / "out", Compute(calls=3))
+    rest = Compute()
+    rows = run(images, tmp_path / "out", rest)
+    assert rest.seen == 23 - 12, "finished rows are not computed again"
+    for name in ("mean", "channels"):
+        assert np.array_equal(rows[name], whole[name])
+    assert np.allclose(rows["mean"], rows["channels"].mean(1), atol=1e-6)
+    again = Compute(calls=0)
+    run(images, tmp_path / "out", again)
+    assert again.seen == 0
+
+
+def test_another_identity_or_set_starts_anew(images: ImageSet, tmp_path: Path) -> None:
+    run(images, tmp_path, Compute())
+    for changed, identity in ((images, "b"), (images.limit(9), "a")):
+        compute = Compute()
+        rows = run(changed, tmp_path, compute, identity)
+        assert compute.seen == len(changed) == len(rows["mean"])
+
+
+def test_columns_stay_on_disk(images: ImageSet, tmp_path: Path) -> None:
+    rows = run(images, tmp_path, Compute())
+    assert isinstance(rows["channels"], np.memmap) and rows["channels"].shape == (23, 3)
+
+
+def test_unreadable_images_are_left_out(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for i in range(5):
+        Image.new("RGB", (8, 8), (50 * i,) * 3).save(tmp_path / f"{i}.png")
+    (tmp_path / "2.png").write_bytes(b"\x89PNG broken")
+    images = find_images([tmp_path])
+    rows = run(images, tmp_path / "out", Compute(), batch_size=2)
+    assert rows.good.tolist() == [0, 1, 3, 4] and list(images.failed) == ["2.png"]
+    assert rows.values("mean") == pytest.approx([v / 127.5 - 1 for v in (0, 50, 150, 200)], abs=1e-6)
+    fresh = find_images([tmp_path])
+    assert run(fresh, tmp_path / "out", Compute(calls=0), batch_size=2).bad == [2]
+    assert list(fresh.failed) == ["2.png"], "a run that goes on knows what failed before"
+
+
+def test_nothing_readable(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"broken")
+    with pytest.raises(DatasetError, match=r"none of the 1 images of .* can be read: .*a.png"):
+        run(find_images([tmp_path]), tmp_path / "out", Compute())
+
+
+def test_the_digest_of_weights_sees_every_value() -> None:
+    a, b = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    b.load_state_dict(a.state_dict())
+    assert weights_digest(a) == weights_digest(b)
+    with torch.no_grad():
+        b.bias[1] += 1e-6
+    assert weights_digest(a) != weights_digest(b)
