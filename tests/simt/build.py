@@ -28,16 +28,26 @@ def kernel_sources() -> list[Path]:
     return sorted((CSRC / "cuda").glob("*.cu"))
 
 
-def _headers() -> list[Path]:
-    folders = (CSRC / "include" / "dove", CSRC / "cuda", CSRC / "bindings", CSRC / "bindings" / "cuda", HERE)
-    return sorted(p for folder in folders for p in folder.iterdir() if p.suffix in (".h", ".cuh"))
+def _files(source: Path, include: tuple[Path, ...]) -> list[Path]:
+    """`source` and every file of the project that it includes, directly or through another."""
+    folders = (*include, CSRC / "include", CSRC / "cuda", ROOT / "tests")
+    found, todo = [], [source]
+    while todo:
+        path = todo.pop()
+        if path in found:
+            continue
+        found.append(path)
+        for name in re.findall(r'^#include "([^"]+)"', path.read_text(), re.MULTILINE):
+            candidates = (folder / name for folder in (path.parent, *folders))
+            todo += [p.resolve() for p in candidates if p.exists()][:1]
+    return found
 
 
 def _compile(source: Path, flags: list[str], cache: Path, include: tuple[Path, ...] = ()) -> Path:
-    """One object file, taken from `cache` if neither the source nor any header has changed since."""
-    flags = [*_FLAGS, *(f"-I{folder}" for folder in include), *_INCLUDE, *flags]
-    key = hashlib.sha256(" ".join([str(COMPILER), pybind11.__version__, *flags]).encode())
-    for path in (source, *_headers(), *(p for folder in include for p in sorted(folder.iterdir()))):
+    """One object file, taken from `cache` if nothing that it consists of has changed since."""
+    flags = [*_FLAGS, *flags, *(f"-I{folder}" for folder in include), *_INCLUDE]
+    key = hashlib.sha256(" ".join([str(COMPILER), pybind11.__version__, *flags[: -len(_INCLUDE)]]).encode())
+    for path in _files(source, include):
         key.update(path.name.encode() + path.read_bytes())
     target = cache / f"{source.stem}-{key.hexdigest()[:24]}.o"
     if not target.exists():
@@ -55,7 +65,7 @@ def build(folder: Path, cache: Path, replaced: dict[str, str] | None = None) -> 
 
     Args:
         folder: where the module goes.
-        cache: object files, kept between calls and sessions.
+        cache: object files of unchanged sources, kept between calls and sessions.
         replaced: text of files of csrc/cuda to use instead of what is there, by name (for mutants).
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -68,15 +78,14 @@ def build(folder: Path, cache: Path, replaced: dict[str, str] | None = None) -> 
     objects = []
     for source in kernel_sources():
         # A changed header concerns the sources that name it, directly or through another header.
-        changed = _closure(source) & replaced.keys()
-        if not changed:
+        own = [path for path in _files(source, ()) if path.parent == CSRC / "cuda"]
+        if not any(path.name in replaced for path in own):
             objects.append(_compile(source, ["-O1"], cache))
             continue
-        for name in _closure(source):
-            if name not in replaced:  # "header.h" is looked for beside the file that includes it
-                mutants.mkdir(exist_ok=True)
-                shutil.copy(CSRC / "cuda" / name, mutants / name)
-        objects.append(_compile(mutants / source.name, ["-O1"], cache, (mutants,)))
+        for path in own:
+            if path.name not in replaced:  # "header.h" is looked for beside the file that includes it
+                shutil.copy(path, mutants / path.name)
+        objects.append(_compile(mutants / source.name, ["-O1"], folder, (mutants,)))
     machine = [HERE / name for name in ("block.cpp", "memory.cpp", "selftest.cu")]
     objects += [_compile(source, ["-O1"], cache) for source in (*machine, CSRC / "cpu" / "isa.cpp")]
     bindings = [*sorted((CSRC / "bindings" / "cuda").glob("*.cpp")), CSRC / "bindings" / "attention_args.cpp"]
@@ -85,19 +94,6 @@ def build(folder: Path, cache: Path, replaced: dict[str, str] | None = None) -> 
     command = [str(COMPILER), "-shared", "-o", str(module), *map(str, objects), "-lpthread"]
     subprocess.run(command, check=True, capture_output=True)
     return module
-
-
-def _closure(source: Path) -> set[str]:
-    """The names of the files of csrc/cuda that `source` consists of."""
-    names, todo = set(), [source.name]
-    while todo:
-        name = todo.pop()
-        path = CSRC / "cuda" / name
-        if name in names or not path.exists():
-            continue
-        names.add(name)
-        todo += re.findall(r'^#include "([^"]+)"', path.read_text(), re.MULTILINE)
-    return names
 
 
 def load(path: Path) -> ModuleType:
