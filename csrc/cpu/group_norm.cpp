@@ -11,6 +11,7 @@ int64_t group_norm_workspace(const GroupNormArgs& args) { return GroupNormLayout
 
 Status group_norm(const GroupNormArgs& args) {
   if (args.dtype != DType::kFloat32 && args.dtype != DType::kBFloat16) return Status::kUnsupportedDType;
+  if (args.parameters != DType::kFloat32) return Status::kUnsupportedDType;
   if (args.batch < 0 || args.pixels < 1 || args.channels < 1 || args.groups < 1 || args.channels % args.groups != 0) {
     return Status::kUnsupportedShape;
   }

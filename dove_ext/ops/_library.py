@@ -78,13 +78,20 @@ def use_kernels(op: str, *tensors: Tensor | None) -> bool:
     served = KERNEL_DTYPES.get(first.device.type, ())
     if first.device.type == "cuda" and not HAS_CUDA_KERNELS:
         served = ()
-    if served and first.dtype not in served:
+    if served and first.is_floating_point() and first.dtype not in served:
         *others, last = (str(dtype).removeprefix("torch.") for dtype in served)
         raise TypeError(
             f"{op}: the compiled kernels take {', '.join(others)} or {last}, got {first.dtype}; "
             "cast the model or call dove_ext.set_backend('torch')"
         )
     return True
+
+
+def has_kernels(tensor: Tensor) -> bool:
+    """Whether compiled kernels of this build serve `tensor` under the chosen backend; never raises."""
+    if _backend == "torch" or (tensor.is_cuda and not HAS_CUDA_KERNELS):
+        return False
+    return tensor.dtype in KERNEL_DTYPES.get(tensor.device.type, ())
 
 
 def warn_no_kernels(op: str, device: torch.device) -> None:

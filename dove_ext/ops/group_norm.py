@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dove_ext import _C
 from dove_ext.ops import reference
-from dove_ext.ops._library import DTYPE_CODE, register, use_kernels
+from dove_ext.ops._library import DTYPE_CODE, register, stream_of, use_kernels
 
 
 def group_norm(
@@ -30,8 +30,8 @@ def group_norm(
     blocks: arXiv 2012.09841, section 3.)
 
     Args:
-        x: [B, C, H, W] or [B, C, N], float32 or bfloat16. Channels-last memory (C values of a pixel dense) is
-            used as it is, other memory is copied into it first, as by
+        x: [B, C, H, W] or [B, C, N], float32 or bfloat16 (on CUDA also float16). Channels-last memory (C
+            values of a pixel dense) is used as it is, other memory is copied into it first, as by
             `x.contiguous(memory_format=torch.channels_last)`.
         weight: [C], float32 or the dtype of `x`.
         bias: [C], as `weight`.
@@ -111,6 +111,37 @@ def _run(
     return normed, summed, mean, rstd
 
 
+def _parameters(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Weight and bias in one dtype, which is that of `x` or float32, and its code."""
+    dtype = weight.dtype if weight.dtype == bias.dtype else torch.float32
+    return weight.to(dtype).contiguous(), bias.to(dtype).contiguous(), DTYPE_CODE[dtype]
+
+
+def _run_cuda(
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    batch, channels = x.shape[:2]
+    normed = _empty_like(x)
+    mean = x.new_empty(batch, groups, dtype=torch.float32)
+    rstd = torch.empty_like(mean)
+    summed = None if residual is None else _empty_like(x)
+    if not normed.numel():
+        return normed, summed, mean.zero_(), rstd.zero_()
+    pixels = x[0, 0].numel()
+    rows, x_image, x_pixel = _pixel_rows(x)
+    added, residual_image, residual_pixel = (None, 0, 0) if residual is None else _pixel_rows(residual)
+    weight, bias, parameters = _parameters(x, weight, bias)
+    size = _C.cuda_group_norm_workspace(batch, pixels, channels, groups)
+    workspace = x.new_empty(size, dtype=torch.uint8)
+    _C.cuda_group_norm(
+        rows.data_ptr(), 0 if added is None else added.data_ptr(), weight.data_ptr(), bias.data_ptr(),
+        normed.data_ptr(), 0 if summed is None else summed.data_ptr(), mean.data_ptr(), rstd.data_ptr(),
+        workspace.data_ptr(), size, batch, pixels, channels, groups, x_image, x_pixel, residual_image,
+        residual_pixel, eps, silu, DTYPE_CODE[x.dtype], parameters, stream_of(x),
+    )  # fmt: skip
+    return normed, summed, mean, rstd
+
+
 def _cpu(
     x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -122,6 +153,21 @@ def _add_cpu(
     x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     normed, summed, mean, rstd = _run(x, residual, weight, bias, groups, eps, silu)
+    assert summed is not None
+    return normed, summed, mean, rstd
+
+
+def _cuda(
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    normed, _, mean, rstd = _run_cuda(x, None, weight, bias, groups, eps, silu)
+    return normed, mean, rstd
+
+
+def _add_cuda(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    normed, summed, mean, rstd = _run_cuda(x, residual, weight, bias, groups, eps, silu)
     assert summed is not None
     return normed, summed, mean, rstd
 
@@ -163,14 +209,15 @@ def _add_plain(
     return normed, summed, mean, rstd
 
 
-def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of normed in what was normalised (float32), the weight and the bias.
+def _backward_plain(
+    grad: Tensor, x: Tensor, grad_summed: Tensor | None, weight: Tensor, bias: Tensor, mean: Tensor,
+    rstd: Tensor, groups: int, silu: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of normed in what was normalised, the weight and the bias.
 
     With z the normalised values, y = z w + b and n = silu(y):
     dn/dy = s (1 + y (1 - s)), s = sigmoid(y);  dx = rstd (dz - mean(dz) - z mean(dz z)), dz = dy w.
     """
-    x, weight, bias, mean, rstd = ctx.saved_tensors
-    groups = ctx.groups
 
     def grouped(t: Tensor) -> Tensor:  # [B, G, C / G, pixels]
         return t.float().reshape(t.shape[0], groups, t.shape[1] // groups, *t.shape[2:]).flatten(3)
@@ -180,7 +227,7 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     z = (grouped(x) - mean[..., None, None]) * rstd[..., None, None]
     dy = grouped(grad)
-    if ctx.silu:
+    if silu:
         y = z * per_channel(weight) + per_channel(bias)
         s = torch.sigmoid(y)
         dy = dy * s * (1 + y * (1 - s))
@@ -190,7 +237,43 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     dx = rstd[..., None, None] * (
         dz - dz.mean((2, 3), keepdim=True) - z * (dz * z).mean((2, 3), keepdim=True)
     )
-    return dx.reshape(x.shape), grad_weight.to(weight.dtype), grad_bias.to(bias.dtype)
+    dx = dx.reshape(x.shape)
+    if grad_summed is not None:
+        dx = dx + grad_summed
+    return _empty_like(x).copy_(dx), grad_weight.to(weight.dtype), grad_bias.to(bias.dtype)
+
+
+def _backward_cuda(
+    grad: Tensor, x: Tensor, grad_summed: Tensor | None, weight: Tensor, bias: Tensor, mean: Tensor,
+    rstd: Tensor, groups: int, silu: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    batch, channels = x.shape[:2]
+    if not x.numel():
+        return _empty_like(x), torch.zeros_like(weight), torch.zeros_like(bias)
+    pixels = x[0, 0].numel()
+    dx = _empty_like(x)
+    grad_weight = x.new_empty(channels, dtype=torch.float32)
+    grad_bias = torch.empty_like(grad_weight)
+    grad_rows, grad_image, grad_pixel = _pixel_rows(grad)
+    rows, x_image, x_pixel = _pixel_rows(x)
+    direct, direct_image, direct_pixel = (None, 0, 0) if grad_summed is None else _pixel_rows(grad_summed)
+    weight, bias, parameters = _parameters(x, weight, bias)
+    size = _C.cuda_group_norm_workspace(batch, pixels, channels, groups)
+    workspace = x.new_empty(size, dtype=torch.uint8)
+    _C.cuda_group_norm_backward(
+        grad_rows.data_ptr(), rows.data_ptr(), 0 if direct is None else direct.data_ptr(), weight.data_ptr(),
+        bias.data_ptr(), mean.data_ptr(), rstd.data_ptr(), dx.data_ptr(), grad_weight.data_ptr(),
+        grad_bias.data_ptr(), workspace.data_ptr(), size, batch, pixels, channels, groups, grad_image,
+        grad_pixel, x_image, x_pixel, direct_image, direct_pixel, silu, DTYPE_CODE[x.dtype], parameters,
+        stream_of(x),
+    )  # fmt: skip
+    return dx, grad_weight.to(weight.dtype), grad_bias.to(bias.dtype)
+
+
+def _backward_fake(
+    grad: Tensor, x: Tensor, grad_summed: Tensor | None, weight: Tensor, bias: Tensor, *_: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _empty_like(x), torch.empty_like(weight), torch.empty_like(bias)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -201,8 +284,11 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
 
 
 def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    dx, grad_weight, grad_bias = _gradients(ctx, grad)
-    return dx.to(grad.dtype), grad_weight, grad_bias, None, None, None
+    x, *others = ctx.saved_tensors
+    dx, grad_weight, grad_bias = torch.ops.dove.group_norm_backward(
+        grad, x, None, *others, ctx.groups, ctx.silu
+    )
+    return dx, grad_weight, grad_bias, None, None, None
 
 
 def _add_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -213,15 +299,18 @@ def _add_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) ->
 
 
 def _add_backward(ctx: Any, grad: Tensor, grad_summed: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    dx, grad_weight, grad_bias = _gradients(ctx, grad)
-    total = (dx + grad_summed).to(grad.dtype)
-    return total, total.clone(), grad_weight, grad_bias, None, None, None
+    summed, *others = ctx.saved_tensors
+    dx, grad_weight, grad_bias = torch.ops.dove.group_norm_backward(
+        grad, summed, grad_summed, *others, ctx.groups, ctx.silu
+    )
+    return dx, dx, grad_weight, grad_bias, None, None, None
 
 
 _PARAMETERS = "Tensor weight, Tensor bias, int groups, float eps, bool silu"
 register(
     f"group_norm(Tensor x, {_PARAMETERS}) -> (Tensor normed, Tensor mean, Tensor rstd)",
     cpu=_cpu,
+    cuda=_cuda,
     fake=_fake,
     reference=_plain,
     setup_context=_setup,
@@ -231,8 +320,17 @@ register(
     f"add_group_norm(Tensor x, Tensor residual, {_PARAMETERS}) "
     "-> (Tensor normed, Tensor summed, Tensor mean, Tensor rstd)",
     cpu=_add_cpu,
+    cuda=_add_cuda,
     fake=_add_fake,
     reference=_add_plain,
     setup_context=_add_setup,
     backward=_add_backward,
+)
+register(
+    "group_norm_backward(Tensor grad, Tensor x, Tensor? grad_summed, Tensor weight, Tensor bias, "
+    "Tensor mean, Tensor rstd, int groups, bool silu) -> (Tensor, Tensor, Tensor)",
+    cpu=_backward_plain,
+    cuda=_backward_cuda,
+    fake=_backward_fake,
+    reference=_backward_plain,
 )

@@ -7,5 +7,9 @@
 namespace dove::bindings {
 
 void bind_cuda_attention(py::module_& m);
+void bind_cuda_block(py::module_& m);
+void bind_cuda_eos(py::module_& m);
+void bind_cuda_group_norm(py::module_& m);
+void bind_cuda_pack(py::module_& m);
 
 }  // namespace dove::bindings
