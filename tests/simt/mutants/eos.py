@@ -22,8 +22,8 @@ MUTANTS = [
     ),
     _tile(
         name="a slice is overwritten while it is read",
-        old="    __syncthreads();  // the slice of this step is there, and nobody reads the one before it any more\n",
-        new="",
+        old="    __syncthreads();  // the slice of this step is there",
+        new="    // the slice of this step is there",
     ),
     _tile(
         name="two fragments of the vocabulary rows change places",
