@@ -8,6 +8,7 @@ environment.
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from dove_ext import _C
+from dove_ext._info import info, serves
 
 LIBRARY = torch.library.Library("dove", "DEF")
 
@@ -51,8 +53,6 @@ def set_backend(name: str) -> str:
     if name not in BACKENDS:
         raise ValueError(f"backend {name!r} is unknown; choose one of {', '.join(BACKENDS)}")
     if name == "cuda":
-        from dove_ext._info import info
-
         cuda = info()["backends"]["cuda"]
         if not cuda["available"]:
             raise RuntimeError(f"backend 'cuda' cannot run: {cuda['why']}")
@@ -76,7 +76,7 @@ def use_kernels(op: str, *tensors: Tensor | None) -> bool:
             "move them or call dove_ext.set_backend('auto')"
         )
     served = KERNEL_DTYPES.get(first.device.type, ())
-    if first.device.type == "cuda" and not HAS_CUDA_KERNELS:
+    if first.is_cuda and not _gpu_served(first.device.index):
         served = ()
     if served and first.is_floating_point() and first.dtype not in served:
         *others, last = (str(dtype).removeprefix("torch.") for dtype in served)
@@ -89,7 +89,7 @@ def use_kernels(op: str, *tensors: Tensor | None) -> bool:
 
 def has_kernels(tensor: Tensor) -> bool:
     """Whether compiled kernels of this build serve `tensor` under the chosen backend; never raises."""
-    if _backend == "torch" or (tensor.is_cuda and not HAS_CUDA_KERNELS):
+    if _backend == "torch" or (tensor.is_cuda and not _gpu_served(tensor.device.index)):
         return False
     return tensor.dtype in KERNEL_DTYPES.get(tensor.device.type, ())
 
@@ -111,13 +111,21 @@ def stream_of(tensor: Tensor) -> int:
     return int(torch.cuda.current_stream(tensor.device).cuda_stream) if tensor.is_cuda else 0
 
 
-def _on_device(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Make the tensors' device the current one: a launch goes to the current device."""
+@functools.cache
+def _gpu_served(index: int | None) -> bool:
+    """Whether this build holds kernels for a GPU of this kind."""
+    return HAS_CUDA_KERNELS and serves(_C.cuda_archs().split(","), torch.cuda.get_device_capability(index))
+
+
+def _on_device(kernels: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
+    """Make the tensors' device the current one, to which a launch goes; `plain` for GPUs without kernels."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         device = next(a.device for a in args if isinstance(a, Tensor))
+        if not _gpu_served(device.index):
+            return plain(*args, **kwargs)
         with torch.cuda.device(device):
-            return function(*args, **kwargs)
+            return kernels(*args, **kwargs)
 
     return call
 
@@ -154,8 +162,7 @@ def register(
 
     if cuda is not None:
         CUDA_IMPLEMENTATIONS[name] = cuda
-    on_device = _on_device(cuda) if cuda is not None and HAS_CUDA_KERNELS else plain
-    LIBRARY.impl(name, on_device, "CUDA")
+    LIBRARY.impl(name, _on_device(cuda, plain) if cuda and HAS_CUDA_KERNELS else plain, "CUDA")
     LIBRARY.impl(name, plain, "MPS")
     torch.library.register_fake(f"dove::{name}", fake, lib=LIBRARY)
     if backward is not None:

@@ -34,8 +34,10 @@ def attention(
     the score matrix is never stored.
 
     Args:
-        q: [B, Nq, H, D], or packed [Tq, H, D]; float32 or bfloat16. Any strides: views of one projection
-            [B, N, H, 3 * D] or slices of a cache are read in place. D is a multiple of 16, at most 256.
+        q: [B, Nq, H, D], or packed [Tq, H, D]; float32 or bfloat16, on CUDA float16 too. Any strides:
+            views of one projection [B, N, H, 3 * D] or slices of a cache are read in place (on CUDA rows of
+            16-bit values must start at multiples of 16 bytes, others are copied). D is a multiple of 16, at
+            most 256, on CUDA 128.
         k: [B, Nk, H, D] or packed [Tk, H, D], dtype of q. Keys are stored unrotated.
         v: as k.
         prefix: how many leading keys every query sees: 0 is causal, n a bidirectional prefix with a causal
@@ -56,7 +58,8 @@ def attention(
     Raises:
         ValueError: if shapes, dtypes or devices do not fit together.
         TypeError: if compiled kernels are to run on another dtype.
-        RuntimeError: if lengths are out of range, or the head dimension has no kernel.
+        RuntimeError: if the head dimension has no kernel, or lengths are out of range. On CUDA lengths are
+            not read back: wrong ones are clamped to the tensors, and rows they leave out are undefined.
     """
     _check(q, k, v, prefix, rotary, scale, cu_seqlens_q, cu_seqlens_k, kv_lens)
     if not use_kernels("attention", q, k, v):
