@@ -11,9 +11,10 @@
 //     kRows x 512|  P: kRows x 32      |         of 8 warps: a warp owns every eighth tile of 8 columns, for all rows.
 //                +---------------------+
 //
-// kRows is 64 in 16 bits, where two slices of Y are under way, and 32 in float32. The columns are cut into splits that
-// follow from the vocabulary alone. With few rows each split has a block of its own, else a block takes the splits one
-// after the other; both add the splits in the same order, so the gradient of an image does not depend on the batch.
+// kRows is 64 in 16 bits, where two slices of Y are under way, and 32 in float32 and where shared memory is small. The
+// columns are cut into splits that follow from the vocabulary alone. With few rows each split has a block of its own,
+// else a block takes the splits one after the other; both add the splits in the same order, so the gradient of an image
+// does not depend on the batch.
 //
 // Order of the launches: scales, hidden, finish (adds the splits; makes `others`), norm, weight, finish.
 // P is rounded to the dtype for the tensor cores. Its scale is chosen by `norm` so that P stays within 1, or 4096
@@ -69,10 +70,11 @@ struct Layout {
   }
 };
 
-// Sizes that depend on the dtype.
-template <class T>
+// Sizes that depend on the dtype and on the rows of a block.
+template <class T, int rows>
 struct Shape {
-  static constexpr int kRows = sizeof(T) == 2 ? 64 : 32;
+  using Value = T;
+  static constexpr int kRows = rows;
   static constexpr int kRowTiles = kRows / 16;
   static constexpr int kStages = sizeof(T) == 2 ? 2 : 1;
   static constexpr int kTileColumns = kColumns / (kWarps / kRowTiles);  // of the logits, for one warp: 16 or 8
@@ -84,14 +86,14 @@ struct Shape {
 // Rows of kWidth values in shared memory; unit u of row r lies in slot u ^ (r % 8), against bank conflicts.
 template <class T>
 __device__ inline T* wide(T* base, int row, int column) {
-  constexpr int kValues = Shape<T>::kValues;
+  constexpr int kValues = 16 / static_cast<int>(sizeof(T));
   return base + row * kWidth + ((column / kValues) ^ (row % 8)) * kValues + column % kValues;
 }
 
 // Rows of kColumns values of P; 64 or 128 bytes each.
 template <class T>
 __device__ inline T* narrow(T* base, int row, int column) {
-  constexpr int kValues = Shape<T>::kValues;
+  constexpr int kValues = 16 / static_cast<int>(sizeof(T));
   const int swizzle = sizeof(T) == 2 ? row / 2 % 4 : row % 8;
   return base + row * kColumns + ((column / kValues) ^ swizzle) * kValues + column % kValues;
 }
@@ -99,7 +101,7 @@ __device__ inline T* narrow(T* base, int row, int column) {
 // Brings rows into shared memory, zeros beyond the last one and beyond the width up to the next multiple of 16.
 template <class T, class RowOf>
 __device__ inline void fetch(T* to, int rows, int64_t width, bool aligned, RowOf row_of) {
-  constexpr int kValues = Shape<T>::kValues;
+  constexpr int kValues = 16 / static_cast<int>(sizeof(T));
   const int units = static_cast<int>((width + 15) / 16 * 16) / kValues;
   for (int row = threadIdx.x / 32; row < rows; row += kWarps) {
     const T* from = row_of(row);
@@ -119,87 +121,84 @@ __device__ inline void fetch(T* to, int rows, int64_t width, bool aligned, RowOf
 }
 
 // Logits of 16 rows of X from `row` on and kTileColumns of Y from `column` on, in the layout of mma.m16n8k16.
-template <class T>
+template <class S, class T>
 __device__ inline void logits(T* x, T* y, int row, int column, int depth, float (&sums)[2][4]) {
   const int lane = threadIdx.x % 32;
+  if constexpr (sizeof(T) == 2) {
+    const int own = column + lane / 16 * 8 % S::kTileColumns + lane % 8;
 #pragma unroll 2
-  for (int k = 0; k < depth; k += 16) {
-    uint32_t a[4], b[4];
-    ldmatrix_x4(a, wide(x, row + lane % 16, k + lane / 16 * 8));
-    ldmatrix_x4(b, wide(y, column + lane / 16 * 8 + lane % 8, k + lane / 8 % 2 * 8));
-    mma_m16n8k16<T>(sums[0], a, b[0], b[1]);
-    mma_m16n8k16<T>(sums[1], a, b[2], b[3]);
-  }
-}
-
-template <>
-__device__ inline void logits<float>(float* x, float* y, int row, int column, int depth, float (&sums)[2][4]) {
-  const int lane = threadIdx.x % 32;
-  for (int k = 0; k < depth; k += 4) {
-    float4 a[2], b[2];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      a[i] = load_as<float4>(wide(x, row + i * 8 + lane / 4, k));
-      b[i] = load_as<float4>(wide(y, column + lane % 4 * 2 + i, k));
+    for (int k = 0; k < depth; k += 16) {
+      uint32_t a[4], b[4];
+      ldmatrix_x4(a, wide(x, row + lane % 16, k + lane / 16 * 8));
+      ldmatrix_x4(b, wide(y, own, k + lane / 8 % 2 * 8));
+      mma_m16n8k16<T>(sums[0], a, b[0], b[1]);
+      if constexpr (S::kTileColumns == 16) mma_m16n8k16<T>(sums[1], a, b[2], b[3]);
     }
+  } else {
+    for (int k = 0; k < depth; k += 4) {
+      float4 a[2], b[2];
 #pragma unroll
-    for (int r = 0; r < 4; ++r) {
-      sums[0][r] += a[r / 2].x * b[r % 2].x;
-      sums[0][r] += a[r / 2].y * b[r % 2].y;
-      sums[0][r] += a[r / 2].z * b[r % 2].z;
-      sums[0][r] += a[r / 2].w * b[r % 2].w;
-    }
-  }
-}
-
-template <class T>
-using WideSums = float[Shape<T>::kRowTiles][kWideTiles][4];
-
-// sums += P Y for this warp's tiles of 8 columns: tile, tile + 8, tile + 16, ...
-template <class T>
-__device__ inline void add_product(T* p, T* y, int width, WideSums<T>& sums) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+      for (int i = 0; i < 2; ++i) {
+        a[i] = load_as<float4>(wide(x, row + i * 8 + lane / 4, k));
+        b[i] = load_as<float4>(wide(y, column + lane % 4 * 2 + i, k));
+      }
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {  // of P's columns, which are rows of Y
-    uint32_t a[Shape<T>::kRowTiles][4];
-#pragma unroll
-    for (int i = 0; i < Shape<T>::kRowTiles; ++i) {
-      ldmatrix_x4(a[i], narrow(p, i * 16 + lane % 16, half * 16 + lane / 16 * 8));
-    }
-#pragma unroll
-    for (int j = 0; j < kWideTiles; j += 2) {
-      if ((j * kWarps + warp) * 8 >= width) continue;
-      uint32_t b[4];  // 16 rows of Y, the columns of tile j and those of the next
-      ldmatrix_x4_trans(b, wide(y, half * 16 + lane % 16, ((j + lane / 16) * kWarps + warp) * 8));
-#pragma unroll
-      for (int i = 0; i < Shape<T>::kRowTiles; ++i) {
-        mma_m16n8k16<T>(sums[i][j], a[i], b[0], b[1]);
-        mma_m16n8k16<T>(sums[i][j + 1], a[i], b[2], b[3]);
+      for (int r = 0; r < 4; ++r) {
+        sums[0][r] += a[r / 2].x * b[r % 2].x;
+        sums[0][r] += a[r / 2].y * b[r % 2].y;
+        sums[0][r] += a[r / 2].z * b[r % 2].z;
+        sums[0][r] += a[r / 2].w * b[r % 2].w;
       }
     }
   }
 }
 
-template <>
-__device__ inline void add_product<float>(float* p, float* y, int width, WideSums<float>& sums) {
+template <class S>
+using WideSums = float[S::kRowTiles][kWideTiles][4];
+
+// sums += P Y for this warp's tiles of 8 columns: tile, tile + 8, tile + 16, ...
+template <class S, class T>
+__device__ inline void add_product(T* p, T* y, int width, WideSums<S>& sums) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-#pragma unroll 1
-  for (int k = 0; k < kColumns; ++k) {
-    float a[Shape<float>::kRowTiles][2];
+  if constexpr (sizeof(T) == 2) {
 #pragma unroll
-    for (int i = 0; i < Shape<float>::kRowTiles; ++i) {
-      a[i][0] = *narrow(p, i * 16 + lane / 4, k);
-      a[i][1] = *narrow(p, i * 16 + 8 + lane / 4, k);
+    for (int half = 0; half < 2; ++half) {  // of P's columns, which are rows of Y
+      uint32_t a[S::kRowTiles][4];
+#pragma unroll
+      for (int i = 0; i < S::kRowTiles; ++i) {
+        ldmatrix_x4(a[i], narrow(p, i * 16 + lane % 16, half * 16 + lane / 16 * 8));
+      }
+#pragma unroll
+      for (int j = 0; j < kWideTiles; j += 2) {
+        if ((j * kWarps + warp) * 8 >= width) continue;
+        uint32_t b[4];  // 16 rows of Y, the columns of tile j and those of the next
+        ldmatrix_x4_trans(b, wide(y, half * 16 + lane % 16, ((j + lane / 16) * kWarps + warp) * 8));
+#pragma unroll
+        for (int i = 0; i < S::kRowTiles; ++i) {
+          mma_m16n8k16<T>(sums[i][j], a[i], b[0], b[1]);
+          mma_m16n8k16<T>(sums[i][j + 1], a[i], b[2], b[3]);
+        }
+      }
     }
+  } else {
+#pragma unroll 1
+    for (int k = 0; k < kColumns; ++k) {
+      float a[S::kRowTiles][2];
 #pragma unroll
-    for (int j = 0; j < kWideTiles; ++j) {
-      const int column = (j * kWarps + warp) * 8 + lane % 4 * 2;
-      if (column - lane % 4 * 2 >= width) continue;
-      const float2 b = load_as<float2>(wide(y, k, column));
+      for (int i = 0; i < S::kRowTiles; ++i) {
+        a[i][0] = *narrow(p, i * 16 + lane / 4, k);
+        a[i][1] = *narrow(p, i * 16 + 8 + lane / 4, k);
+      }
 #pragma unroll
-      for (int i = 0; i < Shape<float>::kRowTiles; ++i) {
+      for (int j = 0; j < kWideTiles; ++j) {
+        const int tile = (j * kWarps + warp) * 8;
+        if (tile >= width) continue;
+        const float2 b = load_as<float2>(wide(y, k, tile + lane % 4 * 2));
 #pragma unroll
-        for (int r = 0; r < 4; ++r) sums[i][j][r] += a[i][r / 2] * (r % 2 == 0 ? b.x : b.y);
+        for (int i = 0; i < S::kRowTiles; ++i) {
+#pragma unroll
+          for (int r = 0; r < 4; ++r) sums[i][j][r] += a[i][r / 2] * (r % 2 == 0 ? b.x : b.y);
+        }
       }
     }
   }
@@ -207,9 +206,9 @@ __device__ inline void add_product<float>(float* p, float* y, int width, WideSum
 
 enum class Of { kHidden, kWeight };
 
-template <class T, Of of>
+template <class S, Of of>
 __global__ void __launch_bounds__(kThreads) gradient(EosGradArgs a, Layout w, bool aligned) {
-  using S = Shape<T>;
+  using T = typename S::Value;
   DOVE_SHARED(float, row_partial, [4][S::kRows]);  // of each warp beside another
   T* x = reinterpret_cast<T*>(dynamic_shared());
   T* y = x + S::kRows * kWidth;
@@ -246,7 +245,7 @@ __global__ void __launch_bounds__(kThreads) gradient(EosGradArgs a, Layout w, bo
       }
       cp_async_commit();
     };
-    WideSums<T> sums = {};
+    WideSums<S> sums = {};
     float row_sum[2] = {0, 0};
     fetch_slice(0);
     for (int slice = 0; slice < slices; ++slice) {
@@ -255,7 +254,7 @@ __global__ void __launch_bounds__(kThreads) gradient(EosGradArgs a, Layout w, bo
       __syncthreads();  // the slice is there
       T* here = y + slice % S::kStages * kColumns * kWidth;
       float tile[2][4] = {};
-      logits(x, here, own_row, own_column, depth, tile);
+      logits<S>(x, here, own_row, own_column, depth, tile);
 #pragma unroll
       for (int j = 0; j < S::kTileColumns / 8; ++j) {
 #pragma unroll
@@ -275,7 +274,7 @@ __global__ void __launch_bounds__(kThreads) gradient(EosGradArgs a, Layout w, bo
         }
       }
       __syncthreads();  // P is complete
-      add_product(p, here, width, sums);
+      add_product<S>(p, here, width, sums);
       __syncthreads();  // P and this slice may be written again
       if (S::kStages == 1) fetch_slice(slice + 1);
     }
@@ -374,9 +373,9 @@ bool rows_aligned(const EosGradArgs& a, int64_t values) {
          whole(a.weight, a.weight_stride_row) && a.width % values == 0;
 }
 
-template <class T>
+template <class S>
 Status run(const EosGradArgs& a, void* stream) {
-  using S = Shape<T>;
+  using T = typename S::Value;
   const Layout w(a, a.workspace);
   const bool aligned = rows_aligned(a, S::kValues);
   const auto blocks = [](int64_t count, int64_t of) { return static_cast<unsigned>(ceil_div(count, of)); };
@@ -384,20 +383,32 @@ Status run(const EosGradArgs& a, void* stream) {
   const dim3 weight_grid(blocks(a.vocabulary, S::kRows), static_cast<unsigned>(w.weight_parts));
   Status status = launch(make_scales, dim3(blocks(w.all, kThreads)), kThreads, 0, stream, a, w);
   if (status == Status::kOk) {
-    status = launch(gradient<T, Of::kHidden>, hidden_grid, kThreads, S::kSharedBytes, stream, a, w, aligned);
+    status = launch(gradient<S, Of::kHidden>, hidden_grid, kThreads, S::kSharedBytes, stream, a, w, aligned);
   }
   if (status == Status::kOk) status = launch(finish_hidden<T>, dim3(blocks(w.all, 1)), 128, 0, stream, a, w);
   if (status == Status::kOk) status = launch(find_norm, dim3(1), kThreads, 0, stream, w);
   if (status == Status::kOk) {
-    status = launch(gradient<T, Of::kWeight>, weight_grid, kThreads, S::kSharedBytes, stream, a, w, aligned);
+    status = launch(gradient<S, Of::kWeight>, weight_grid, kThreads, S::kSharedBytes, stream, a, w, aligned);
   }
   if (status == Status::kOk) status = launch(finish_weight<T>, dim3(blocks(a.vocabulary, 1)), 128, 0, stream, a, w);
   return status;
 }
 
+// A block of 64 rows needs 132 KB of shared memory, one of 32 rows 98 KB, which all devices from sm_86 on have.
+template <class T>
+Status run16(const EosGradArgs& a, void* stream) {
+  const bool large = a.block_rows == 0 ? shared_limit() >= Shape<T, 64>::kSharedBytes + 1024 : a.block_rows == 64;
+  return large ? run<Shape<T, 64>>(a, stream) : run<Shape<T, 32>>(a, stream);
+}
+
 }  // namespace
 
 int64_t eos_backward_workspace(const EosGradArgs& a) { return Layout(a, nullptr).bytes; }
+
+bool eos_backward_fits(DType dtype) {
+  const int bytes = dtype == DType::kFloat32 ? Shape<float, 32>::kSharedBytes : Shape<BFloat16, 32>::kSharedBytes;
+  return shared_limit() >= bytes + 1024;
+}
 
 Status eos_probability_backward(const EosGradArgs& a, void* stream) {
   if (a.batch < 0 || a.positions < 0 || a.width < 0 || a.width > kWidth || a.vocabulary < 1) {
@@ -405,9 +416,9 @@ Status eos_probability_backward(const EosGradArgs& a, void* stream) {
   }
   if (a.eos_id < 0 || a.eos_id >= a.vocabulary) return Status::kBadIndex;
   if (a.workspace_bytes < eos_backward_workspace(a)) return Status::kWorkspaceTooSmall;
-  if (a.dtype == DType::kFloat32) return run<float>(a, stream);
-  if (a.dtype == DType::kBFloat16) return run<BFloat16>(a, stream);
-  if (a.dtype == DType::kFloat16) return run<Float16>(a, stream);
+  if (a.dtype == DType::kFloat32) return run<Shape<float, 32>>(a, stream);
+  if (a.dtype == DType::kBFloat16) return run16<BFloat16>(a, stream);
+  if (a.dtype == DType::kFloat16) return run16<Float16>(a, stream);
   return Status::kUnsupportedDType;
 }
 

@@ -41,6 +41,14 @@ inline int processors() {
   return count;
 }
 
+// Bytes of shared memory that a block of the current device may have.
+inline int shared_limit() {
+  int device = 0, bytes = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  return bytes;
+}
+
 #else
 
 template <class... P, class... A>
@@ -56,6 +64,7 @@ inline Status clear(void* target, size_t bytes, void*) {
 }
 
 inline int processors() { return 4; }
+inline int shared_limit() { return 232448; }
 
 #endif
 

@@ -266,7 +266,7 @@ def _backward_cuda(
     grad: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, probability: Tensor, maximum: Tensor,
     total: Tensor, eos_id: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    if hidden.shape[2] > _WIDEST_BACKWARD:
+    if hidden.shape[2] > _WIDEST_BACKWARD or not _C.cuda_eos_backward_fits(DTYPE_CODE[hidden.dtype]):
         return _backward_plain(grad, hidden, weight, bias, probability, maximum, total, eos_id)
     rows, words = _dense(hidden), _dense(weight)
     floats = None if bias is None else bias.float().contiguous()
@@ -281,8 +281,8 @@ def _backward_cuda(
         rows.data_ptr(), words.data_ptr(), 0 if floats is None else floats.data_ptr(), grad.data_ptr(),
         probability.data_ptr(), maximum.data_ptr(), total.data_ptr(), grad_hidden.data_ptr(),
         grad_weight.data_ptr(), grad_bias.data_ptr(), workspace.data_ptr(), size, batch, positions, width,
-        weight.shape[0], rows.stride(0), rows.stride(1), words.stride(0), eos_id, DTYPE_CODE[hidden.dtype],
-        stream_of(hidden),
+        weight.shape[0], rows.stride(0), rows.stride(1), words.stride(0), eos_id, 0,
+        DTYPE_CODE[hidden.dtype], stream_of(hidden),
     )  # fmt: skip
     return grad_hidden, grad_weight, grad_bias.to(weight.dtype if bias is None else bias.dtype)
 

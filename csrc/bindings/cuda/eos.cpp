@@ -85,6 +85,9 @@ void bind_cuda_eos(py::module_& m) {
       py::arg("hidden_stride_position"), py::arg("weight_stride_row"), py::arg("eos_id"), py::arg("dtype"),
       py::arg("stream"));
   m.def(
+      "cuda_eos_backward_fits", [](int dtype) { return cuda::eos_backward_fits(static_cast<DType>(dtype)); },
+      "Whether the current device can run cuda_eos_probability_backward.", py::arg("dtype"));
+  m.def(
       "cuda_eos_backward_workspace",
       [](int64_t batch, int64_t positions, int64_t width, int64_t vocabulary) {
         EosGradArgs args{};
@@ -101,7 +104,7 @@ void bind_cuda_eos(py::module_& m) {
          uintptr_t sum, uintptr_t grad_hidden, uintptr_t grad_weight, uintptr_t grad_bias, uintptr_t workspace,
          int64_t workspace_bytes, int64_t batch, int64_t positions, int64_t width, int64_t vocabulary,
          int64_t hidden_stride_image, int64_t hidden_stride_position, int64_t weight_stride_row, int64_t eos_id,
-         int dtype, uintptr_t stream) {
+         int64_t block_rows, int dtype, uintptr_t stream) {
         EosGradArgs args{};
         args.hidden = pointer<const void>(hidden);
         args.weight = pointer<const void>(weight);
@@ -123,6 +126,7 @@ void bind_cuda_eos(py::module_& m) {
         args.hidden_stride_position = hidden_stride_position;
         args.weight_stride_row = weight_stride_row;
         args.eos_id = eos_id;
+        args.block_rows = block_rows;
         args.dtype = static_cast<DType>(dtype);
         raise_on_error("eos_probability_backward", cuda::eos_probability_backward(args, pointer<void>(stream)));
       },
@@ -130,7 +134,7 @@ void bind_cuda_eos(py::module_& m) {
       py::arg("probability"), py::arg("maximum"), py::arg("sum"), py::arg("grad_hidden"), py::arg("grad_weight"),
       py::arg("grad_bias"), py::arg("workspace"), py::arg("workspace_bytes"), py::arg("batch"), py::arg("positions"),
       py::arg("width"), py::arg("vocabulary"), py::arg("hidden_stride_image"), py::arg("hidden_stride_position"),
-      py::arg("weight_stride_row"), py::arg("eos_id"), py::arg("dtype"), py::arg("stream"));
+      py::arg("weight_stride_row"), py::arg("eos_id"), py::arg("block_rows"), py::arg("dtype"), py::arg("stream"));
 }
 
 }  // namespace dove::bindings

@@ -71,6 +71,7 @@ struct EosGradArgs {
   int64_t hidden_stride_position;
   int64_t weight_stride_row;
   int64_t eos_id;
+  int64_t block_rows;  // 64 or 32 rows of a block in 16 bits; 0 chooses
   DType dtype;
 };
 
@@ -83,6 +84,8 @@ int64_t eos_backward_workspace(const EosGradArgs& args);
 // device. A witness outside the vocabulary is not looked at.
 Status eos_scan(const EosArgs& args, void* stream);
 Status eos_probability(const EosArgs& args, void* stream);
+// Whether the current device has the shared memory that eos_probability_backward needs.
+bool eos_backward_fits(DType dtype);
 // Logits are made again, tile by tile; every sum has a fixed order.
 Status eos_probability_backward(const EosGradArgs& args, void* stream);
 }  // namespace cuda
