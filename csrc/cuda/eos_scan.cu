@@ -90,7 +90,8 @@ __global__ void __launch_bounds__(LogitTile::kThreads) refute(EosArgs a, Layout 
   DOVE_SHARED(float, eos_logit, [LogitTile::kSide]);
   DOVE_SHARED(int32_t, refuted, [LogitTile::kSide]);
   const int64_t first = int64_t{blockIdx.x} * LogitTile::kSide, all = a.batch * a.positions;
-  const int64_t rows = 1 + (every_row ? a.vocabulary : a.witness_count);
+  int64_t rows = 1 + (every_row ? a.vocabulary : a.witness_count);
+  if (!every_row && rows > LogitTile::kSide && rows % LogitTile::kSide == 1) --rows;  // no tile for one witness
   if (threadIdx.x < LogitTile::kSide) refuted[threadIdx.x] = 0;
   const auto id = [&](int tile, int column) -> int64_t {
     const int64_t at = int64_t{tile} * LogitTile::kSide + column - 1;

@@ -127,6 +127,7 @@ _SHAPES = {
 CASES = [
     *(Case("eos_scan", name, partial(_random, **row)) for name, row in _SHAPES.items()),
     Case("eos_scan", "no_witness", partial(_random, **{**_SHAPES["257_positions"], "witness": 0})),
+    Case("eos_scan", "tile_of_witness", partial(_random, **{**_SHAPES["257_positions"], "witness": 128})),
     Case("eos_scan", "witness", partial(_random, **{**_SHAPES["257_positions"], "witness": 100})),
     *(
         Case(

@@ -79,10 +79,10 @@ def test_a_late_answer_changes_nothing(model: DoveModel, monkeypatch: pytest.Mon
             self.flags.append(bool(ended))
             return len(self.flags) > 1 and self.flags[-2]
 
-    pictures = photos(4)
+    pictures = photos(8)[model.encode(photos(8)).lengths < SLOTS - 8]
+    assert len(pictures) >= 3, "some images should end early"
     expected = model.encode(pictures, block_size=4)
     longest = int(expected.lengths.max())
-    assert longest < SLOTS - 8, "the images of this test should end early"
     monkeypatch.setattr(generator, "StopCheck", Late)
     late = model.encode(pictures, block_size=4)
     assert late.lengths.tolist() == expected.lengths.tolist()
@@ -106,7 +106,7 @@ def test_fused_blocks_equal_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     monkeypatch.setattr(stack, "fuses", lambda tensor: calls.append(tensor) or True)
     for actual, plain in zip(results(), expected, strict=True):
-        torch.testing.assert_close(actual, plain, rtol=1e-3, atol=1e-3 * float(plain.abs().max()))
+        torch.testing.assert_close(actual, plain, rtol=1e-3, atol=1e-3 * float(plain.detach().abs().max()))
     assert len(calls) == 2 * len(layers.layers)
 
 
