@@ -77,7 +77,7 @@ if [ "$checks" = yes ]; then
   if sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null); then
     for tool in memcheck racecheck; do
       # Rows whose vocabulary or image is large take hours under the sanitizer and add no code path.
-      "$sanitizer" --tool "$tool" --error-exitcode 9 --log-file "$out/$tool.log" \
+      "$sanitizer" --tool "$tool" --target-processes all --error-exitcode 9 --log-file "$out/$tool.log" \
         "$python" -m pytest tests/ops/test_device.py -k "(forward or backward) and not paper and not huge and not many" ||
         status=1
       tail -n 1 "$out/$tool.log"

@@ -69,15 +69,18 @@ def flash_attn(prefix: int) -> Callable[[Triple], Tensor]:
 
 
 def flex(length: int, prefix: int) -> Callable[[Triple], Tensor]:
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+    made: list[Any] = []  # at the first call, so that a failure is this candidate's alone
 
     def sees(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return (k <= q) | (k < prefix)
 
-    mask = create_block_mask(sees, None, None, length, length, device="cuda")
-    compiled = torch.compile(flex_attention)
-
     def call(tensors: Triple) -> Tensor:
+        if not made:
+            from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+            mask = create_block_mask(sees, None, None, length, length, device="cuda")
+            made.extend([torch.compile(flex_attention), mask])
+        compiled, mask = made
         q, k, v = (t.transpose(1, 2) for t in tensors)
         return compiled(q, k, v, block_mask=mask).transpose(1, 2)
 
