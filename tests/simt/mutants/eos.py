@@ -54,7 +54,7 @@ MUTANTS = [
         name="the EOS logit is read before it is there",
         old="          __syncthreads();\n        }\n        refute_tile(",
         new="        }\n        refute_tile(",
-        rows=("eos_scan-equal_row_below",),
+        rows=("eos_scan-witness",),
     ),
     _scan(
         name="survivors behind the share of a round are forgotten",
