@@ -13,14 +13,19 @@
 namespace dove::cuda {
 namespace {
 
-constexpr int kOwned = 64;   // rows of the tile that a block owns, 16 a warp
-constexpr int kWalked = 64;  // keys of a step of queries_kernel
+constexpr int kOwned = 64;  // rows of the tile that a block owns, 16 a warp
+
+// Rows of a step along the other side. With 128 dimensions, half as many leave room for the accumulators, and the
+// tiles fit into shared memory.
+template <int D>
+constexpr int kStep = D == 128 ? 32 : 64;
 
 template <int D>
-constexpr size_t kQueriesBytes = (2 * kOwned + 4 * kWalked) * kPitch<D> * 2;
+constexpr size_t kQueriesBytes = (2 * kOwned + 4 * kStep<D>)*kPitch<D> * 2;
 
 template <class T, int D>
 __global__ void __launch_bounds__(kThreads, D == 128 ? 1 : 2) queries_kernel(AttentionArgs a, float* delta_out) {
+  constexpr int kKeys = kStep<D>;
   Sequence s;
   if (!locate<kOwned, false>(a, &s)) return;
   const int head = blockIdx.y, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -29,17 +34,17 @@ __global__ void __launch_bounds__(kThreads, D == 128 ? 1 : 2) queries_kernel(Att
   T* const q_tile = reinterpret_cast<T*>(dynamic_shared());
   T* const g_tile = q_tile + kOwned * kPitch<D>;
   T* const k_tiles = g_tile + kOwned * kPitch<D>;
-  T* const v_tiles = k_tiles + 2 * kWalked * kPitch<D>;
+  T* const v_tiles = k_tiles + 2 * kKeys * kPitch<D>;
   const T* const k_rows = sequence_rows<const T>(a.k, s, s.first_k, head);
   const T* const v_rows = sequence_rows<const T>(a.v, s, s.first_k, head);
   const auto load_keys = [&](int t) {
-    const int offset = t % 2 * kWalked * kPitch<D>;
-    load_tile<T, D, kWalked>(k_tiles + offset, k_rows, a.k.stride_n, t * kWalked, s.visible, head_dim);
-    load_tile<T, D, kWalked>(v_tiles + offset, v_rows, a.v.stride_n, t * kWalked, s.visible, head_dim);
+    const int offset = t % 2 * kKeys * kPitch<D>;
+    load_tile<T, D, kKeys>(k_tiles + offset, k_rows, a.k.stride_n, t * kKeys, s.visible, head_dim);
+    load_tile<T, D, kKeys>(v_tiles + offset, v_rows, a.v.stride_n, t * kKeys, s.visible, head_dim);
   };
 
   const int end = s.limit(min(first + kOwned, s.queries) - 1);
-  const int tiles = (end + kWalked - 1) / kWalked;
+  const int tiles = (end + kKeys - 1) / kKeys;
   load_tile<T, D, kOwned>(q_tile, sequence_rows<const T>(a.q, s, s.first_q, head), a.q.stride_n, first, s.queries,
                           head_dim);
   load_tile<T, D, kOwned>(g_tile, sequence_rows<const T>(a.grad_out, s, s.first_q, head), a.grad_out.stride_n, first,
@@ -87,30 +92,30 @@ __global__ void __launch_bounds__(kThreads, D == 128 ? 1 : 2) queries_kernel(Att
   float dq[1][D / 8][4] = {};
   const float c = a.scale * kLog2E;
   for (int t = 0; t < tiles; ++t) {
-    T* const k_tile = k_tiles + t % 2 * kWalked * kPitch<D>;
-    const T* const v_tile = v_tiles + t % 2 * kWalked * kPitch<D>;
+    T* const k_tile = k_tiles + t % 2 * kKeys * kPitch<D>;
+    const T* const v_tile = v_tiles + t % 2 * kKeys * kPitch<D>;
     cp_async_wait<0>();
     __syncthreads();
     if (t + 1 < tiles) load_keys(t + 1);
     cp_async_commit();
     if (a.rotary != nullptr) {
-      rotate_tile<T, D, kWalked>(k_tile, a, t * kWalked);
+      rotate_tile<T, D, kKeys>(k_tile, a, t * kKeys);
       __syncthreads();
     }
-    float p[1][kWalked / 8][4] = {}, dp[kWalked / 8][4] = {};
-    multiply_transposed<T, D, kWalked>(p[0], q_tile + row * kPitch<D>, k_tile);
-    multiply_transposed<T, D, kWalked>(dp, g_tile + row * kPitch<D>, v_tile);
-    const bool masked = least < (t + 1) * kWalked;
+    float p[1][kKeys / 8][4] = {}, dp[kKeys / 8][4] = {};
+    multiply_transposed<T, D, kKeys>(p[0], q_tile + row * kPitch<D>, k_tile);
+    multiply_transposed<T, D, kKeys>(dp, g_tile + row * kPitch<D>, v_tile);
+    const bool masked = least < (t + 1) * kKeys;
 #pragma unroll
-    for (int n = 0; n < kWalked / 8; ++n) {
+    for (int n = 0; n < kKeys / 8; ++n) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        const int key = t * kWalked + n * 8 + lane % 4 * 2 + e % 2;
+        const int key = t * kKeys + n * 8 + lane % 4 * 2 + e % 2;
         const float weight = masked && key >= limits[e / 2] ? 0.f : fast_exp2(p[0][n][e] * c - lse2[e / 2]);
         p[0][n][e] = weight * (dp[n][e] - delta[e / 2]);
       }
     }
-    multiply<T, D, kWalked, 1>(dq, p, k_tile);
+    multiply<T, D, kKeys, 1>(dq, p, k_tile);
   }
   cp_async_wait<0>();
   __syncthreads();  // the tiles of keys become staging
@@ -118,10 +123,6 @@ __global__ void __launch_bounds__(kThreads, D == 128 ? 1 : 2) queries_kernel(Att
                        a.scale, reinterpret_cast<float*>(k_tiles) + row * kFloatPitch<D>, a, a.rotary != nullptr,
                        s.position(first + row));
 }
-
-// Queries of a step of keys_kernel: with 128 dimensions, half as many leave room for the accumulators.
-template <int D>
-constexpr int kStep = D == 128 ? 32 : 64;
 
 template <int D>
 constexpr size_t kKeysBytes = (2 * kOwned + 4 * kStep<D>)*kPitch<D> * 2 + 4 * kStep<D> * sizeof(float);
@@ -223,6 +224,7 @@ __global__ void __launch_bounds__(kThreads, D == 128 ? 1 : 2) keys_kernel(Attent
 template <class T, int D>
 Status start(const AttentionArgs& a, float* delta, void* stream) {
   static_assert(kOwned * kFloatPitch<D> * 4 <= 4 * kStep<D> * kPitch<D> * 2, "staging fits into the tiles");
+  static_assert(kQueriesBytes<D> <= kSharedLimit && kKeysBytes<D> <= kSharedLimit);
   const auto heads = static_cast<unsigned>(a.heads);
   const dim3 q_grid(static_cast<unsigned>(slots<kOwned>(a, false)), heads);
   const dim3 k_grid(static_cast<unsigned>(slots<kOwned>(a, true)), heads);

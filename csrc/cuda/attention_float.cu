@@ -1,110 +1,24 @@
 // Attention in float32, forward and backward, in plain multiplications and additions: exact to float32 rounding.
-//
-// A block owns 32 rows and walks over tiles of 32 others; four threads share a row. Thread t has row t / 4, of the
-// walked tile columns t % 4 + 4 i, and of the result dimensions t % 4 + 4 k. Weights pass through shared memory
-// between the threads of a row, which are in one warp.
+#include "attention_float_tiles.h"
 #include "attention_kernels.h"
-#include "attention_sequence.h"
 #include "launch.h"
 
 namespace dove::cuda {
 namespace {
 
-constexpr int kThreads = 128;
-constexpr int kRows = 32;
-constexpr int kShare = kRows / 4;  // columns of a tile that a thread computes
+template <int D>
+constexpr size_t kForwardBytes = (3 * kRows * kRowPitch<D> + kRows * kWeightPitch) * sizeof(float);
 
 template <int D>
-constexpr int kPitch = D + 1;  // rows of a tile start in different banks
-constexpr int kWeightPitch = kRows + 1;
-
-template <int D>
-__device__ void load_tile(float* tile, const float* rows, int64_t stride, int first, int end, int head_dim) {
-  for (int i = threadIdx.x; i < kRows * D; i += kThreads) {
-    const int row = i / D, d = i % D;
-    tile[row * kPitch<D> + d] = first + row < end && d < head_dim ? rows[(first + row) * stride + d] : 0.f;
-  }
-}
-
-template <int D>
-__device__ void rotate_tile(float* tile, const AttentionArgs& a, int first_position) {
-  const int row = threadIdx.x / 4, half = static_cast<int>(a.rotary_dim) / 2;
-  float* values = tile + row * kPitch<D>;
-  for (int d = threadIdx.x % 4; d < half; d += 4) {
-    const float x = values[d], y = values[d + half];
-    const float2 r = rotation(a, first_position + row, d);
-    values[d] = x * r.x - y * r.y;
-    values[d + half] = y * r.x + x * r.y;
-  }
-}
-
-// s[i] = row . tile[t % 4 + 4 i]
-template <int D>
-__device__ void dot_products(float (&s)[kShare], const float* row, const float* tile) {
-#pragma unroll
-  for (int i = 0; i < kShare; ++i) s[i] = 0.f;
-  for (int d = 0; d < D; ++d) {
-    const float x = row[d];
-#pragma unroll
-    for (int i = 0; i < kShare; ++i) s[i] = fmaf(x, tile[(threadIdx.x % 4 + 4 * i) * kPitch<D> + d], s[i]);
-  }
-}
-
-// out[k] += sum_j weights[j] tile[j][t % 4 + 4 k]
-template <int D>
-__device__ void weighted_sum(float (&out)[D / 4], const float* weights, const float* tile) {
-  for (int j = 0; j < kRows; ++j) {
-    const float w = weights[j];
-#pragma unroll
-    for (int k = 0; k < D / 4; ++k) out[k] = fmaf(w, tile[j * kPitch<D> + threadIdx.x % 4 + 4 * k], out[k]);
-  }
-}
-
-// The thread's share of one row of a gradient, rotated back if `rotated`, through `staging` (a row of a tile).
-template <int D>
-__device__ void store_gradient(float* row, const float (&values)[D / 4], float scale, float* staging,
-                               const AttentionArgs& a, bool rotated, int position, bool valid) {
-  __syncwarp();
-#pragma unroll
-  for (int k = 0; k < D / 4; ++k) staging[threadIdx.x % 4 + 4 * k] = values[k] * scale;
-  __syncwarp();
-  const int half = rotated ? static_cast<int>(a.rotary_dim) / 2 : 0;
-  for (int d = threadIdx.x % 4; valid && d < a.head_dim; d += 4) {
-    float x = staging[d];
-    if (d < half) {
-      const float2 r = rotation(a, position, d);
-      x = staging[d] * r.x + staging[d + half] * r.y;
-    } else if (d < 2 * half) {
-      const float2 r = rotation(a, position, d - half);
-      x = staging[d] * r.x - staging[d - half] * r.y;
-    }
-    row[d] = x;
-  }
-}
-
-// Sum or maximum over the four threads of a row.
-__device__ float row_sum(float v) {
-  v += __shfl_xor_sync(~0u, v, 1);
-  return v + __shfl_xor_sync(~0u, v, 2);
-}
-__device__ float row_max(float v) {
-  v = fmaxf(v, __shfl_xor_sync(~0u, v, 1));
-  return fmaxf(v, __shfl_xor_sync(~0u, v, 2));
-}
-
-template <int D>
-constexpr size_t kForwardBytes = (3 * kRows * kPitch<D> + kRows * kWeightPitch) * sizeof(float);
-
-template <int D>
-__global__ void __launch_bounds__(kThreads) forward_kernel(AttentionArgs a) {
+__global__ void __launch_bounds__(kThreads, 2) forward_kernel(AttentionArgs a) {
   Sequence s;
   if (!locate<kRows, false>(a, &s)) return;
   const int head = blockIdx.y, row = threadIdx.x / 4, part = threadIdx.x % 4, head_dim = static_cast<int>(a.head_dim);
   const int first = s.tile * kRows, query = first + row;
   float* const q_tile = reinterpret_cast<float*>(dynamic_shared());
-  float* const k_tile = q_tile + kRows * kPitch<D>;
-  float* const v_tile = k_tile + kRows * kPitch<D>;
-  float* const weights = v_tile + kRows * kPitch<D> + row * kWeightPitch;
+  float* const k_tile = q_tile + kRows * kRowPitch<D>;
+  float* const v_tile = k_tile + kRows * kRowPitch<D>;
+  float* const weights = v_tile + kRows * kRowPitch<D> + row * kWeightPitch;
   load_tile<D>(q_tile, sequence_rows<const float>(a.q, s, s.first_q, head), a.q.stride_n, first, s.queries, head_dim);
   __syncthreads();
   if (a.rotary != nullptr) rotate_tile<D>(q_tile, a, s.position(first));
@@ -123,14 +37,14 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(AttentionArgs a) {
       __syncthreads();
     }
     float p[kShare];
-    dot_products<D>(p, q_tile + row * kPitch<D>, k_tile);
+    dot_products<D>(p, q_tile + row * kRowPitch<D>, k_tile);
     float top = largest;
 #pragma unroll
     for (int i = 0; i < kShare; ++i) {
       if (key + part + 4 * i >= limit) p[i] = -kInfinity;
       top = fmaxf(top, p[i]);
     }
-    top = row_max(top);
+    top = max_of_four(top);
     const float shift = top == -kInfinity ? 0.f : top;
     const float rescale = exp2f((largest - shift) * c);
     largest = top;
@@ -147,7 +61,7 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(AttentionArgs a) {
     weighted_sum<D>(o, weights, v_tile);
     __syncwarp();
   }
-  sum = row_sum(sum);
+  sum = sum_of_four(sum);
   if (query >= s.queries) return;
   const float inverse = sum == 0.f ? 0.f : 1.f / sum;
   float* const out = sequence_rows<float>(a.out, s, s.first_q, head) + query * a.out.stride_n;
@@ -161,19 +75,19 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(AttentionArgs a) {
 }
 
 template <int D>
-constexpr size_t kBackwardBytes = (4 * kRows * kPitch<D> + 2 * kRows * kWeightPitch) * sizeof(float);
+constexpr size_t kBackwardBytes = (4 * kRows * kRowPitch<D> + 2 * kRows * kWeightPitch) * sizeof(float);
 
 template <int D>
-__global__ void __launch_bounds__(kThreads) queries_kernel(AttentionArgs a, float* delta_out) {
+__global__ void __launch_bounds__(kThreads, 2) queries_kernel(AttentionArgs a, float* delta_out) {
   Sequence s;
   if (!locate<kRows, false>(a, &s)) return;
   const int head = blockIdx.y, row = threadIdx.x / 4, part = threadIdx.x % 4, head_dim = static_cast<int>(a.head_dim);
   const int first = s.tile * kRows, query = first + row;
   float* const q_tile = reinterpret_cast<float*>(dynamic_shared());
-  float* const g_tile = q_tile + kRows * kPitch<D>;
-  float* const k_tile = g_tile + kRows * kPitch<D>;
-  float* const v_tile = k_tile + kRows * kPitch<D>;
-  float* const weights = v_tile + kRows * kPitch<D> + row * kWeightPitch;
+  float* const g_tile = q_tile + kRows * kRowPitch<D>;
+  float* const k_tile = g_tile + kRows * kRowPitch<D>;
+  float* const v_tile = k_tile + kRows * kRowPitch<D>;
+  float* const weights = v_tile + kRows * kRowPitch<D> + row * kWeightPitch;
   load_tile<D>(q_tile, sequence_rows<const float>(a.q, s, s.first_q, head), a.q.stride_n, first, s.queries, head_dim);
   load_tile<D>(g_tile, sequence_rows<const float>(a.grad_out, s, s.first_q, head), a.grad_out.stride_n, first,
                s.queries, head_dim);
@@ -184,10 +98,10 @@ __global__ void __launch_bounds__(kThreads) queries_kernel(AttentionArgs a, floa
   float delta = 0.f, lse2 = kInfinity;
   if (query < s.queries) {
     const float* const out = sequence_rows<const float>(a.out, s, s.first_q, head) + query * a.out.stride_n;
-    for (int d = part; d < head_dim; d += 4) delta = fmaf(out[d], g_tile[row * kPitch<D> + d], delta);
+    for (int d = part; d < head_dim; d += 4) delta = fmaf(out[d], g_tile[row * kRowPitch<D> + d], delta);
     lse2 = query_scalars(a.lse, a, s, head)[query] * kLog2E;
   }
-  delta = row_sum(delta);
+  delta = sum_of_four(delta);
   if (part == 0 && query < s.queries) query_scalars(delta_out, a, s, head)[query] = delta;
 
   float dq[D / 4] = {};
@@ -203,8 +117,8 @@ __global__ void __launch_bounds__(kThreads) queries_kernel(AttentionArgs a, floa
       __syncthreads();
     }
     float p[kShare], dp[kShare];
-    dot_products<D>(p, q_tile + row * kPitch<D>, k_tile);
-    dot_products<D>(dp, g_tile + row * kPitch<D>, v_tile);
+    dot_products<D>(p, q_tile + row * kRowPitch<D>, k_tile);
+    dot_products<D>(dp, g_tile + row * kRowPitch<D>, v_tile);
 #pragma unroll
     for (int i = 0; i < kShare; ++i) {
       const float weight = key + part + 4 * i < limit ? exp2f(p[i] * c - lse2) : 0.f;
@@ -215,21 +129,21 @@ __global__ void __launch_bounds__(kThreads) queries_kernel(AttentionArgs a, floa
     __syncwarp();
   }
   float* const grad = sequence_rows<float>(a.grad_q, s, s.first_q, head) + query * a.grad_q.stride_n;
-  store_gradient<D>(grad, dq, a.scale, q_tile + row * kPitch<D>, a, a.rotary != nullptr, s.position(query),
+  store_gradient<D>(grad, dq, a.scale, q_tile + row * kRowPitch<D>, a, a.rotary != nullptr, s.position(query),
                     query < s.queries);
 }
 
 template <int D>
-__global__ void __launch_bounds__(kThreads) keys_kernel(AttentionArgs a, const float* delta_in) {
+__global__ void __launch_bounds__(kThreads, 2) keys_kernel(AttentionArgs a, const float* delta_in) {
   Sequence s;
   if (!locate<kRows, true>(a, &s)) return;
   const int head = blockIdx.y, row = threadIdx.x / 4, part = threadIdx.x % 4, head_dim = static_cast<int>(a.head_dim);
   const int first = s.tile * kRows, key = first + row;
   float* const k_tile = reinterpret_cast<float*>(dynamic_shared());
-  float* const v_tile = k_tile + kRows * kPitch<D>;
-  float* const q_tile = v_tile + kRows * kPitch<D>;
-  float* const g_tile = q_tile + kRows * kPitch<D>;
-  float* const weights = g_tile + kRows * kPitch<D> + row * kWeightPitch;
+  float* const v_tile = k_tile + kRows * kRowPitch<D>;
+  float* const q_tile = v_tile + kRows * kRowPitch<D>;
+  float* const g_tile = q_tile + kRows * kRowPitch<D>;
+  float* const weights = g_tile + kRows * kRowPitch<D> + row * kWeightPitch;
   float* const slopes = weights + kRows * kWeightPitch;
   load_tile<D>(k_tile, sequence_rows<const float>(a.k, s, s.first_k, head), a.k.stride_n, first, s.visible, head_dim);
   load_tile<D>(v_tile, sequence_rows<const float>(a.v, s, s.first_k, head), a.v.stride_n, first, s.visible, head_dim);
@@ -251,8 +165,8 @@ __global__ void __launch_bounds__(kThreads) keys_kernel(AttentionArgs a, const f
       __syncthreads();
     }
     float p[kShare], dp[kShare];
-    dot_products<D>(p, k_tile + row * kPitch<D>, q_tile);
-    dot_products<D>(dp, v_tile + row * kPitch<D>, g_tile);
+    dot_products<D>(p, k_tile + row * kRowPitch<D>, q_tile);
+    dot_products<D>(dp, v_tile + row * kRowPitch<D>, g_tile);
 #pragma unroll
     for (int i = 0; i < kShare; ++i) {
       const int column = query + part + 4 * i;
@@ -269,8 +183,8 @@ __global__ void __launch_bounds__(kThreads) keys_kernel(AttentionArgs a, const f
   }
   float* const grad_k = sequence_rows<float>(a.grad_k, s, s.first_k, head) + key * a.grad_k.stride_n;
   float* const grad_v = sequence_rows<float>(a.grad_v, s, s.first_k, head) + key * a.grad_v.stride_n;
-  store_gradient<D>(grad_k, dk, a.scale, k_tile + row * kPitch<D>, a, a.rotary != nullptr, key, key < s.keys);
-  store_gradient<D>(grad_v, dv, 1.f, v_tile + row * kPitch<D>, a, false, 0, key < s.keys);
+  store_gradient<D>(grad_k, dk, a.scale, k_tile + row * kRowPitch<D>, a, a.rotary != nullptr, key, key < s.keys);
+  store_gradient<D>(grad_v, dv, 1.f, v_tile + row * kRowPitch<D>, a, false, 0, key < s.keys);
 }
 
 template <int D>

@@ -158,6 +158,7 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(AttentionArgs a) {
 
 template <class T, int D, int kM>
 Status start(const AttentionArgs& a, void* stream) {
+  static_assert(kForwardBytes<D, kM> <= kSharedLimit);
   const dim3 grid(static_cast<unsigned>(slots<64 * kM>(a, false)), static_cast<unsigned>(a.heads));
   return launch(forward_kernel<T, D, kM>, grid, dim3(kThreads), kForwardBytes<D, kM>, stream, a);
 }

@@ -12,6 +12,9 @@ namespace dove::cuda {
 
 __host__ __device__ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Shared memory that a block can have on every GPU from sm_80 on; sm_86 and sm_89 have the least.
+constexpr size_t kSharedLimit = 99 * 1024;
+
 #ifdef __CUDACC__
 
 // Starts `kernel` on `stream` (a cudaStream_t). A grid without blocks starts nothing.
