@@ -43,6 +43,11 @@ def _files(source: Path, include: tuple[Path, ...]) -> list[Path]:
     return found
 
 
+def parts(source: Path) -> set[str]:
+    """The names of the files of csrc/cuda that a kernel source consists of."""
+    return {path.name for path in _files(source, ()) if path.parent == CSRC / "cuda"}
+
+
 def _compile(source: Path, flags: list[str], cache: Path, include: tuple[Path, ...] = ()) -> Path:
     """One object file, taken from `cache` if nothing that it consists of has changed since."""
     flags = [*_FLAGS, *flags, *(f"-I{folder}" for folder in include), *_INCLUDE]
@@ -78,13 +83,12 @@ def build(folder: Path, cache: Path, replaced: dict[str, str] | None = None) -> 
     objects = []
     for source in kernel_sources():
         # A changed header concerns the sources that name it, directly or through another header.
-        own = [path for path in _files(source, ()) if path.parent == CSRC / "cuda"]
-        if not any(path.name in replaced for path in own):
+        own = parts(source)
+        if not own & replaced.keys():
             objects.append(_compile(source, ["-O1"], cache))
             continue
-        for path in own:
-            if path.name not in replaced:  # "header.h" is looked for beside the file that includes it
-                shutil.copy(path, mutants / path.name)
+        for name in own - replaced.keys():  # "header.h" is looked for beside the file that includes it
+            shutil.copy(CSRC / "cuda" / name, mutants / name)
         objects.append(_compile(mutants / source.name, ["-O1"], folder, (mutants,)))
     machine = [HERE / name for name in ("block.cpp", "memory.cpp", "selftest.cu")]
     objects += [_compile(source, ["-O1"], cache) for source in (*machine, CSRC / "cpu" / "isa.cpp")]
