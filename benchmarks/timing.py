@@ -152,15 +152,27 @@ def _options(record: Path) -> list[str]:
     return [record.name if argument == str(record) else argument for argument in sys.argv[1:]]
 
 
-def write_record(path: Path, benchmark: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write command, commit, machine and rows as JSON; the file appears whole or not at all."""
+def write_record(
+    path: Path,
+    benchmark: str,
+    rows: Sequence[Mapping[str, Any]],
+    facts: Mapping[str, Any] | None = None,
+) -> None:
+    """Write command, commit, machine and rows as JSON; the file appears whole or not at all.
+
+    Args:
+        path: of the record.
+        benchmark: name of the module below `benchmarks`.
+        rows: what was measured.
+        facts: further facts about the machine.
+    """
     record = {
         "benchmark": benchmark,
         # Without the machine's own paths: the module, and the options as given but for where the record goes.
         "command": ["python", "-m", f"benchmarks.{benchmark}", *_options(path)],
         "commit": commit(),
         "utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "machine": machine(),
+        "machine": {**machine(), **(facts or {})},
         "rows": list(rows),
     }
     part = path.with_name(path.name + ".part")

@@ -122,7 +122,7 @@ def load_pretrained(
     """See `DoveModel.from_pretrained` and `VQGAN.from_pretrained`; `kind` is one of these classes."""
     if not dtype.is_floating_point:
         raise ValueError(f"dtype must be a floating dtype such as torch.float32, got {dtype}")
-    if device.type == "cpu" and dtype not in KERNEL_DTYPES:
+    if device.type == "cpu" and dtype not in KERNEL_DTYPES["cpu"]:
         raise ValueError(f"on the CPU dtype must be torch.float32 or torch.bfloat16, got {dtype}")
     folder = find_model(name_or_path, revision)
     config = load_config(folder, VQGANConfig if issubclass(kind, VQGAN) else DoveConfig)

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from dove_ext import ops
 from dove_ext.errors import TokensError
 from dove_ext.ops import reference
-from dove_ext.ops._library import KERNEL_DTYPES
+from dove_ext.ops._library import has_kernels
 from dove_ext.token_layout import cumulate, describe, image_indices, offsets_of
 
 # More slots than any model has (K = 256 at 256 x 256): a bound for what a file may claim.
@@ -214,7 +214,7 @@ class DoveTokens:
             raise TokensError(f"an image has {longest} tokens, more than max_len={max_len}; truncate first")
         mask = torch.arange(max_len, device=self.device) < lengths[:, None]
         # Tokens may be kept in dtypes that no model computes in, such as float16 on the CPU.
-        unpack = ops.unpack if self.dtype in KERNEL_DTYPES else reference.unpack
+        unpack = ops.unpack if has_kernels(self.tokens) else reference.unpack
         return unpack(self.tokens, self.cu_seqlens, max_len), mask
 
     def to_nested(self) -> Tensor:
@@ -273,7 +273,7 @@ class DoveTokens:
         if len(lengths) and not 1 <= int(lengths.min()) <= int(lengths.max()) <= padded.shape[1]:
             raise TokensError(f"lengths must be between 1 and L = {padded.shape[1]}, got {lengths.tolist()}")
         cu_seqlens = cumulate(lengths)
-        pack = ops.pack if padded.dtype in KERNEL_DTYPES else reference.pack
+        pack = ops.pack if has_kernels(padded) else reference.pack
         return DoveTokens(pack(padded, cu_seqlens), cu_seqlens, num_slots or padded.shape[1], **fields)
 
     @staticmethod

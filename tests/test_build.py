@@ -22,6 +22,11 @@ def test_stub_names_the_same_functions_and_arguments() -> None:
         if not name.startswith("__") and not isinstance(getattr(_C, name), type):
             signature = (getattr(_C, name).__doc__ or "").splitlines()[0].split("->")[0]
             actual[name] = re.findall(r"(\w+): ", signature)
+    if not dove_ext.info()["backends"]["cuda"]["built"]:
+        assert not any(name.startswith("cuda_") for name in actual.keys() - {"cuda_archs", "cuda_why_not"})
+        declared = {
+            name: arguments for name, arguments in declared.items() if name in actual or name[:5] != "cuda_"
+        }
     assert actual == declared
 
 
@@ -31,6 +36,55 @@ def test_info_is_honest_about_backends() -> None:
     cuda = backends["cuda"]
     assert cuda["built"] == bool(cuda["archs"])
     assert cuda["available"] == (not cuda["why"])
+
+
+@pytest.mark.parametrize(
+    ("archs", "capability", "served"),
+    [
+        ("80,90a-real", (8, 0), True),
+        ("80,90a-real", (8, 9), True),  # code of the same generation
+        ("80,90a-real", (9, 0), True),
+        ("80,90a-real", (12, 0), True),  # from the PTX
+        ("80,90a-real", (7, 5), False),
+        ("80-real", (9, 0), False),
+        ("90a-real", (9, 0), True),
+        ("90a-real", (10, 0), False),
+        ("86-virtual", (8, 0), False),
+        ("86-virtual", (8, 9), True),
+    ],
+)
+def test_which_gpus_a_build_serves(archs: str, capability: tuple[int, int], served: bool) -> None:
+    from dove_ext._info import serves
+
+    assert serves(archs.split(","), capability) == served
+
+
+@pytest.mark.parametrize(
+    ("archs", "capability", "why"),
+    [
+        (
+            "80-real",
+            (7, 5),
+            "the kernels need compute capability 8.0, the GPU has 7.5; its ops run as plain PyTorch",
+        ),
+        (
+            "80-real",
+            (9, 0),
+            "the kernels were built for 80-real, the GPU has compute capability 9.0; "
+            "reinstall with CMAKE_ARGS=-DDOVE_CUDA_ARCHITECTURES=90",
+        ),
+        ("80", (9, 0), ""),
+    ],
+)
+def test_a_gpu_without_kernels_is_told_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, archs: str, capability: tuple[int, int], why: str
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    monkeypatch.setattr(_C, "cuda_archs", lambda: archs)
+    assert dove_ext.info()["backends"]["cuda"]["why"] == why
 
 
 def test_backend_that_cannot_run_raises() -> None:

@@ -84,8 +84,8 @@ void bind_group_norm(py::module_& m) {
          int64_t residual_stride_image, int64_t residual_stride_pixel, double eps, bool silu, int dtype, int threads) {
         raise_on_error("group_norm", cpu::group_norm({pointer<const void>(x),
                                                       pointer<const void>(residual),
-                                                      pointer<const float>(weight),
-                                                      pointer<const float>(bias),
+                                                      pointer<const void>(weight),
+                                                      pointer<const void>(bias),
                                                       pointer<void>(normed),
                                                       pointer<void>(summed),
                                                       pointer<float>(mean),
@@ -103,7 +103,8 @@ void bind_group_norm(py::module_& m) {
                                                       eps,
                                                       silu,
                                                       static_cast<DType>(dtype),
-                                                      threads}));
+                                                      threads,
+                                                      DType::kFloat32}));
       },
       py::call_guard<py::gil_scoped_release>(), py::arg("x"), py::arg("residual"), py::arg("weight"), py::arg("bias"),
       py::arg("normed"), py::arg("summed"), py::arg("mean"), py::arg("rstd"), py::arg("workspace"),

@@ -13,6 +13,7 @@ namespace {
 template <class Args>
 Status check(const Args& args, int64_t workspace_bytes) {
   if (args.dtype != DType::kFloat32 && args.dtype != DType::kBFloat16) return Status::kUnsupportedDType;
+  if (args.parameters != DType::kFloat32) return Status::kUnsupportedDType;
   if (args.batch < 0 || args.pixels < 1 || args.channels < 1 || args.groups < 1 || args.channels % args.groups != 0) {
     return Status::kUnsupportedShape;
   }

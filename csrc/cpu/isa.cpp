@@ -20,6 +20,8 @@ const char* status_message(Status status) {
       return "lengths or cu_seqlens are out of range";
     case Status::kBadIndex:
       return "an index is out of range";
+    case Status::kLaunchFailed:
+      return "CUDA refused to start the kernel; `dove info` names the architectures of this build";
   }
   return "unknown status";
 }

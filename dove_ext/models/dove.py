@@ -13,6 +13,7 @@ from dove_ext.config import DoveConfig, preset
 from dove_ext.images import prepare_images
 from dove_ext.lengths import lengths_for_budget
 from dove_ext.models.generator import Generator, TokenDecoder
+from dove_ext.models.graphs import EncodeGraphs
 from dove_ext.models.shortcut import FrequencyShortcut
 from dove_ext.models.vqgan import VQGAN
 from dove_ext.tokens import DoveTokens
@@ -42,6 +43,7 @@ class DoveModel(nn.Module):
         self.shortcut: FrequencyShortcut | None = None
         if c.shortcut:
             self.shortcut = FrequencyShortcut(c.grid, c.vqgan.latent_channels, c.num_tokens, c.token_width)
+        self._graphs = EncodeGraphs()
         self.generator.reset_parameters()
         self.token_decoder.reset_parameters()
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -122,6 +124,7 @@ class DoveModel(nn.Module):
         fit: Literal["crop", "squash", "pad"] = "crop",
         batch_size: int = 32,
         block_size: int = 64,
+        cuda_graph: bool = False,
     ) -> DoveTokens:
         """Turn images into as many tokens as each deserves.
 
@@ -144,18 +147,28 @@ class DoveModel(nn.Module):
             batch_size: images that run at once.
             block_size: time positions that run at once before the model looks for EOS; the tokens are the
                 same for any value.
+            cuda_graph: record the whole of a batch as one CUDA graph and replay it: no launch costs, but all
+                positions run, also behind the last EOS. There is a graph for each way of choosing lengths and
+                each batch of 1, 2, 4, ... or `batch_size` images, recorded when it is first needed; batches
+                in between are filled up.
 
         Returns:
             DoveTokens: tokens [T, D] with cu_seqlens int32 [B + 1].
 
         Raises:
-            ValueError: if length controls contradict one another or are out of range.
+            ValueError: if length controls contradict one another or are out of range, or `cuda_graph` is
+                asked for where there is no CUDA.
             ImageError: if an input is not an image or not in range.
         """
         self._check_lengths(num_tokens, max_tokens, eos_threshold, token_budget)
         if batch_size < 1 or block_size < 1:
             raise ValueError(
                 f"batch_size and block_size must be at least 1, got {batch_size} and {block_size}"
+            )
+        if cuda_graph and self.device.type != "cuda":
+            raise ValueError(
+                f"cuda_graph needs the model on a CUDA device, but it is on {self.device}; "
+                "move it there or leave cuda_graph out"
             )
         pixels = prepare_images(images, self.config.image_size, fit=fit)
         count = pixels.shape[0]
@@ -174,11 +187,17 @@ class DoveModel(nn.Module):
         for start in range(0, count, batch_size):
             chunk = pixels[start : start + batch_size].to(self.device, self.dtype)
             chunk_query = None if query is None else query[start : start + batch_size].to(self.device)
-            parts.append(
-                self._encode_batch(
-                    chunk, chunk_query, num_tokens, limit, eos_threshold, whole_curve, block_size
+            if cuda_graph:
+                lengths_from = num_tokens, limit, eos_threshold, whole_curve
+                parts.append(self._graphs.run(self, chunk, chunk_query, batch_size, lengths_from))
+            elif whole_curve or num_tokens is not None:
+                parts.append(
+                    self.encode_at_once(chunk, chunk_query, num_tokens, limit, eos_threshold, whole_curve)
                 )
-            )
+            else:
+                parts.append(
+                    (*self._encode_blocks(chunk, chunk_query, limit, eos_threshold, block_size), None)
+                )
         lengths = torch.cat([part[1] for part in parts])
         p_eos = torch.cat([part[2] for part in parts if part[2] is not None]) if whole_curve else None
         if token_budget is not None and p_eos is not None:
@@ -196,33 +215,55 @@ class DoveModel(nn.Module):
             model=self.config.name,
         )
 
-    def _encode_batch(
+    @torch.no_grad()
+    def encode_at_once(
         self,
         pixels: Tensor,
-        query: Tensor | None,
-        num_tokens: int | None,
-        limit: int,
-        threshold: float | None,
-        whole_curve: bool,
-        block_size: int,
+        query: Tensor | None = None,
+        num_tokens: int | None = None,
+        limit: int | None = None,
+        threshold: float | None = None,
+        whole_curve: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Padded tokens [B, n, D], lengths int32 [B], and the p_eos curve [B, K] where it is wanted."""
+        """All positions in one pass, padded; nothing waits for the device, so a CUDA graph can hold it.
+
+        Args:
+            pixels: [B, 3, S, S] in [-1, 1], in the model's dtype and on its device.
+            query: as for `encode`, on the model's device.
+            num_tokens: as for `encode`.
+            limit: stop here at the latest (None: K).
+            threshold: `eos_threshold` of `encode`.
+            whole_curve: also compute p_eos at all K positions.
+
+        Returns:
+            (Tensor, Tensor, Tensor | None): tokens [B, n, D], not cut at the lengths; lengths int32 [B],
+            1..n; and p_eos float32 [B, K] if it is wanted.
+        """
+        limit = self.config.num_tokens if limit is None else limit
         latents = self.vqgan.encode(pixels)
         base = self.base_tokens(latents)
-        p_eos = None
-        if whole_curve or num_tokens is not None:
-            hidden = self.generator(latents, query, None if whole_curve else num_tokens, base)
-            p_eos = self.generator.p_eos(hidden) if whole_curve else None
-            if num_tokens is None:
-                lengths = self.generator.first_stop(hidden[:, :limit], threshold).clamp_min(1)
-            else:
-                lengths = torch.full((pixels.shape[0],), num_tokens, dtype=torch.int32, device=pixels.device)
+        count = self.config.num_tokens if whole_curve else limit if num_tokens is None else num_tokens
+        hidden = self.generator(latents, query, count, base)
+        p_eos = self.generator.p_eos(hidden) if whole_curve else None
+        if num_tokens is None:
+            lengths = self.generator.first_stop(hidden[:, :limit], threshold).clamp_min(1)
         else:
-            hidden, lengths = self.generator.run_until_stop(
-                latents, base, query=query, limit=limit, threshold=threshold, block=block_size
-            )
-        base = None if base is None else base[:, : hidden.shape[1]]
-        return self.generator.tokens(hidden, base), lengths, p_eos
+            lengths = torch.full((pixels.shape[0],), num_tokens, dtype=torch.int32, device=pixels.device)
+        return self._tokens_of(base, hidden), lengths, p_eos
+
+    def _encode_blocks(
+        self, pixels: Tensor, query: Tensor | None, limit: int, threshold: float | None, block_size: int
+    ) -> tuple[Tensor, Tensor]:
+        """Padded tokens [B, n, D] of the n positions that ran until all images had ended, and lengths."""
+        latents = self.vqgan.encode(pixels)
+        base = self.base_tokens(latents)
+        hidden, lengths = self.generator.run_until_stop(
+            latents, base, query=query, limit=limit, threshold=threshold, block=block_size
+        )
+        return self._tokens_of(base, hidden), lengths
+
+    def _tokens_of(self, base: Tensor | None, hidden: Tensor) -> Tensor:
+        return self.generator.tokens(hidden, None if base is None else base[:, : hidden.shape[1]])
 
     @torch.no_grad()
     def decode(self, tokens: DoveTokens, *, batch_size: int = 32) -> Tensor:

@@ -19,6 +19,33 @@ def time_encodings(count: int, width: int) -> Tensor:
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)
 
 
+class StopCheck:
+    """Whether all images have ended, without a wait for the block of positions that was queued last.
+
+    On a CUDA device the answer is that of the block before: its flag is copied to the host while the newest
+    block runs, so the device always has work. It costs one block more than needed, and no stall. On a CPU the
+    answer is that of the newest block.
+    """
+
+    def __init__(self) -> None:
+        self._pending: list[tuple[Tensor, torch.cuda.Event]] = []
+
+    def all_ended(self, ended: Tensor) -> bool:
+        """Take the flag (bool, no dimensions) of the block just queued; answer as said above."""
+        if not ended.is_cuda:
+            return bool(ended)
+        flag = torch.empty((), dtype=torch.bool, pin_memory=True)
+        flag.copy_(ended, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record(torch.cuda.current_stream(ended.device))
+        self._pending.append((flag, copied))
+        if len(self._pending) < 2:
+            return False
+        flag, copied = self._pending.pop(0)
+        copied.synchronize()
+        return bool(flag)
+
+
 class Generator(nn.Module):
     """D = f(H_v, t_1, ..., t_K) (Eq. 1): one causal pass over [H_v ; query ; t] gives all tokens.
 
@@ -180,13 +207,14 @@ class Generator(nn.Module):
         # first_stop reports the index behind a block's last position when the block holds no stop.
         lengths = torch.full((x.shape[0],), limit, dtype=torch.int32, device=x.device)
         hidden: list[Tensor] = []
+        check = StopCheck()
         for start in range(0, limit, block):
             times = self.positions(start, min(start + block, limit), x, base)
             hidden.append(self.stack(times, prefix=self.prefix, cache=cache))
             stop = self.first_stop(hidden[-1], threshold)
             ended = (stop < times.shape[1]) & (lengths == limit)
             lengths = torch.where(ended, stop + start, lengths)
-            if bool((lengths < limit).all()):
+            if check.all_ended((lengths < limit).all()):
                 break
         # Position m of EOS and all behind it become zero; at least one token is kept.
         return torch.cat(hidden, dim=1), lengths.clamp_min(1)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from dove_ext import ops
 from dove_ext.config import StackConfig
+from dove_ext.ops._library import has_kernels
 
 
 def rotary_table(length: int, dim: int, base: float, device: torch.device) -> Tensor:
@@ -20,6 +21,11 @@ def rotary_table(length: int, dim: int, base: float, device: torch.device) -> Te
     frequency = base ** -(torch.arange(0, dim, 2, dtype=torch.float32, device=device) / dim)
     angle = torch.arange(length, dtype=torch.float32, device=device)[:, None] * frequency
     return torch.cat([angle.cos(), angle.sin()], dim=1)
+
+
+def fuses(x: Tensor) -> bool:
+    """Whether a block's element-wise work runs fused: on CUDA, but not under autocast, which mixes dtypes."""
+    return x.is_cuda and has_kernels(x) and not torch.is_autocast_enabled("cuda")
 
 
 class KeyValueCache:
@@ -91,14 +97,27 @@ class Layer(nn.Module):
         cache: tuple[KeyValueCache, int] | None = None,
     ) -> Tensor:
         """[B, N, hidden] to the same; see `Stack.forward` for the arguments."""
-        q, k, v = self.attention.project(self.input_layernorm(x))
+        for_attention, for_mlp = self._norms(x)
+        q, k, v = self.attention.project(for_attention)
         if cache is not None:
             k, v = cache[0].append(cache[1], k, v)
         attended = ops.attention(q, k, v, prefix=prefix, rotary=rotary, kv_lens=kv_lens)
-        out: Tensor = (
-            x + self.attention.dense(attended.flatten(2)) + self.mlp(self.post_attention_layernorm(x))
-        )
-        return out
+        return self._join(x, attended.flatten(2), for_mlp)
+
+    def _norms(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        first, second = self.input_layernorm, self.post_attention_layernorm
+        if fuses(x):
+            return ops.pair_norm(x, first.weight, first.bias, second.weight, second.bias, eps=first.eps)
+        return first(x), second(x)
+
+    def _join(self, x: Tensor, attended: Tensor, for_mlp: Tensor) -> Tensor:
+        if not fuses(x):
+            out: Tensor = x + self.attention.dense(attended) + self.mlp(for_mlp)
+            return out
+        dense, up, down = self.attention.dense, self.mlp.dense_h_to_4h, self.mlp.dense_4h_to_h
+        inner = ops.bias_gelu(F.linear(for_mlp, up.weight), up.bias)
+        branches = F.linear(attended, dense.weight), F.linear(inner, down.weight)
+        return ops.add_branches(x, *branches, dense.bias, down.bias)
 
 
 class Stack(nn.Module):

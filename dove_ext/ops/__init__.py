@@ -3,17 +3,21 @@
 from dove_ext.ops import group_norm_backward as group_norm_backward  # registers what autograd calls
 from dove_ext.ops._library import set_backend
 from dove_ext.ops.attention import attention
+from dove_ext.ops.block import add_branches, bias_gelu, pair_norm
 from dove_ext.ops.eos import eos_probability, eos_scan
 from dove_ext.ops.group_norm import group_norm
 from dove_ext.ops.pack import lengths_to_cu_seqlens, pack, unpack, zero_tail
 
 __all__ = [
+    "add_branches",
     "attention",
+    "bias_gelu",
     "eos_probability",
     "eos_scan",
     "group_norm",
     "lengths_to_cu_seqlens",
     "pack",
+    "pair_norm",
     "set_backend",
     "unpack",
     "zero_tail",

@@ -1,12 +1,14 @@
 """The torch operator library `dove::` and what every op's wrapper shares.
 
-An op is defined once (`define`), has a compiled implementation for CPU tensors, a fake implementation for
-tracing and, for devices without compiled kernels, its plain-PyTorch reference. `set_backend` is how a caller
-chooses between them; nothing is read from the environment.
+An op is defined once (`register`), has a compiled implementation for CPU tensors and, in a build with CUDA,
+for CUDA tensors, a fake implementation for tracing and, for devices without compiled kernels, its
+plain-PyTorch reference. `set_backend` is how a caller chooses between them; nothing is read from the
+environment.
 """
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -14,12 +16,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dove_ext import _C
+from dove_ext._info import info, serves
+
 LIBRARY = torch.library.Library("dove", "DEF")
 
 BACKENDS = ("auto", "cpu", "cuda", "torch")
-KERNEL_DTYPES = (torch.float32, torch.bfloat16)
+KERNEL_DTYPES = {
+    "cpu": (torch.float32, torch.bfloat16),
+    "cuda": (torch.float32, torch.bfloat16, torch.float16),
+}
 # The values of dove::DType in csrc/include/dove/common.h.
-DTYPE_CODE = {torch.float32: 0, torch.bfloat16: 1}
+DTYPE_CODE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+HAS_CUDA_KERNELS = bool(_C.cuda_archs())
+CUDA_IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {}
+"""Of every op with CUDA kernels; registered with torch only where the build holds them."""
 
 _backend = "auto"
 _warned = False
@@ -41,8 +53,6 @@ def set_backend(name: str) -> str:
     if name not in BACKENDS:
         raise ValueError(f"backend {name!r} is unknown; choose one of {', '.join(BACKENDS)}")
     if name == "cuda":
-        from dove_ext._info import info
-
         cuda = info()["backends"]["cuda"]
         if not cuda["available"]:
             raise RuntimeError(f"backend 'cuda' cannot run: {cuda['why']}")
@@ -65,12 +75,23 @@ def use_kernels(op: str, *tensors: Tensor | None) -> bool:
             f"{op}: backend {_backend!r} was chosen, the tensors are on {first.device.type!r}; "
             "move them or call dove_ext.set_backend('auto')"
         )
-    if first.device.type == "cpu" and first.dtype not in KERNEL_DTYPES:
+    served = KERNEL_DTYPES.get(first.device.type, ())
+    if first.is_cuda and not _gpu_served(first.device.index):
+        served = ()
+    if served and first.is_floating_point() and first.dtype not in served:
+        *others, last = (str(dtype).removeprefix("torch.") for dtype in served)
         raise TypeError(
-            f"{op}: the compiled kernels take float32 or bfloat16, got {first.dtype}; "
+            f"{op}: the compiled kernels take {', '.join(others)} or {last}, got {first.dtype}; "
             "cast the model or call dove_ext.set_backend('torch')"
         )
     return True
+
+
+def has_kernels(tensor: Tensor) -> bool:
+    """Whether compiled kernels of this build serve `tensor` under the chosen backend; never raises."""
+    if _backend == "torch" or (tensor.is_cuda and not _gpu_served(tensor.device.index)):
+        return False
+    return tensor.dtype in KERNEL_DTYPES.get(tensor.device.type, ())
 
 
 def warn_no_kernels(op: str, device: torch.device) -> None:
@@ -85,10 +106,35 @@ def warn_no_kernels(op: str, device: torch.device) -> None:
         )
 
 
+def stream_of(tensor: Tensor) -> int:
+    """The CUDA stream (its address) on which the launchers of `_C` are to queue work for `tensor`."""
+    return int(torch.cuda.current_stream(tensor.device).cuda_stream) if tensor.is_cuda else 0
+
+
+@functools.cache
+def _gpu_served(index: int | None) -> bool:
+    """Whether this build holds kernels for a GPU of this kind."""
+    return HAS_CUDA_KERNELS and serves(_C.cuda_archs().split(","), torch.cuda.get_device_capability(index))
+
+
+def _on_device(kernels: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
+    """Make the tensors' device the current one, to which a launch goes; `plain` for GPUs without kernels."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        device = next(a.device for a in args if isinstance(a, Tensor))
+        if not _gpu_served(device.index):
+            return plain(*args, **kwargs)
+        with torch.cuda.device(device):
+            return kernels(*args, **kwargs)
+
+    return call
+
+
 def register(
     schema: str,
     *,
     cpu: Callable[..., Any],
+    cuda: Callable[..., Any] | None = None,
     fake: Callable[..., Any],
     reference: Callable[..., Any],
     setup_context: Callable[..., None] | None = None,
@@ -99,6 +145,7 @@ def register(
     Args:
         schema: torch schema string, such as "pack(Tensor padded, Tensor cu_seqlens, int total) -> Tensor".
         cpu: calls the compiled CPU kernel.
+        cuda: calls the CUDA launcher of `_C`; None where there is none.
         fake: shapes and dtypes only.
         reference: plain PyTorch, used for devices without compiled kernels.
         setup_context: see torch.library.register_autograd.
@@ -113,7 +160,9 @@ def register(
         warn_no_kernels(name, device)
         return reference(*args, **kwargs)
 
-    LIBRARY.impl(name, plain, "CUDA")
+    if cuda is not None:
+        CUDA_IMPLEMENTATIONS[name] = cuda
+    LIBRARY.impl(name, _on_device(cuda, plain) if cuda and HAS_CUDA_KERNELS else plain, "CUDA")
     LIBRARY.impl(name, plain, "MPS")
     torch.library.register_fake(f"dove::{name}", fake, lib=LIBRARY)
     if backward is not None:

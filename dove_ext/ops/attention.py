@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from dove_ext import _C
 from dove_ext.ops import attention_reference, reference
-from dove_ext.ops._library import DTYPE_CODE, register, use_kernels
+from dove_ext.ops._library import DTYPE_CODE, register, stream_of, use_kernels
 from dove_ext.ops.attention_reference import FULL
 
 
@@ -33,8 +34,10 @@ def attention(
     the score matrix is never stored.
 
     Args:
-        q: [B, Nq, H, D], or packed [Tq, H, D]; float32 or bfloat16. Any strides: views of one projection
-            [B, N, H, 3 * D] or slices of a cache are read in place. D is a multiple of 16, at most 256.
+        q: [B, Nq, H, D], or packed [Tq, H, D]; float32 or bfloat16, on CUDA float16 too. Any strides:
+            views of one projection [B, N, H, 3 * D] or slices of a cache are read in place (on CUDA rows of
+            16-bit values must start at multiples of 16 bytes, others are copied). D is a multiple of 16, at
+            most 256, on CUDA 128.
         k: [B, Nk, H, D] or packed [Tk, H, D], dtype of q. Keys are stored unrotated.
         v: as k.
         prefix: how many leading keys every query sees: 0 is causal, n a bidirectional prefix with a causal
@@ -55,7 +58,8 @@ def attention(
     Raises:
         ValueError: if shapes, dtypes or devices do not fit together.
         TypeError: if compiled kernels are to run on another dtype.
-        RuntimeError: if lengths are out of range, or the head dimension has no kernel.
+        RuntimeError: if the head dimension has no kernel, or lengths are out of range. On CUDA lengths are
+            not read back: wrong ones are clamped to the tensors, and rows they leave out are undefined.
     """
     _check(q, k, v, prefix, rotary, scale, cu_seqlens_q, cu_seqlens_k, kv_lens)
     if not use_kernels("attention", q, k, v):
@@ -147,6 +151,13 @@ def _dense(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
+def _aligned(x: Tensor) -> Tensor:
+    """Rows that start at multiples of 16 bytes, as the tensor-core kernels load them."""
+    unit = 16 // x.element_size()
+    fits = x.data_ptr() % 16 == 0 and all(stride % unit == 0 for stride in x.stride()[:-1])
+    return x if x.stride(-1) == 1 and fits else x.clone(memory_format=torch.contiguous_format)
+
+
 def _rows(x: Tensor) -> tuple[int, int, int, int]:
     stride_b = x.stride(0) if x.dim() == 4 else 0
     return x.data_ptr(), stride_b, x.stride(-3), x.stride(-2)
@@ -160,8 +171,7 @@ def _contiguous(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if x is None else x.to(dtype).contiguous()
 
 
-def _run(
-    backward: bool,
+def _arguments(
     rows: dict[str, Tensor],
     lse: Tensor,
     rotary: Tensor | None,
@@ -170,17 +180,17 @@ def _run(
     kv_lens: Tensor | None,
     prefix: int,
     scale: float,
-) -> None:
-    if rows["q"].shape[-1] % 16 or rows["q"].shape[-1] not in range(16, 257):
+    largest: int,
+) -> tuple[_C.AttentionArgs, list[Tensor | None]]:
+    """One call's arguments, and the tensors that must outlive the call."""
+    if rows["q"].shape[-1] % 16 or rows["q"].shape[-1] not in range(16, largest + 1):
         raise RuntimeError(
-            "dove::attention: the head dimension must be a multiple of 16 up to 256, "
+            f"dove::attention: the head dimension must be a multiple of 16 up to {largest}, "
             f"got {rows['q'].shape[-1]}; call dove_ext.set_backend('torch') for others"
         )
     rotary = _contiguous(rotary, torch.float32)
-    cu_seqlens_q, cu_seqlens_k = (
-        _contiguous(cu_seqlens_q, torch.int32),
-        _contiguous(cu_seqlens_k, torch.int32),
-    )
+    cu_seqlens_q = _contiguous(cu_seqlens_q, torch.int32)
+    cu_seqlens_k = _contiguous(cu_seqlens_k, torch.int32)
     kv_lens = _contiguous(kv_lens, torch.int32)
     q, k = rows["q"], rows["k"]
     args = _C.AttentionArgs()
@@ -195,34 +205,46 @@ def _run(
         args.rotary_rows, args.rotary_dim = rotary.shape
     for name, tensor in rows.items():
         setattr(args, name, _rows(tensor))
+    return args, [rotary, cu_seqlens_q, cu_seqlens_k, kv_lens]
+
+
+def _run_cpu(backward: bool, rows: dict[str, Tensor], lse: Tensor, *rest: Any) -> None:
+    args, _keep = _arguments(rows, lse, *rest, largest=256)
     args.threads = torch.get_num_threads()
     workspace = torch.empty(_C.cpu_attention_workspace(args, backward), dtype=torch.uint8)
     args.workspace, args.workspace_bytes = workspace.data_ptr(), workspace.numel()
     (_C.cpu_attention_backward if backward else _C.cpu_attention)(args)
 
 
-def _attention_cpu(
-    q: Tensor, k: Tensor, v: Tensor, rotary: Tensor | None, cu_seqlens_q: Tensor | None,
-    cu_seqlens_k: Tensor | None, kv_lens: Tensor | None, prefix: int, scale: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    out, lse = _fake(q, k, v, rotary, cu_seqlens_q, cu_seqlens_k, kv_lens, prefix, scale)
-    rows = {"q": _dense(q), "k": _dense(k), "v": _dense(v), "out": out}
-    _run(False, rows, lse, rotary, cu_seqlens_q, cu_seqlens_k, kv_lens, prefix, scale)
-    return out, lse
+def _run_cuda(backward: bool, rows: dict[str, Tensor], lse: Tensor, *rest: Any) -> None:
+    args, _keep = _arguments(rows, lse, *rest, largest=128)
+    size = _C.cuda_attention_workspace(args, backward)
+    # What is freed here may be used again at once, but only by later work of the same stream.
+    workspace = torch.empty(size, dtype=torch.uint8, device=lse.device)
+    args.workspace, args.workspace_bytes = workspace.data_ptr(), size
+    (_C.cuda_attention_backward if backward else _C.cuda_attention)(args, stream_of(lse))
 
 
-def _attention_backward_cpu(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, rotary: Tensor | None,
-    cu_seqlens_q: Tensor | None, cu_seqlens_k: Tensor | None, kv_lens: Tensor | None,
-    prefix: int, scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    dq, dk, dv = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
-    rows = {
-        "q": _dense(q), "k": _dense(k), "v": _dense(v), "out": _dense(out), "grad_out": _dense(grad),
-        "grad_q": dq, "grad_k": dk, "grad_v": dv,
-    }  # fmt: skip
-    _run(True, rows, lse.contiguous(), rotary, cu_seqlens_q, cu_seqlens_k, kv_lens, prefix, scale)
-    return dq, dk, dv
+def _forward_by(run: Callable[..., None], prepare: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
+    def attention(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        out, lse = _fake(q, k, v, *rest)
+        run(False, {"q": prepare(q), "k": prepare(k), "v": prepare(v), "out": out}, lse, *rest)
+        return out, lse
+
+    return attention
+
+
+def _backward_by(run: Callable[..., None], prepare: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
+    def attention_backward(
+        grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *rest: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        dq, dk, dv = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+        read = {"q": q, "k": k, "v": v, "out": out, "grad_out": grad}
+        rows = {name: prepare(x) for name, x in read.items()} | {"grad_q": dq, "grad_k": dk, "grad_v": dv}
+        run(True, rows, lse.contiguous(), *rest)
+        return dq, dk, dv
+
+    return attention_backward
 
 
 def _fake(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
@@ -247,7 +269,8 @@ _KEYS = (
 
 register(
     f"attention(Tensor q, Tensor k, Tensor v, {_KEYS}) -> (Tensor, Tensor)",
-    cpu=_attention_cpu,
+    cpu=_forward_by(_run_cpu, _dense),
+    cuda=_forward_by(_run_cuda, _aligned),
     fake=_fake,
     reference=attention_reference.attention_op,
     setup_context=_setup_context,
@@ -256,7 +279,8 @@ register(
 register(
     f"attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, {_KEYS})"
     " -> (Tensor, Tensor, Tensor)",
-    cpu=_attention_backward_cpu,
+    cpu=_backward_by(_run_cpu, _dense),
+    cuda=_backward_by(_run_cuda, _aligned),
     fake=lambda grad, q, k, v, *_: (q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)),
     reference=attention_reference.attention_backward_op,
 )

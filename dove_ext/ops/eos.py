@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dove_ext import _C
 from dove_ext.ops import reference
-from dove_ext.ops._library import DTYPE_CODE, register, use_kernels
+from dove_ext.ops._library import DTYPE_CODE, register, stream_of, use_kernels
 
 
 def eos_scan(
@@ -28,7 +28,7 @@ def eos_scan(
     logit is never EOS. The answer depends neither on the batch, nor on `witness`, nor on the threads.
 
     Args:
-        hidden: [B, K, D], float32 or bfloat16; logits are `hidden @ weight.T + bias`.
+        hidden: [B, K, D], float32 or bfloat16 (on CUDA also float16); logits are `hidden @ weight.T + bias`.
         weight: [V, D], the dtype of `hidden`.
         bias: [V], float32 or the dtype of `hidden`.
         eos_id: the vocabulary index of EOS, 0..V-1.
@@ -40,7 +40,7 @@ def eos_scan(
     Raises:
         ValueError: if a shape does not fit or `eos_id` is out of range.
         TypeError: if the dtypes do not fit.
-        RuntimeError: if `witness` names a row outside the vocabulary.
+        RuntimeError: if `witness` names a row outside the vocabulary (a CUDA device skips such a row).
     """
     _check("eos_scan", hidden, weight, bias, eos_id)
     if witness is not None and (witness.dtype != torch.int32 or witness.dim() != 1):
@@ -56,14 +56,15 @@ def eos_probability(hidden: Tensor, weight: Tensor, bias: Tensor | None = None, 
     """Softmax probability of EOS at every position (DOVE, section 2.2), in one stream over the vocabulary.
 
     Args:
-        hidden: [B, K, D], float32 or bfloat16; logits are `hidden @ weight.T + bias`, in float32.
+        hidden: [B, K, D], float32 or bfloat16 (on CUDA also float16); logits are
+            `hidden @ weight.T + bias`, in float32.
         weight: [V, D], the dtype of `hidden`.
         bias: [V], float32 or the dtype of `hidden`.
         eos_id: the vocabulary index of EOS, 0..V-1.
 
     Returns:
         Tensor: float32 [B, K]. Differentiable in `hidden`, `weight` and `bias`; the backward pass makes the
-        logits again, some thousand rows of the vocabulary at a time.
+        logits again, some rows of the vocabulary at a time.
 
     Raises:
         ValueError: if a shape does not fit or `eos_id` is out of range.
@@ -142,6 +143,44 @@ def _probability_cpu(
     return probability, maximum, total
 
 
+def _scan_cuda(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, eos_id: int, witness: Tensor | None
+) -> Tensor:
+    hidden, weight = _dense(hidden), _dense(weight)
+    bias = None if bias is None else bias.float().contiguous()
+    witness = None if witness is None or not witness.numel() else witness.contiguous()
+    batch, positions, width = hidden.shape
+    size = _C.cuda_eos_scan_workspace(batch, positions, width, weight.shape[0])
+    workspace = hidden.new_empty(size, dtype=torch.uint8)
+    first = hidden.new_empty(batch, dtype=torch.int32)
+    _C.cuda_eos_scan(
+        hidden.data_ptr(), weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
+        0 if witness is None else witness.data_ptr(), first.data_ptr(), workspace.data_ptr(), size, batch,
+        positions, width, weight.shape[0], 0 if witness is None else witness.numel(), hidden.stride(0),
+        hidden.stride(1), weight.stride(0), eos_id, 0, DTYPE_CODE[hidden.dtype], stream_of(hidden),
+    )  # fmt: skip
+    return first
+
+
+def _probability_cuda(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, eos_id: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    hidden, weight = _dense(hidden), _dense(weight)
+    bias = None if bias is None else bias.float().contiguous()
+    batch, positions, width = hidden.shape
+    size = _C.cuda_eos_probability_workspace(batch, positions, width, weight.shape[0])
+    workspace = hidden.new_empty(size, dtype=torch.uint8)
+    probability = hidden.new_empty((batch, positions), dtype=torch.float32)
+    maximum, total = torch.empty_like(probability), torch.empty_like(probability)
+    _C.cuda_eos_probability(
+        hidden.data_ptr(), weight.data_ptr(), 0 if bias is None else bias.data_ptr(), probability.data_ptr(),
+        maximum.data_ptr(), total.data_ptr(), workspace.data_ptr(), size, batch, positions, width,
+        weight.shape[0], hidden.stride(0), hidden.stride(1), weight.stride(0), eos_id,
+        DTYPE_CODE[hidden.dtype], stream_of(hidden),
+    )  # fmt: skip
+    return probability, maximum, total
+
+
 def _scan_plain(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, eos_id: int, witness: Tensor | None
 ) -> Tensor:
@@ -172,18 +211,28 @@ def _probability_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
     ctx.save_for_backward(hidden, weight, bias, probability, maximum, total)
 
 
-# Rows of the vocabulary whose logits the backward pass holds at a time.
+# Rows of the vocabulary whose logits the plain backward pass holds at a time.
 _BACKWARD_ROWS = 4096
+# The widest hidden state of the CUDA backward kernel (csrc/cuda/eos_backward.cu).
+_WIDEST_BACKWARD = 512
 
 
 def _probability_backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    grad_hidden, grad_weight, grad_bias = torch.ops.dove.eos_probability_backward(
+        grad, *ctx.saved_tensors, ctx.eos_id
+    )
+    return grad_hidden, grad_weight, None if ctx.saved_tensors[2] is None else grad_bias, None
+
+
+def _backward_plain(
+    grad: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, probability: Tensor, maximum: Tensor,
+    total: Tensor, eos_id: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of p_eos, with p the softmax.
 
     d p_eos / d logit_v is -p_eos p_v, and p_eos times the sum of all other p_v for EOS itself: written so,
     instead of p_eos (1 - p_eos), the difference of nearly equal numbers does not arise.
     """
-    hidden, weight, bias, probability, maximum, total = ctx.saved_tensors
-    eos_id = ctx.eos_id
     rows = hidden.flatten(0, 1).float()
     scale = (grad * probability / total).flatten()[:, None]
     others = torch.zeros_like(scale)
@@ -204,17 +253,55 @@ def _probability_backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | Non
     grad_rows = grad_rows + others * weight[eos_id].float()
     grad_weight = torch.cat(parts_weight)
     grad_weight[eos_id] = (others * rows).sum(0)
-    grad_bias = None
-    if bias is not None:
-        grad_bias = torch.cat(parts_bias)
-        grad_bias[eos_id] = others.sum()
-        grad_bias = grad_bias.to(bias.dtype)
-    return grad_rows.view(hidden.shape).to(hidden.dtype), grad_weight.to(weight.dtype), grad_bias, None
+    grad_bias = torch.cat(parts_bias)
+    grad_bias[eos_id] = others.sum()
+    return (
+        grad_rows.view(hidden.shape).to(hidden.dtype),
+        grad_weight.to(weight.dtype),
+        grad_bias.to(weight.dtype if bias is None else bias.dtype),
+    )
+
+
+def _backward_cuda(
+    grad: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, probability: Tensor, maximum: Tensor,
+    total: Tensor, eos_id: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    if hidden.shape[2] > _WIDEST_BACKWARD or not _C.cuda_eos_backward_fits(DTYPE_CODE[hidden.dtype]):
+        return _backward_plain(grad, hidden, weight, bias, probability, maximum, total, eos_id)
+    rows, words = _dense(hidden), _dense(weight)
+    floats = None if bias is None else bias.float().contiguous()
+    grad, probability = grad.float().contiguous(), probability.contiguous()
+    maximum, total = maximum.contiguous(), total.contiguous()
+    batch, positions, width = hidden.shape
+    grad_hidden, grad_weight = hidden.new_empty(hidden.shape), weight.new_empty(weight.shape)
+    grad_bias = weight.new_empty(weight.shape[0], dtype=torch.float32)
+    size = _C.cuda_eos_backward_workspace(batch, positions, width, weight.shape[0])
+    workspace = hidden.new_empty(size, dtype=torch.uint8)
+    _C.cuda_eos_probability_backward(
+        rows.data_ptr(), words.data_ptr(), 0 if floats is None else floats.data_ptr(), grad.data_ptr(),
+        probability.data_ptr(), maximum.data_ptr(), total.data_ptr(), grad_hidden.data_ptr(),
+        grad_weight.data_ptr(), grad_bias.data_ptr(), workspace.data_ptr(), size, batch, positions, width,
+        weight.shape[0], rows.stride(0), rows.stride(1), words.stride(0), eos_id, 0,
+        DTYPE_CODE[hidden.dtype], stream_of(hidden),
+    )  # fmt: skip
+    return grad_hidden, grad_weight, grad_bias.to(weight.dtype if bias is None else bias.dtype)
+
+
+def _backward_fake(
+    grad: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, *_: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = weight.dtype if bias is None else bias.dtype
+    return (
+        hidden.new_empty(hidden.shape),
+        weight.new_empty(weight.shape),
+        weight.new_empty(weight.shape[0], dtype=dtype),
+    )
 
 
 register(
     "eos_scan(Tensor hidden, Tensor weight, Tensor? bias, int eos_id, Tensor? witness) -> Tensor",
     cpu=_scan_cpu,
+    cuda=_scan_cuda,
     fake=lambda hidden, weight, bias, eos_id, witness: hidden.new_empty(hidden.shape[0], dtype=torch.int32),
     reference=_scan_plain,
 )
@@ -222,8 +309,17 @@ register(
     "eos_probability(Tensor hidden, Tensor weight, Tensor? bias, int eos_id) "
     "-> (Tensor probability, Tensor maximum, Tensor sum)",
     cpu=_probability_cpu,
+    cuda=_probability_cuda,
     fake=_probability_fake,
     reference=_probability_plain,
     setup_context=_probability_setup,
     backward=_probability_backward,
+)
+register(
+    "eos_probability_backward(Tensor grad, Tensor hidden, Tensor weight, Tensor? bias, Tensor probability, "
+    "Tensor maximum, Tensor sum, int eos_id) -> (Tensor, Tensor, Tensor)",
+    cpu=_backward_plain,
+    cuda=_backward_cuda,
+    fake=_backward_fake,
+    reference=_backward_plain,
 )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dove_ext import _C
 from dove_ext.ops import reference
-from dove_ext.ops._library import DTYPE_CODE, register, use_kernels
+from dove_ext.ops._library import DTYPE_CODE, register, stream_of, use_kernels
 
 
 def group_norm(
@@ -30,8 +30,8 @@ def group_norm(
     blocks: arXiv 2012.09841, section 3.)
 
     Args:
-        x: [B, C, H, W] or [B, C, N], float32 or bfloat16. Channels-last memory (C values of a pixel dense) is
-            used as it is, other memory is copied into it first, as by
+        x: [B, C, H, W] or [B, C, N], float32 or bfloat16 (on CUDA also float16). Channels-last memory (C
+            values of a pixel dense) is used as it is, other memory is copied into it first, as by
             `x.contiguous(memory_format=torch.channels_last)`.
         weight: [C], float32 or the dtype of `x`.
         bias: [C], as `weight`.
@@ -111,6 +111,37 @@ def _run(
     return normed, summed, mean, rstd
 
 
+def _parameters(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Weight and bias in one dtype, which is that of `x` or float32, and its code."""
+    dtype = weight.dtype if weight.dtype == bias.dtype else torch.float32
+    return weight.to(dtype).contiguous(), bias.to(dtype).contiguous(), DTYPE_CODE[dtype]
+
+
+def _run_cuda(
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    batch, channels = x.shape[:2]
+    normed = _empty_like(x)
+    mean = x.new_empty(batch, groups, dtype=torch.float32)
+    rstd = torch.empty_like(mean)
+    summed = None if residual is None else _empty_like(x)
+    if not normed.numel():
+        return normed, summed, mean.zero_(), rstd.zero_()
+    pixels = x[0, 0].numel()
+    rows, x_image, x_pixel = _pixel_rows(x)
+    added, residual_image, residual_pixel = (None, 0, 0) if residual is None else _pixel_rows(residual)
+    weight, bias, parameters = _parameters(x, weight, bias)
+    size = _C.cuda_group_norm_workspace(batch, pixels, channels, groups)
+    workspace = x.new_empty(size, dtype=torch.uint8)
+    _C.cuda_group_norm(
+        rows.data_ptr(), 0 if added is None else added.data_ptr(), weight.data_ptr(), bias.data_ptr(),
+        normed.data_ptr(), 0 if summed is None else summed.data_ptr(), mean.data_ptr(), rstd.data_ptr(),
+        workspace.data_ptr(), size, batch, pixels, channels, groups, x_image, x_pixel, residual_image,
+        residual_pixel, eps, silu, DTYPE_CODE[x.dtype], parameters, stream_of(x),
+    )  # fmt: skip
+    return normed, summed, mean, rstd
+
+
 def _cpu(
     x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -122,6 +153,21 @@ def _add_cpu(
     x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     normed, summed, mean, rstd = _run(x, residual, weight, bias, groups, eps, silu)
+    assert summed is not None
+    return normed, summed, mean, rstd
+
+
+def _cuda(
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    normed, _, mean, rstd = _run_cuda(x, None, weight, bias, groups, eps, silu)
+    return normed, mean, rstd
+
+
+def _add_cuda(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    normed, summed, mean, rstd = _run_cuda(x, residual, weight, bias, groups, eps, silu)
     assert summed is not None
     return normed, summed, mean, rstd
 
@@ -196,6 +242,7 @@ _PARAMETERS = "Tensor weight, Tensor bias, int groups, float eps, bool silu"
 register(
     f"group_norm(Tensor x, {_PARAMETERS}) -> (Tensor normed, Tensor mean, Tensor rstd)",
     cpu=_cpu,
+    cuda=_cuda,
     fake=_fake,
     reference=_plain,
     setup_context=_setup,
@@ -205,6 +252,7 @@ register(
     f"add_group_norm(Tensor x, Tensor residual, {_PARAMETERS}) "
     "-> (Tensor normed, Tensor summed, Tensor mean, Tensor rstd)",
     cpu=_add_cpu,
+    cuda=_add_cuda,
     fake=_add_fake,
     reference=_add_plain,
     setup_context=_add_setup,

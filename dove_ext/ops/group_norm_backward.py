@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from dove_ext import _C
-from dove_ext.ops._library import DTYPE_CODE, register
-from dove_ext.ops.group_norm import _empty_like, _pixel_rows
+from dove_ext.ops._library import DTYPE_CODE, register, stream_of
+from dove_ext.ops.group_norm import _empty_like, _parameters, _pixel_rows
 
 
 def _image(rows: tuple[Tensor, int, int] | None) -> tuple[int, int, int]:
@@ -39,6 +39,33 @@ def _cpu(
             DTYPE_CODE[x.dtype], torch.get_num_threads(),
         )  # fmt: skip
     return grad_x, grad_weight.to(weight.dtype), grad_bias.to(bias.dtype)
+
+
+def _cuda(
+    grad: Tensor, grad_summed: Tensor | None, x: Tensor, mean: Tensor, rstd: Tensor,
+    weight: Tensor, bias: Tensor, silu: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    batch, channels, groups = *x.shape[:2], mean.shape[1]
+    if not x.numel():
+        return _empty_like(x), torch.zeros_like(weight), torch.zeros_like(bias)
+    pixels = x[0, 0].numel()
+    dx = _empty_like(x)
+    grad_weight = x.new_empty(channels, dtype=torch.float32)
+    grad_bias = torch.empty_like(grad_weight)
+    grad_rows, grad_image, grad_pixel = _pixel_rows(grad)
+    rows, x_image, x_pixel = _pixel_rows(x)
+    direct, direct_image, direct_pixel = (None, 0, 0) if grad_summed is None else _pixel_rows(grad_summed)
+    weight, bias, parameters = _parameters(x, weight, bias)
+    size = _C.cuda_group_norm_workspace(batch, pixels, channels, groups)
+    workspace = x.new_empty(size, dtype=torch.uint8)
+    _C.cuda_group_norm_backward(
+        grad_rows.data_ptr(), rows.data_ptr(), 0 if direct is None else direct.data_ptr(), weight.data_ptr(),
+        bias.data_ptr(), mean.data_ptr(), rstd.data_ptr(), dx.data_ptr(), grad_weight.data_ptr(),
+        grad_bias.data_ptr(), workspace.data_ptr(), size, batch, pixels, channels, groups, grad_image,
+        grad_pixel, x_image, x_pixel, direct_image, direct_pixel, silu, DTYPE_CODE[x.dtype], parameters,
+        stream_of(x),
+    )  # fmt: skip
+    return dx, grad_weight.to(weight.dtype), grad_bias.to(bias.dtype)
 
 
 def _fake(
@@ -81,6 +108,7 @@ register(
     "group_norm_backward(Tensor grad, Tensor? grad_summed, Tensor x, Tensor mean, Tensor rstd, "
     "Tensor weight, Tensor bias, bool silu) -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)",
     cpu=_cpu,
+    cuda=_cuda,
     fake=_fake,
     reference=_plain,
 )

@@ -27,6 +27,11 @@ def unpack(packed: Tensor, cu_seqlens: Tensor, max_len: int) -> Tensor:
     return padded
 
 
+def lengths_to_cu_seqlens(lengths: Tensor) -> Tensor:
+    """0 and the running sum of `lengths`; see `dove_ext.ops.lengths_to_cu_seqlens`."""
+    return torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
+
+
 def group_norm(
     x: Tensor,
     weight: Tensor,
@@ -46,6 +51,27 @@ def group_norm(
     if silu:
         normed = torch.nn.functional.silu(normed)
     return normed if residual is None else (normed, summed)
+
+
+def pair_norm(
+    x: Tensor, weight_a: Tensor, bias_a: Tensor, weight_b: Tensor, bias_b: Tensor, *, eps: float = 1e-5
+) -> tuple[Tensor, Tensor]:
+    """Two LayerNorms of one x; see `dove_ext.ops.pair_norm`."""
+    first, second = (
+        torch.nn.functional.layer_norm(x, x.shape[-1:], weight.to(x.dtype), bias.to(x.dtype), eps)
+        for weight, bias in ((weight_a, bias_a), (weight_b, bias_b))
+    )
+    return first, second
+
+
+def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
+    """gelu(x + bias); see `dove_ext.ops.bias_gelu`."""
+    return torch.nn.functional.gelu(x + bias.to(x.dtype))
+
+
+def add_branches(x: Tensor, a: Tensor, b: Tensor, bias_a: Tensor, bias_b: Tensor) -> Tensor:
+    """The sum x + (a + bias_a) + (b + bias_b); see `dove_ext.ops.add_branches`."""
+    return x + (a + bias_a.to(x.dtype)) + (b + bias_b.to(x.dtype))
 
 
 def zero_tail(tokens: Tensor, lengths: Tensor) -> Tensor:

@@ -106,6 +106,7 @@ _ROWS: dict[str, dict[str, Any]] = {
     "kv_lens_poisoned": {"batch": 4, "queries": 65, "kv_lens": [65, 31, 0, 1], "rotary": 16},
     "kv_lens_full": {"batch": 3, "queries": 7, "keys": 130, "kv_lens": [129, 64, 1], "prefix": None},
     "large_scores": {"queries": 300, "magnitude": 60.0},
+    "large_scores_64": {"queries": 64, "magnitude": 60.0, "heads": 1},
     "scale": {"queries": 31, "scale": 0.5},
 }
 _PACKED_ROWS: dict[str, dict[str, Any]] = {

@@ -119,6 +119,7 @@ _SHAPES = {
     "31_positions": _row(3, 31, 64, 777, ends=(0, 30), eos_id=776),
     "257_positions": _row(2, 257, 65, 1000, ends=(256, 128), eos_id=500),
     "bias": _row(2, 40, 48, 900, ends=(9, 35), bias=torch.bfloat16),
+    "late_in_a_round": _row(3, 65, 32, 600, ends=(60, 50, 64)),
     "strided": _row(3, 40, 24, 500, ends=(9, 35), strided=True),
     "paper_vocabulary": _row(2, 40, 64, 50304, ends=(39, 21)),
 }
@@ -126,6 +127,7 @@ _SHAPES = {
 CASES = [
     *(Case("eos_scan", name, partial(_random, **row)) for name, row in _SHAPES.items()),
     Case("eos_scan", "no_witness", partial(_random, **{**_SHAPES["257_positions"], "witness": 0})),
+    Case("eos_scan", "tile_of_witness", partial(_random, **{**_SHAPES["257_positions"], "witness": 128})),
     Case("eos_scan", "witness", partial(_random, **{**_SHAPES["257_positions"], "witness": 100})),
     *(
         Case(

@@ -1,4 +1,4 @@
-"""Rows for pack, unpack and zero_tail."""
+"""Rows for pack, unpack, zero_tail and lengths_to_cu_seqlens."""
 
 from __future__ import annotations
 
@@ -40,6 +40,11 @@ def _zero_tail(dtype: torch.dtype, **row: Any) -> Inputs:
     return {"tokens": inputs["padded"], "lengths": inputs["cu_seqlens"].diff()}
 
 
+def _lengths(dtype: torch.dtype, *, count: int, integers: torch.dtype = torch.int32) -> Inputs:
+    generator = torch.Generator().manual_seed(count)
+    return {"lengths": torch.randint(0, 257, (count,), generator=generator, dtype=integers)}
+
+
 _SHAPES = {
     "one": {"lengths": [1], "max_len": 1, "width": 1},
     "empty_batch": {"lengths": [], "max_len": 4, "width": 3},
@@ -63,4 +68,9 @@ CASES = [
         grads=("tokens",), exact=True,
     ),
     *(Case("unpack", k, partial(_unpack, **v), grads=("packed",), exact=True) for k, v in _SHAPES.items()),
+    *(
+        Case("lengths_to_cu_seqlens", str(n), partial(_lengths, count=n), exact=True)
+        for n in (0, 1, 31, 257, 600)
+    ),
+    Case("lengths_to_cu_seqlens", "int64", partial(_lengths, count=33, integers=torch.int64), exact=True),
 ]  # fmt: skip

@@ -135,6 +135,8 @@ void finish_statistics(const GroupNormArgs& a, const GroupNormLayout& w, int64_t
   const int64_t per_group = a.channels / a.groups;
   const double* means = w.chunk_mean + image * w.chunks * a.groups;
   const double* squares = w.chunk_squares + image * w.chunks * a.groups;
+  const float* weight = static_cast<const float*>(a.weight);
+  const float* bias = static_cast<const float*>(a.bias);
   const auto pixels_in = [&](int64_t index) { return double(chunk_of(a, w, image, index).pixels); };
   for (int64_t g = 0; g < a.groups; ++g) {
     double total = 0;
@@ -154,8 +156,8 @@ void finish_statistics(const GroupNormArgs& a, const GroupNormLayout& w, int64_t
     for (int64_t c = g * per_group; c < (g + 1) * per_group; ++c) {
       const int64_t at = image * w.padded_channels + c;
       w.center[at] = center;
-      w.scale[at] = static_cast<float>(a.weight[c] * rstd);
-      w.shift[at] = static_cast<float>(a.bias[c] - (mean - center) * rstd * a.weight[c]);
+      w.scale[at] = static_cast<float>(weight[c] * rstd);
+      w.shift[at] = static_cast<float>(bias[c] - (mean - center) * rstd * weight[c]);
     }
   }
 }

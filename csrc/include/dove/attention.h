@@ -24,7 +24,7 @@ struct AttentionArgs {
   DType dtype;  // of q, k, v, out and their gradients
   int64_t batch;
   int64_t heads;
-  int64_t head_dim;  // a multiple of 16, at most 256
+  int64_t head_dim;  // a multiple of 16, at most 256 (CUDA: 128)
   int64_t len_q;     // padded: positions of every sequence; packed: rows of all sequences together
   int64_t len_k;
   int64_t prefix;  // keys that every query sees; 0 is causal, at least len_k is full attention
@@ -56,5 +56,14 @@ size_t attention_workspace(const AttentionArgs& args, bool backward);
 Status attention(const AttentionArgs& args);
 Status attention_backward(const AttentionArgs& args);
 }  // namespace cpu
+
+// Lengths are on the device and are clamped to the operands there instead of being refused. `threads` is not used.
+// Rows of 16-bit operands start at multiples of 16 bytes; head_dim is at most 128. Gradients are the same bits in
+// every run.
+namespace cuda {
+size_t attention_workspace(const AttentionArgs& args, bool backward);
+Status attention(const AttentionArgs& args, void* stream);
+Status attention_backward(const AttentionArgs& args, void* stream);
+}  // namespace cuda
 
 }  // namespace dove

@@ -19,6 +19,7 @@ enum class Status : int32_t {
   kWorkspaceTooSmall = 3,
   kBadLengths = 4,
   kBadIndex = 5,
+  kLaunchFailed = 6,
 };
 
 // One English clause per status; the binding prefixes it with the op's name.

@@ -21,8 +21,8 @@ namespace dove {
 struct GroupNormArgs {
   const void* x;
   const void* residual;  // null: no sum
-  const float* weight;   // [channels]
-  const float* bias;     // [channels]
+  const void* weight;    // [channels], of `parameters`
+  const void* bias;      // [channels], of `parameters`
   void* normed;          // [batch, pixels, channels], dense
   void* summed;          // as normed; null without residual
   float* mean;           // [batch, groups], written
@@ -41,6 +41,7 @@ struct GroupNormArgs {
   bool silu;
   DType dtype;
   int threads;
+  DType parameters;  // float32 (the CPU takes no other) or dtype
 };
 
 struct GroupNormBackwardArgs {
@@ -80,5 +81,45 @@ Status group_norm(const GroupNormArgs& args);
 int64_t group_norm_backward_workspace(const GroupNormBackwardArgs& args);
 Status group_norm_backward(const GroupNormBackwardArgs& args);
 }  // namespace cpu
+
+// With z = (summed - mean) * rstd and dy the gradient of y (of normed, taken through SiLU):
+//   grad_weight = sum dy z, grad_bias = sum dy, over images and pixels;
+//   grad_x = rstd (dz - mean(dz) - z mean(dz z)) + grad_summed, dz = dy weight, means over a group of an image.
+// The residual's gradient is that of x.
+struct GroupNormGradArgs {
+  const void* grad;         // of normed
+  const void* summed;       // x, where there was no residual
+  const void* grad_summed;  // null: none
+  const void* weight;       // [channels], of `parameters`
+  const void* bias;         // [channels], of `parameters`
+  const float* mean;        // [batch, groups], as the forward pass wrote them
+  const float* rstd;
+  void* grad_x;        // [batch, pixels, channels], dense
+  float* grad_weight;  // [channels]
+  float* grad_bias;    // [channels]
+  void* workspace;
+  int64_t workspace_bytes;
+  int64_t batch;
+  int64_t pixels;
+  int64_t channels;
+  int64_t groups;
+  int64_t grad_stride_image;  // in elements; channels are dense
+  int64_t grad_stride_pixel;
+  int64_t summed_stride_image;
+  int64_t summed_stride_pixel;
+  int64_t grad_summed_stride_image;
+  int64_t grad_summed_stride_pixel;
+  bool silu;
+  DType dtype;
+  DType parameters;  // float32 or dtype
+};
+
+namespace cuda {
+// Bytes of workspace that both functions need for these sizes.
+int64_t group_norm_workspace(int64_t batch, int64_t pixels, int64_t channels, int64_t groups);
+// The result does not depend on the other images of the batch, and is the same at every run. At most 4096 channels.
+Status group_norm(const GroupNormArgs& args, void* stream);
+Status group_norm_backward(const GroupNormGradArgs& args, void* stream);
+}  // namespace cuda
 
 }  // namespace dove

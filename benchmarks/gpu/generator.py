@@ -1,0 +1,125 @@
+"""Generator with its vocabulary head against eager GPT-NeoX, and whole encodes in their three ways.
+
+    python -m benchmarks.gpu.generator [--json PATH]
+
+dove-base with random weights, which costs what trained ones cost. The peer is transformers'
+GPTNeoXForCausalLM of the same shape, in eager attention, with the arg-max over its logits.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.encode import images
+from benchmarks.gpu import device
+from dove_ext import DoveConfig, DoveModel
+
+
+def neox(config: DoveConfig) -> Any:
+    """GPT-NeoX of the generator's shape, or an error that `measure` reports."""
+    import transformers
+
+    shape = config.generator
+    return transformers.GPTNeoXForCausalLM(
+        transformers.GPTNeoXConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=shape.hidden,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            intermediate_size=shape.mlp,
+            hidden_act="gelu",
+            use_parallel_residual=True,
+            attention_bias=True,
+            attn_implementation="eager",
+        )
+    ).eval()
+
+
+def generator_flops(config: DoveConfig, batch: int, head: int) -> float:
+    """FLOPs of the linear layers, of the attention of causal pairs and of `head` vocabulary rows.
+
+    The last layer's prefix needs keys and values only.
+    """
+    shape, slots = config.generator, config.num_tokens
+    positions = 2 * slots
+    per_layer = 4 * shape.hidden**2 + 2 * shape.hidden * shape.mlp
+    linear = per_layer * (shape.layers * positions - slots) + 2 * shape.hidden**2 * slots
+    pairs = positions * (positions + 1) // 2 * shape.layers - slots * (slots + 1) // 2
+    return 2.0 * batch * (linear + 2 * shape.hidden * pairs + shape.hidden * head * slots)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = device.arguments((__doc__ or "").splitlines()[0]).parse_args(arguments)
+    device.require_gpu()
+    config, rows = DoveConfig(), []
+    model = DoveModel(config).to("cuda", torch.bfloat16).eval()
+    weight_bytes = 2 * sum(p.numel() for p in model.generator.parameters())
+
+    def ours(latents: Tensor) -> Tensor:
+        return model.generator.first_stop(model.generator(latents), None)
+
+    def whole_head(latents: Tensor) -> Tensor:
+        return model.generator.p_eos(model.generator(latents))
+
+    with torch.no_grad():
+        try:
+            peer = neox(config).to("cuda", torch.bfloat16)
+        except ImportError:
+            peer = None
+
+        def eager(latents: Tensor) -> Tensor:
+            if peer is None:
+                raise ImportError("transformers is not installed")
+            x = model.generator.sequence(latents)
+            times = model.generator.times.to(x.dtype).expand(x.shape[0], -1, -1)
+            hidden = peer.gpt_neox(inputs_embeds=torch.cat([x, times], 1)).last_hidden_state
+            return peer.embed_out(hidden[:, -config.num_tokens :]).argmax(-1)
+
+        for batch in (8,) if options.quick else (1, 8, 64, 256):
+            width = config.vqgan.latent_channels
+            latents = torch.randn(batch, config.num_tokens, width, device="cuda", dtype=torch.bfloat16)
+            for what, function, head in (
+                ("generator, eos_scan", ours, model.generator.witness.numel()),
+                ("generator, p_eos", whole_head, config.vocab_size),
+            ):
+                result = device.measure(
+                    {
+                        "ours": lambda _, f=function, x=latents: f(x),
+                        "GPT-NeoX eager": lambda _, x=latents: eager(x),
+                    },
+                    sets=1, seconds=options.seconds, kind="bf16", bytes_moved=weight_bytes,
+                    flops=generator_flops(config, batch, head),
+                )  # fmt: skip
+                device.print_row(f"{what}, B={batch}", result)
+                rows.append({"what": what, "batch": batch, "dtype": "bf16", **result})
+        rows += encodes(options, model)
+    return device.finish(options, "generator", rows)
+
+
+def encodes(options: Any, model: DoveModel) -> list[dict[str, Any]]:
+    """Whole encodes on a host clock, since they end with a copy of the lengths to the host."""
+    from benchmarks import timing
+
+    rows = []
+    for batch in (8,) if options.quick else (1, 8, 64):
+        pixels = images(batch, 256)
+
+        def encode(cuda_graph: bool, p: Tensor = pixels, n: int = batch) -> None:
+            model.encode(p, batch_size=n, cuda_graph=cuda_graph)
+            torch.cuda.synchronize()
+
+        times = timing.interleave(
+            {"graph": lambda e=encode: e(True), "blocks": lambda e=encode: e(False)}, seconds=options.seconds
+        )
+        result = timing.compare(times, "graph")
+        timing.print_row(f"encode, B={batch}", result)
+        rows.append({"what": "encode", "batch": batch, "dtype": "bf16", **result})
+    return rows
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,210 @@
+// Gradients of GroupNorm + SiLU: chunks and owners are those of group_norm.cu.
+//
+//   1. chunk_sums: per chunk and channel the sums of dy and of dy z, dy being the gradient taken through SiLU.
+//   2. finish_sums: one warp an (image, group) sums the chunks in order, in double, and forms the group's means.
+//   3. parameter_gradients: one thread a channel sums the images in order.
+//   4. input_gradient: dx = rstd (dy w - mean(dy w) - z mean(dy w z)), plus what arrives at the sum itself.
+//
+//   bytes: grad and summed are read twice, grad_x is written once. All sums have a fixed order.
+#include "dove/group_norm.h"
+#include "group_norm_layout.h"
+#include "vectors.h"
+
+namespace dove::cuda {
+namespace {
+
+using Layout = GroupNormLayout;
+
+// What a thread keeps of each of its channels.
+template <class T, int packet>
+struct Channels {
+  float weight[packet], bias[packet], mean[packet], rstd[packet];
+
+  __device__ Channels(const GroupNormGradArgs& a, int64_t image, int64_t channel) {
+    const int64_t per_group = a.channels / a.groups;
+    const bool wide = a.parameters == DType::kFloat32;
+#pragma unroll
+    for (int i = 0; i < packet; ++i) {
+      const int64_t at = image * a.groups + (channel + i) / per_group;
+      weight[i] = parameter<T>(a.weight, wide, channel + i);
+      bias[i] = parameter<T>(a.bias, wide, channel + i);
+      mean[i] = a.mean[at];
+      rstd[i] = a.rstd[at];
+    }
+  }
+};
+
+// dy from the gradient of silu(y): s (1 + y (1 - s)), s = 1 / (1 + exp(-y)).
+template <class T, bool silu>
+__device__ inline float through_silu(float grad, float y) {
+  if (!silu) return grad;
+  const float s = over_one_plus_exp<T>(1.0f, y);
+  return grad * s * (1.0f + y * (1.0f - s));
+}
+
+template <class T>
+struct Rows {
+  const T* grad;
+  const T* summed;
+  const T* grad_summed;
+
+  __device__ Rows(const GroupNormGradArgs& a, int64_t image, int64_t channel)
+      : grad(static_cast<const T*>(a.grad) + image * a.grad_stride_image + channel),
+        summed(static_cast<const T*>(a.summed) + image * a.summed_stride_image + channel),
+        grad_summed(static_cast<const T*>(a.grad_summed) + image * a.grad_summed_stride_image + channel) {}
+};
+
+template <class T, int packet, bool silu>
+__global__ void __launch_bounds__(Layout::kThreads) chunk_sums(GroupNormGradArgs a, Layout w) {
+  float* sums = reinterpret_cast<float*>(dynamic_shared());  // [2, lanes, channels]
+  const int64_t image = blockIdx.y, chunk = blockIdx.x;
+  const int64_t first = chunk * w.chunk_pixels;
+  const int64_t last = first + w.chunk_pixels < a.pixels ? first + w.chunk_pixels : a.pixels;
+  const PixelOwner own(a.channels / packet, threadIdx.x);
+  const int64_t half = own.lanes * a.channels;
+  for (int v = own.first; own.active && v < own.packets; v += Layout::kThreads) {
+    const int64_t channel = int64_t{v} * packet;
+    const Channels<T, packet> c(a, image, channel);
+    const Rows<T> rows(a, image, channel);
+    float sum[packet], product[packet];
+#pragma unroll
+    for (int i = 0; i < packet; ++i) sum[i] = product[i] = 0;
+#pragma unroll 2
+    for (int64_t p = first + own.lane; p < last; p += own.lanes) {
+      float x[packet], grad[packet];
+      load<packet>(rows.summed + p * a.summed_stride_pixel, x);
+      load<packet>(rows.grad + p * a.grad_stride_pixel, grad);
+#pragma unroll
+      for (int i = 0; i < packet; ++i) {
+        const float z = (x[i] - c.mean[i]) * c.rstd[i];
+        const float dy = through_silu<T, silu>(grad[i], z * c.weight[i] + c.bias[i]);
+        sum[i] += dy;
+        product[i] += dy * z;
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < packet; ++i) {
+      sums[own.lane * a.channels + channel + i] = sum[i];
+      sums[half + own.lane * a.channels + channel + i] = product[i];
+    }
+  }
+  __syncthreads();
+  for (int64_t c = threadIdx.x; c < 2 * a.channels; c += Layout::kThreads) {
+    const float* from = sums + (c < a.channels ? c : half + c - a.channels);
+    float total = 0;
+    for (int lane = 0; lane < own.lanes; ++lane) total += from[lane * a.channels];
+    w.chunk_sums[(image * w.chunks + chunk) * 2 * a.channels + c] = total;
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(32) finish_sums(GroupNormGradArgs a, Layout w) {
+  const int64_t image = blockIdx.y, g = blockIdx.x;
+  const int64_t per_group = a.channels / a.groups;
+  const float* from = w.chunk_sums + image * w.chunks * 2 * a.channels;
+  double group[2] = {0, 0};
+  for (int64_t c = g * per_group; c < (g + 1) * per_group; ++c) {
+    for (int kind = 0; kind < 2; ++kind) {
+      const int64_t at = kind * a.channels + c;
+      double total = 0;
+      for (int64_t i = threadIdx.x; i < w.chunks; i += 32) total += from[i * 2 * a.channels + at];
+      total = warp_sum(total);
+      if (threadIdx.x == 0) w.image_sums[image * 2 * a.channels + at] = total;
+      group[kind] += total * parameter<T>(a.weight, a.parameters == DType::kFloat32, c);
+    }
+  }
+  if (threadIdx.x == 0) {
+    const double count = static_cast<double>(a.pixels) * per_group;
+    w.group_means[(image * 2 + 0) * a.groups + g] = static_cast<float>(group[0] / count);
+    w.group_means[(image * 2 + 1) * a.groups + g] = static_cast<float>(group[1] / count);
+  }
+}
+
+__global__ void __launch_bounds__(64) parameter_gradients(GroupNormGradArgs a, Layout w) {
+  const int64_t c = int64_t{blockIdx.x} * 64 + threadIdx.x;
+  if (c >= a.channels) return;
+  double sum = 0, product = 0;
+  for (int64_t image = 0; image < a.batch; ++image) {
+    sum += w.image_sums[image * 2 * a.channels + c];
+    product += w.image_sums[(image * 2 + 1) * a.channels + c];
+  }
+  a.grad_bias[c] = static_cast<float>(sum);
+  a.grad_weight[c] = static_cast<float>(product);
+}
+
+template <class T, int packet, bool silu>
+__global__ void __launch_bounds__(Layout::kThreads) input_gradient(GroupNormGradArgs a, Layout w) {
+  const int64_t image = blockIdx.y;
+  const int64_t first = int64_t{blockIdx.x} * w.chunk_pixels;
+  const int64_t last = first + w.chunk_pixels < a.pixels ? first + w.chunk_pixels : a.pixels;
+  const int64_t per_group = a.channels / a.groups;
+  const PixelOwner own(a.channels / packet, threadIdx.x);
+  for (int v = own.first; own.active && v < own.packets; v += Layout::kThreads) {
+    const int64_t channel = int64_t{v} * packet;
+    const Channels<T, packet> c(a, image, channel);
+    const Rows<T> rows(a, image, channel);
+    T* to = static_cast<T*>(a.grad_x) + image * a.pixels * a.channels + channel;
+    float mean[packet], slope[packet];
+#pragma unroll
+    for (int i = 0; i < packet; ++i) {
+      const int64_t g = (channel + i) / per_group;
+      mean[i] = w.group_means[(image * 2 + 0) * a.groups + g];
+      slope[i] = w.group_means[(image * 2 + 1) * a.groups + g];
+    }
+#pragma unroll 2
+    for (int64_t p = first + own.lane; p < last; p += own.lanes) {
+      float x[packet], grad[packet], direct[packet];
+      load<packet>(rows.summed + p * a.summed_stride_pixel, x);
+      load<packet>(rows.grad + p * a.grad_stride_pixel, grad);
+#pragma unroll
+      for (int i = 0; i < packet; ++i) direct[i] = 0;
+      if (a.grad_summed != nullptr) load<packet>(rows.grad_summed + p * a.grad_summed_stride_pixel, direct);
+#pragma unroll
+      for (int i = 0; i < packet; ++i) {
+        const float z = (x[i] - c.mean[i]) * c.rstd[i];
+        const float dz = through_silu<T, silu>(grad[i], z * c.weight[i] + c.bias[i]) * c.weight[i];
+        direct[i] += c.rstd[i] * (dz - mean[i] - z * slope[i]);
+      }
+      store<packet>(to + p * a.channels, direct);
+    }
+  }
+}
+
+template <class T, int packet, bool silu>
+Status run(const GroupNormGradArgs& a, void* stream) {
+  const Layout w(a.batch, a.pixels, a.channels, a.groups, a.workspace);
+  const dim3 chunks(static_cast<unsigned>(w.chunks), static_cast<unsigned>(a.batch));
+  const size_t shared = PixelOwner::lanes_of(a.channels / packet) * a.channels * 2 * sizeof(float);
+  Status status = launch(chunk_sums<T, packet, silu>, chunks, Layout::kThreads, shared, stream, a, w);
+  if (status != Status::kOk) return status;
+  status = launch(finish_sums<T>, dim3(static_cast<unsigned>(a.groups), chunks.y), 32, 0, stream, a, w);
+  if (status != Status::kOk) return status;
+  status = launch(parameter_gradients, dim3(static_cast<unsigned>((a.channels + 63) / 64)), 64, 0, stream, a, w);
+  if (status != Status::kOk) return status;
+  return launch(input_gradient<T, packet, silu>, chunks, Layout::kThreads, 0, stream, a, w);
+}
+
+template <class T>
+Status run(const GroupNormGradArgs& a, void* stream) {
+  const bool packets = a.channels % kPacket<T> == 0 &&
+                       in_packets<T>(a.grad, a.grad_stride_image, a.grad_stride_pixel) &&
+                       in_packets<T>(a.summed, a.summed_stride_image, a.summed_stride_pixel) &&
+                       in_packets<T>(a.grad_summed, a.grad_summed_stride_image, a.grad_summed_stride_pixel) &&
+                       in_packets<T>(a.grad_x, 0, 0);
+  if (packets) return a.silu ? run<T, kPacket<T>, true>(a, stream) : run<T, kPacket<T>, false>(a, stream);
+  return a.silu ? run<T, 1, true>(a, stream) : run<T, 1, false>(a, stream);
+}
+
+}  // namespace
+
+Status group_norm_backward(const GroupNormGradArgs& a, void* stream) {
+  const Status status = check_group_norm(a.batch, a.pixels, a.channels, a.groups, a.workspace_bytes);
+  if (status != Status::kOk) return status;
+  if (a.parameters != DType::kFloat32 && a.parameters != a.dtype) return Status::kUnsupportedDType;
+  if (a.dtype == DType::kFloat32) return run<float>(a, stream);
+  if (a.dtype == DType::kBFloat16) return run<BFloat16>(a, stream);
+  if (a.dtype == DType::kFloat16) return run<Float16>(a, stream);
+  return Status::kUnsupportedDType;
+}
+
+}  // namespace dove::cuda

@@ -1,0 +1,133 @@
+"""What a GPU runs differently: one pass without a wait, a late answer to "have all ended", fused blocks."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import Tensor
+
+from dove_ext import DoveModel
+from dove_ext.models import generator, stack
+from dove_ext.models.graphs import EncodeGraphs, filled_up, graph_size
+from tests.models.micro import SLOTS, micro, photos, stop_at_share
+
+TOLERANCE = {"rtol": 0.0, "atol": 1e-3}
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def model() -> DoveModel:
+    return stop_at_share(micro())
+
+
+@pytest.mark.parametrize(
+    "controls", [{}, {"max_tokens": 20}, {"num_tokens": 7}, {"eos_threshold": 0.3}], ids=str
+)
+def test_one_pass_equals_encode(model: DoveModel, controls: dict[str, float]) -> None:
+    expected = model.encode(photos(8), **controls)
+    pixels = photos(8).float() / 127.5 - 1
+    tokens, lengths, p_eos = model.encode_at_once(
+        pixels,
+        num_tokens=controls.get("num_tokens"),  # type: ignore[arg-type]
+        limit=controls.get("max_tokens"),  # type: ignore[arg-type]
+        threshold=controls.get("eos_threshold"),
+    )
+    assert p_eos is None
+    assert lengths.tolist() == expected.lengths.tolist()
+    for ours, padded, length in zip(expected.to_list(), tokens, lengths, strict=True):
+        torch.testing.assert_close(ours, padded[:length], **TOLERANCE)
+
+
+def test_one_pass_gives_the_whole_curve(model: DoveModel) -> None:
+    expected = model.encode(photos(3), return_p_eos=True)
+    _, lengths, p_eos = model.encode_at_once(photos(3).float() / 127.5 - 1, whole_curve=True)
+    assert p_eos is not None and p_eos.shape == (3, SLOTS)
+    assert expected.p_eos is not None
+    torch.testing.assert_close(p_eos, expected.p_eos, **TOLERANCE)
+    assert lengths.tolist() == expected.lengths.tolist()
+
+
+def test_filled_up_batches_hold_the_same_images(model: DoveModel) -> None:
+    pixels = photos(3).float() / 127.5 - 1
+    tokens, lengths, _ = model.encode_at_once(pixels)
+    more, more_lengths, _ = model.encode_at_once(filled_up(pixels, 8))
+    assert more_lengths.shape == (8,)
+    assert more_lengths[:3].tolist() == lengths.tolist()
+    torch.testing.assert_close(more[:3], tokens, **TOLERANCE)
+    assert filled_up(pixels, 3) is pixels
+
+
+def test_sizes_of_graphs() -> None:
+    assert [graph_size(n, 32) for n in (1, 2, 3, 5, 17, 32)] == [1, 2, 4, 8, 32, 32]
+    assert [graph_size(n, 24) for n in (1, 9, 17, 24)] == [1, 16, 24, 24]
+
+
+def test_a_late_answer_changes_nothing(model: DoveModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Late(generator.StopCheck):
+        blocks = 0
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.flags: list[bool] = []
+
+        def all_ended(self, ended: Tensor) -> bool:
+            Late.blocks += 1
+            self.flags.append(bool(ended))
+            return len(self.flags) > 1 and self.flags[-2]
+
+    pictures = photos(8)[model.encode(photos(8)).lengths < SLOTS - 8]
+    assert len(pictures) >= 3, "some images should end early"
+    expected = model.encode(pictures, block_size=4)
+    longest = int(expected.lengths.max())
+    monkeypatch.setattr(generator, "StopCheck", Late)
+    late = model.encode(pictures, block_size=4)
+    assert late.lengths.tolist() == expected.lengths.tolist()
+    torch.testing.assert_close(late.tokens, expected.tokens, **TOLERANCE)
+    assert Late.blocks == longest // 4 + 2, "one block more than needed"
+
+
+def test_fused_blocks_equal_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    layers = stack.Stack(micro().config.generator)
+    layers.reset_parameters()
+    for parameter in layers.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    x = torch.randn(2, 9, 64, requires_grad=True)
+
+    def results() -> list[Tensor]:
+        out = layers(x, prefix=4)
+        return [out, *torch.autograd.grad(out.square().sum(), [x, *layers.parameters()])]
+
+    expected = results()
+    calls = []
+    monkeypatch.setattr(stack, "fuses", lambda tensor: calls.append(tensor) or True)
+    for actual, plain in zip(results(), expected, strict=True):
+        torch.testing.assert_close(actual, plain, rtol=1e-3, atol=1e-3 * float(plain.detach().abs().max()))
+    assert len(calls) == 2 * len(layers.layers)
+
+
+def test_graphs_need_cuda(model: DoveModel) -> None:
+    with pytest.raises(ValueError, match="cuda_graph needs the model on a CUDA device, but it is on cpu"):
+        model.encode(photos(1), cuda_graph=True)
+
+
+def test_copies_of_a_model_start_without_graphs(model: DoveModel) -> None:
+    graphs = EncodeGraphs()
+    graphs._weights = (1,)
+    assert copy.deepcopy(graphs)._weights == ()
+    assert pickle.loads(pickle.dumps(graphs))._weights == ()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("count", [1, 3, 8])
+def test_graphs_give_what_blocks_give(count: int) -> None:
+    model = stop_at_share(micro()).cuda()
+    expected = model.encode(photos(count), batch_size=4)
+    for _ in range(2):  # recorded, then replayed
+        tokens = model.encode(photos(count), batch_size=4, cuda_graph=True)
+        assert tokens.lengths.tolist() == expected.lengths.tolist()
+        torch.testing.assert_close(tokens.tokens, expected.tokens, rtol=0, atol=2e-2)

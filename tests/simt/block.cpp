@@ -1,0 +1,311 @@
+#include "block.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+#include <random>
+
+#if !defined(__x86_64__)
+#include <ucontext.h>
+#endif
+
+namespace simt {
+
+Machine machine;
+Index block_index, block_dim, grid_dim;
+
+namespace {
+
+constexpr size_t kStack = 256 * 1024;
+constexpr size_t kGuard = 64 * 1024;  // a multiple of every page size in use
+constexpr int kMaxThreads = 1024;
+constexpr size_t kMaxDynamic = 227 * 1024;
+constexpr size_t kMaxStatic = 48 * 1024;
+
+unsigned char* stacks() {
+  static unsigned char* memory = [] {
+    void* p =
+        mmap(nullptr, kStack * kMaxThreads, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED) throw Fault("no memory for the stacks of a block");
+    for (int t = 0; t < kMaxThreads; ++t) mprotect(static_cast<char*>(p) + t * kStack, kGuard, PROT_NONE);
+    return static_cast<unsigned char*>(p);
+  }();
+  return memory;
+}
+
+// The end of dynamic shared memory, with a page behind it that cannot be touched.
+unsigned char* dynamic_end() {
+  static unsigned char* end = [] {
+    void* p = mmap(nullptr, kMaxDynamic + 2 * kGuard, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (p == MAP_FAILED) throw Fault("no memory for the shared memory of a block");
+    auto* last = static_cast<unsigned char*>(p) + (kMaxDynamic + kGuard) / kGuard * kGuard;
+    mprotect(last, kGuard, PROT_NONE);
+    return last;
+  }();
+  return end;
+}
+
+void finish_thread();
+
+[[noreturn]] void entry() {
+  machine.body();
+  finish_thread();
+  __builtin_unreachable();
+}
+
+#if defined(__x86_64__)
+extern "C" void simt_switch(void** save, void* load) asm("simt_switch");
+asm(R"(
+.text
+.type simt_switch, @function
+simt_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+)");
+
+void* new_stack(int thread) {
+  auto** top = reinterpret_cast<void**>(stacks() + kStack * (thread + 1));
+  *--top = nullptr;  // as after a call: the stack is 8 off a multiple of 16 at entry
+  *--top = reinterpret_cast<void*>(&entry);
+  for (int i = 0; i < 6; ++i) *--top = nullptr;
+  return top;
+}
+
+void switch_to(void** save, void* load) { simt_switch(save, load); }
+#else
+// A context for each fiber, and one for the scheduler behind them; slower than the above by its system calls.
+ucontext_t contexts[kMaxThreads + 1];
+
+void* new_stack(int thread) {
+  ucontext_t& context = contexts[thread];
+  getcontext(&context);
+  context.uc_stack.ss_sp = stacks() + kStack * thread + kGuard;
+  context.uc_stack.ss_size = kStack - kGuard;
+  context.uc_link = nullptr;
+  makecontext(&context, reinterpret_cast<void (*)()>(&entry), 0);
+  return &context;
+}
+
+void switch_to(void** save, void* load) {
+  const bool from_scheduler = save == &machine.scheduler_stack;
+  ucontext_t* mine = &contexts[from_scheduler ? kMaxThreads : machine.thread];
+  *save = mine;
+  swapcontext(mine, static_cast<ucontext_t*>(load));
+}
+#endif
+
+Warp& current_warp() { return machine.warps[machine.thread / kWarp]; }
+uint32_t current_lane() { return 1u << (machine.thread % kWarp); }
+
+void to_scheduler() {
+  const int self = machine.thread;
+  switch_to(&machine.fibers[self].stack_pointer, machine.scheduler_stack);
+}
+
+void finish_thread() {
+  current_warp().ready &= ~current_lane();
+  current_warp().done |= current_lane();
+  to_scheduler();
+}
+
+void release_barrier_if_complete() {
+  for (const Warp& w : machine.warps) {
+    if (w.at_barrier != w.members) return;
+  }
+  for (Warp& w : machine.warps) {
+    w.at_barrier = 0;
+    w.ready = w.members;
+  }
+}
+
+std::string where_all_wait() {
+  std::string text = "the block cannot go on:";
+  for (size_t i = 0; i < machine.warps.size(); ++i) {
+    const Warp& w = machine.warps[i];
+    char line[160];
+    snprintf(line, sizeof line, " warp %zu: done %08x, at __syncthreads %08x, in %s %08x of %08x;", i, w.done,
+             w.at_barrier, w.operation ? w.operation : "no operation", w.waiting, w.mask);
+    text += line;
+  }
+  return text;
+}
+
+// Always the first warp of the order that can run, and of it always the first lane.
+bool pick() {
+  for (int w : machine.order) {
+    const uint32_t ready = machine.warps[w].ready;
+    if (ready == 0) continue;
+    machine.thread = w * kWarp + (machine.reversed ? 31 - __builtin_clz(ready) : __builtin_ctz(ready));
+    return true;
+  }
+  return false;
+}
+
+void run_block(unsigned serial) {
+  const int threads = static_cast<int>(machine.fibers.size());
+  std::memset(machine.dynamic_shared, 0xff, machine.dynamic_size);  // NaN in every format
+  machine.static_used = 0;
+  ++machine.block_serial;
+  for (size_t w = 0; w < machine.warps.size(); ++w) {
+    const int lanes = std::min(kWarp, threads - static_cast<int>(w) * kWarp);
+    machine.warps[w] = {};
+    machine.warps[w].members = machine.warps[w].ready = lanes == kWarp ? ~0u : (1u << lanes) - 1;
+  }
+  machine.order.resize(machine.warps.size());
+  std::iota(machine.order.begin(), machine.order.end(), 0);
+  machine.reversed = machine.seed % 2 == 1;
+  if (machine.seed == 1) std::reverse(machine.order.begin(), machine.order.end());
+  if (machine.seed > 1) {
+    std::mt19937 random(machine.seed * 7919 + serial);
+    std::shuffle(machine.order.begin(), machine.order.end(), random);
+  }
+  for (int t = 0; t < threads; ++t) {
+    Fiber& fiber = machine.fibers[t];
+    fiber.open.clear();
+    fiber.groups.clear();
+    fiber.index = {t % block_dim.x, t / block_dim.x % block_dim.y, t / block_dim.x / block_dim.y};
+    fiber.stack_pointer = new_stack(t);
+  }
+  while (machine.error.empty()) {
+    if (pick()) {
+      switch_to(&machine.scheduler_stack, machine.fibers[machine.thread].stack_pointer);
+    } else {
+      const bool all_done =
+          std::all_of(machine.warps.begin(), machine.warps.end(), [](const Warp& w) { return w.done == w.members; });
+      if (all_done) return;
+      machine.error = where_all_wait();
+    }
+  }
+}
+
+std::string place() {
+  const Index& t = machine.fibers[machine.thread].index;
+  char text[160];
+  snprintf(text, sizeof text, " (block %u,%u,%u, thread %u,%u,%u)", block_index.x, block_index.y, block_index.z, t.x,
+           t.y, t.z);
+  return text;
+}
+
+}  // namespace
+
+void fail(const std::string& what) {
+  machine.error = what + place();
+  to_scheduler();
+  __builtin_unreachable();
+}
+
+void warp_operation(uint32_t mask, const char* operation, const void* operands, void (*execute)(Warp&, Fiber*)) {
+  Warp& warp = current_warp();
+  const uint32_t lane = current_lane();
+  if ((mask & lane) == 0) fail(std::string(operation) + ": the calling lane is not in the mask");
+  if ((mask & ~warp.members) != 0) fail(std::string(operation) + ": the mask names lanes that do not exist");
+  if (warp.waiting != 0 && (warp.mask != mask || std::strcmp(warp.operation, operation) != 0)) {
+    fail(std::string(operation) + ": other lanes of the warp are in " + warp.operation);
+  }
+  if ((mask & warp.done) != 0) fail(std::string(operation) + ": the mask names lanes that have ended");
+  machine.fibers[machine.thread].operands = operands;
+  warp.operation = operation;
+  warp.mask = mask;
+  warp.waiting |= lane;
+  if (warp.waiting == mask) {
+    execute(warp, &machine.fibers[machine.thread / kWarp * kWarp]);
+    warp.ready |= mask;
+    warp.waiting = 0;
+    return;
+  }
+  warp.ready &= ~lane;
+  to_scheduler();
+}
+
+int block_barrier(int contribution) {
+  static int total = 0;
+  static uint64_t serial = 0;
+  if (serial != machine.block_serial) {
+    serial = machine.block_serial;
+    total = machine.vote = 0;
+  }
+  Warp& warp = current_warp();
+  total += contribution;
+  warp.ready &= ~current_lane();
+  warp.at_barrier |= current_lane();
+  const bool last =
+      std::all_of(machine.warps.begin(), machine.warps.end(), [](const Warp& w) { return w.at_barrier == w.members; });
+  if (last) {
+    machine.vote = total;
+    total = 0;
+  }
+  release_barrier_if_complete();
+  to_scheduler();
+  return machine.vote;
+}
+
+void* SharedVariable::get(size_t bytes, size_t align) {
+  if (serial != machine.block_serial) {
+    alignas(128) static unsigned char memory[kMaxStatic];
+    machine.static_shared = memory;
+    machine.static_used = (machine.static_used + align - 1) / align * align;
+    address = memory + machine.static_used;
+    machine.static_used += bytes;
+    serial = machine.block_serial;
+    if (machine.static_used > kMaxStatic) fail("more than 48 KiB of static shared memory");
+    std::memset(address, 0xff, bytes);
+  }
+  return address;
+}
+
+void check_aligned(const void* address, size_t bytes, const char* what) {
+  if (reinterpret_cast<uintptr_t>(address) % bytes != 0) {
+    fail(std::string(what) + ": the address is not a multiple of " + std::to_string(bytes));
+  }
+}
+
+void check_shared(const void* address, size_t bytes, const char* what) {
+  const auto* p = static_cast<const unsigned char*>(address);
+  const auto inside = [&](const unsigned char* from, size_t size) { return p >= from && p + bytes <= from + size; };
+  if (!inside(machine.dynamic_shared, machine.dynamic_size) && !inside(machine.static_shared, machine.static_used)) {
+    fail(std::string(what) + ": the address is outside the block's shared memory");
+  }
+}
+
+void run_grid(Index grid, Index block, size_t dynamic_shared, std::function<void()> body) {
+  const size_t threads = size_t{block.x} * block.y * block.z;
+  if (threads == 0 || threads > kMaxThreads) throw Fault("a block has 1 to 1024 threads");
+  if (grid.y > 65535 || grid.z > 65535) throw Fault("grid y and z end at 65535");
+  if (dynamic_shared > kMaxDynamic) throw Fault("more than 227 KiB of shared memory");
+  machine.body = std::move(body);
+  machine.fibers.resize(threads);
+  machine.warps.resize((threads + kWarp - 1) / kWarp);
+  machine.error.clear();
+  block_dim = block;
+  grid_dim = grid;
+  machine.dynamic_size = (dynamic_shared + 127) / 128 * 128;
+  machine.dynamic_shared = dynamic_end() - machine.dynamic_size;
+  const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
+  with_guards([&] {
+    for (uint64_t i = 0; i < blocks && machine.error.empty(); ++i) {
+      const uint64_t b = machine.seed % 2 == 1 ? blocks - 1 - i : i;
+      block_index = {static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x % grid.y),
+                     static_cast<unsigned>(b / grid.x / grid.y)};
+      run_block(static_cast<unsigned>(b));
+    }
+  });
+  machine.body = nullptr;
+  if (!machine.error.empty()) throw Fault("simt: " + machine.error);
+}
+
+}  // namespace simt

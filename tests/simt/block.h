@@ -1,0 +1,99 @@
+// One thread block on one CPU thread: a fiber for each CUDA thread and a scheduler that lets some warps run far
+// ahead of others. This header is the machine; language.h and device.h are what kernels see of it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace simt {
+
+constexpr int kWarp = 32;
+
+struct Fault : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+struct Index {
+  unsigned x = 0, y = 0, z = 0;
+};
+
+// A copy that cp.async has been asked for and that wait_group has not delivered yet.
+struct PendingCopy {
+  void* target;
+  const void* source;
+  int bytes;         // of the target, 4 to 16
+  int source_bytes;  // the rest of the target becomes zero
+};
+
+struct Fiber {
+  void* stack_pointer = nullptr;
+  Index index;                                   // threadIdx
+  const void* operands = nullptr;                // of the warp operation it waits in
+  std::vector<PendingCopy> open;                 // not committed
+  std::vector<std::vector<PendingCopy>> groups;  // committed, oldest first
+};
+
+struct Warp {
+  uint32_t members = 0;  // lanes that exist
+  uint32_t ready = 0;
+  uint32_t done = 0;
+  uint32_t at_barrier = 0;
+  uint32_t waiting = 0;  // lanes that wait in the current warp operation
+  uint32_t mask = 0;     // of that operation
+  const char* operation = nullptr;
+};
+
+// What one launch is doing at this moment. Blocks run one after the other.
+struct Machine {
+  std::vector<Fiber> fibers;
+  std::vector<Warp> warps;
+  std::vector<int> order;  // warps, the one that runs ahead first
+  int thread = 0;          // the running fiber
+  bool reversed = false;   // lanes run from 31 down
+  int vote = 0;            // __syncthreads_or, _and, _count
+  void* scheduler_stack = nullptr;
+  std::string error;
+  std::function<void()> body;
+
+  unsigned char* dynamic_shared = nullptr;
+  size_t dynamic_size = 0;
+  unsigned char* static_shared = nullptr;
+  size_t static_used = 0;
+  uint64_t block_serial = 0;
+  unsigned seed = 0;
+};
+
+extern Machine machine;
+
+// Ends the launch with a message that names the block and the thread.
+[[noreturn]] void fail(const std::string& what);
+
+// Waits until every lane of `mask` has called it with the same operation; the last one runs `execute`.
+void warp_operation(uint32_t mask, const char* operation, const void* operands, void (*execute)(Warp&, Fiber*));
+// Waits for the whole block; `contribution` is summed over its threads and returned.
+int block_barrier(int contribution);
+
+void run_grid(Index grid, Index block, size_t dynamic_shared, std::function<void()> body);
+
+// A variable in shared memory. One object for each variable and template instance.
+struct SharedVariable {
+  uint64_t serial = 0;
+  unsigned char* address = nullptr;
+  void* get(size_t bytes, size_t align);
+};
+
+// Checks that an access to shared memory by a hardware copy is inside and aligned.
+void check_shared(const void* address, size_t bytes, const char* what);
+void check_aligned(const void* address, size_t bytes, const char* what);
+
+// --- Global memory: buffers that end at an unreadable page ------------------------------------------------
+void* allocate(size_t bytes);  // filled with NaN
+std::string release_all();     // "" or which buffer's edges were overwritten
+// Runs `run` such that an access outside any buffer becomes a Fault.
+void with_guards(const std::function<void()>& run);
+
+}  // namespace simt

@@ -1,0 +1,23 @@
+"""The emulated module, built once a session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tests.simt import build
+
+
+@pytest.fixture(scope="session")
+def simt_cache(request: pytest.FixtureRequest) -> Path:
+    assert request.config.cache is not None
+    return request.config.cache.mkdir("simt")
+
+
+@pytest.fixture(scope="session")
+def simt(tmp_path_factory: pytest.TempPathFactory, simt_cache: Path) -> ModuleType:
+    if build.COMPILER is None:
+        pytest.skip("no C++ compiler")
+    return build.load(build.build(tmp_path_factory.mktemp("simt"), simt_cache))

@@ -1,0 +1,60 @@
+"""Faults in GroupNorm."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from tests.simt.mutants.mutant import Mutant
+
+_forward = partial(Mutant, file="group_norm.cu", dtype="fp32")
+_backward = partial(Mutant, file="group_norm_backward.cu", dtype="fp32", backward=True)
+
+NOT_NEEDED = {
+    "group_norm.cu": ("run<BFloat16>(a, stream)", "run<Float16>(a, stream)"),
+    "group_norm_backward.cu": ("run<BFloat16>(a, stream)", "run<Float16>(a, stream)"),
+}
+
+MUTANTS = [
+    _forward(
+        name="groups are merged before all threads have their sums",
+        old="  __syncthreads();\n\n  const int per_group",
+        new="  const int per_group",
+        rows=("group_norm-31_pixels",),
+    ),
+    _forward(
+        name="the spread of the threads' means is left out",
+        old="deviations += entry(e).squares + seen(e) * apart * apart;",
+        new="deviations += entry(e).squares;",
+        rows=("group_norm-31_pixels",),
+    ),
+    _forward(
+        name="the spread of the chunks' means is left out",
+        old="deviations += squares[i * a.groups] + pixels_in(i) * per_group * apart * apart;",
+        new="deviations += squares[i * a.groups];",
+        rows=("group_norm-many_chunks",),
+    ),
+    _forward(
+        name="every thread counts as if it had seen one pixel more",
+        old="(pixels - e / per_group + own.lanes - 1) / own.lanes",
+        new="(pixels + own.lanes - 1) / own.lanes",
+        rows=("group_norm-257_pixels",),
+    ),
+    _backward(
+        name="sums of a chunk are read before they are there",
+        old="  __syncthreads();\n  for (int64_t c = threadIdx.x; c < 2 * a.channels",
+        new="  for (int64_t c = threadIdx.x; c < 2 * a.channels",
+        rows=("group_norm-31_pixels",),
+    ),
+    _backward(
+        name="the mean of dz stands in for that of dz z",
+        old="static_cast<float>(group[1] / count)",
+        new="static_cast<float>(group[0] / count)",
+        rows=("group_norm-31_pixels",),
+    ),
+    _backward(
+        name="what arrives at the sum is left out",
+        old="if (a.grad_summed != nullptr) load<packet>",
+        new="if (a.grad_summed == nullptr) load<packet>",
+        rows=("group_norm-residual_odd_channels",),
+    ),
+]
