@@ -128,10 +128,12 @@ def _pair_cuda(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     x = x.contiguous()
     a, b, mean, rstd = _pair_fake(x, weight_a, bias_a, weight_b, bias_b, eps)
-    parameters, code = _one_dtype(weight_a, bias_a, weight_b, bias_b)
+    (weight_a, bias_a, weight_b, bias_b), code = _one_dtype(weight_a, bias_a, weight_b, bias_b)
+    rows, width = _sizes(x)
     _C.cuda_pair_norm(
-        x.data_ptr(), *(p.data_ptr() for p in parameters), a.data_ptr(), b.data_ptr(), mean.data_ptr(),
-        rstd.data_ptr(), *_sizes(x), eps, DTYPE_CODE[x.dtype], code, stream_of(x),
+        x.data_ptr(), weight_a.data_ptr(), bias_a.data_ptr(), weight_b.data_ptr(), bias_b.data_ptr(),
+        a.data_ptr(), b.data_ptr(), mean.data_ptr(), rstd.data_ptr(), rows, width, eps,
+        DTYPE_CODE[x.dtype], code, stream_of(x),
     )  # fmt: skip
     return a, b, mean, rstd
 
