@@ -13,7 +13,6 @@ namespace {
 template <class Args>
 Status check(const Args& args, int64_t workspace_bytes) {
   if (args.dtype != DType::kFloat32 && args.dtype != DType::kBFloat16) return Status::kUnsupportedDType;
-  if (args.parameters != DType::kFloat32) return Status::kUnsupportedDType;
   if (args.batch < 0 || args.pixels < 1 || args.channels < 1 || args.groups < 1 || args.channels % args.groups != 0) {
     return Status::kUnsupportedShape;
   }
@@ -25,6 +24,7 @@ Status check(const Args& args, int64_t workspace_bytes) {
 int64_t group_norm_workspace(const GroupNormArgs& args) { return GroupNormLayout(args, nullptr).bytes; }
 
 Status group_norm(const GroupNormArgs& args) {
+  if (args.parameters != DType::kFloat32) return Status::kUnsupportedDType;
   if (const Status status = check(args, group_norm_workspace(args)); status != Status::kOk) return status;
   DOVE_DISPATCH(group_norm, args);
 }

@@ -180,6 +180,7 @@ def _arguments(
     kv_lens: Tensor | None,
     prefix: int,
     scale: float,
+    *,
     largest: int,
 ) -> tuple[_C.AttentionArgs, list[Tensor | None]]:
     """One call's arguments, and the tensors that must outlive the call."""
