@@ -132,8 +132,9 @@ __global__ void __launch_bounds__(64) parameter_gradients(GroupNormGradArgs a, L
   a.grad_weight[c] = static_cast<float>(product);
 }
 
+// Two blocks a multiprocessor: left to itself, ptxas keeps the float32 variant to 64 registers and spills.
 template <class T, int packet, bool silu>
-__global__ void __launch_bounds__(Layout::kThreads) input_gradient(GroupNormGradArgs a, Layout w) {
+__global__ void __launch_bounds__(Layout::kThreads, 2) input_gradient(GroupNormGradArgs a, Layout w) {
   const int64_t image = blockIdx.y;
   const int64_t first = int64_t{blockIdx.x} * w.chunk_pixels;
   const int64_t last = first + w.chunk_pixels < a.pixels ? first + w.chunk_pixels : a.pixels;

@@ -101,8 +101,8 @@ def build(folder: Path, cache: Path, replaced: dict[str, str] | None = None) -> 
 
 
 def load(path: Path) -> ModuleType:
-    """Import a built module from its path."""
-    spec = importlib.util.spec_from_file_location("_simt", path)
+    """Import a built module from its path, beside others: pybind11 knows modules by their whole names."""
+    spec = importlib.util.spec_from_file_location(f"{path.parent.name}._simt", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
