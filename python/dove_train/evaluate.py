@@ -56,10 +56,7 @@ def evaluate(
         chunk = chunk.to(device)
         tokens, hidden = model.generate(chunk)
         own = model.generator.first_stop(hidden, None).clamp_min(1)
-        kept = {str(n): torch.full_like(own, n) for n in counts} | {
-            "own": own,
-            "full": torch.full_like(own, slots),
-        }
+        kept = {str(n): torch.full_like(own, n) for n in {*counts, slots}} | {"own": own}
         for name, count in kept.items():
             for measure, values in _measure(model.render(tokens, count), chunk, perceptual).items():
                 measures.setdefault(f"{measure} {name}", []).append(values.cpu())
@@ -77,7 +74,7 @@ def evaluate(
         "length_p95": float(np.percentile(length, 95)),
         "length_histogram": np.histogram(length, bins=16, range=(0, slots))[0].tolist(),
         "length_pearson_laplacian": round(float(np.corrcoef(length, complexity)[0, 1]), 3) if varied else 0.0,
-        "loss_ratio_own_to_full": round(mean["mse own"] / max(mean["mse full"], 1e-12), 3),
+        "loss_ratio_own_to_full": round(mean["mse own"] / max(mean[f"mse {slots}"], 1e-12), 3),
     }
     if perceptual is not None:
         result["perceptual"] = {str(n): round(mean[f"perceptual {n}"], 4) for n in [*counts, "own"]}
