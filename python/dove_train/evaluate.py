@@ -101,7 +101,7 @@ def _evaluate_vqgan(
 
 def _measure(image: Tensor, original: Tensor, perceptual: nn.Module | None) -> dict[str, Tensor]:
     error = (image.float().clamp(-1, 1) - original.float()).square().flatten(1).mean(1)
-    out = {"psnr": psnr(image, original), "mse": error}
+    out = {"psnr": psnr(image, original).clamp_max(100), "mse": error}  # so that there is a mean
     if perceptual is not None:
         out["perceptual"] = perceptual(image.float().clamp(-1, 1), original.float())
     return out
