@@ -124,6 +124,9 @@ class Generator(nn.Module):
         x = torch.cat([x, self.positions(0, count, x, base)], dim=1)
         return self.stack(x, prefix=self.prefix)[:, -count:]
 
+    def _changed(self, hidden: Tensor, base: Tensor | None) -> Tensor:
+        return hidden if self.to_token is None or base is None else base + self.to_token(hidden)
+
     def tokens(self, hidden: Tensor, base: Tensor | None = None, *, sample: bool = False) -> Tensor:
         """d_1..d_n from the hidden states [B, n, hidden] of the first n time positions: [B, n, D].
 
@@ -131,7 +134,7 @@ class Generator(nn.Module):
         learned change. With `sample` (in training) the Gaussian variant draws its token, otherwise the token
         is the mean (appendix D).
         """
-        d = hidden if self.to_token is None or base is None else base + self.to_token(hidden)
+        d = self._changed(hidden, base)
         if self.mean is None or self.log_variance is None:
             return d
         mean = self.mean(d)
@@ -151,7 +154,7 @@ class Generator(nn.Module):
         """
         if self.mean is None or self.log_variance is None:
             raise ValueError("this model's tokens have no distribution (gaussian is False)")
-        d = hidden if self.to_token is None or base is None else base + self.to_token(hidden)
+        d = self._changed(hidden, base)
         mean, log_variance = self.mean(d).float(), self.log_variance(d).float()
         return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(-1)
 
