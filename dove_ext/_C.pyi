@@ -32,6 +32,23 @@ class AttentionArgs:
 def cpu_attention(args: AttentionArgs) -> None: ...
 def cpu_attention_backward(args: AttentionArgs) -> None: ...
 def cpu_attention_workspace(args: AttentionArgs, backward: bool) -> int: ...
+def cpu_conv3x3(
+    x: tuple[int, int, int, int],
+    norm: tuple[int, int, int, int],
+    packed: int,
+    bias: int,
+    residual: int,
+    out: int,
+    workspace: int,
+    workspace_bytes: int,
+    shape: tuple[int, int, int, int, int, int],
+    silu: bool,
+    dtype: int,
+    threads: int,
+) -> None: ...
+def cpu_conv3x3_pack(weight: int, packed: int, channels_in: int, channels_out: int, threads: int) -> None: ...
+def cpu_conv3x3_packed_values(channels_in: int, channels_out: int) -> int: ...
+def cpu_conv3x3_workspace(shape: tuple[int, int, int, int, int, int], threads: int) -> int: ...
 def cpu_eos_probability(
     hidden: int,
     weight: int,

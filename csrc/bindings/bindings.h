@@ -25,6 +25,7 @@ inline void raise_on_error(const char* op, Status status) {
 
 void bind_attention(py::module_& m);
 void bind_attention_args(py::module_& m);
+void bind_conv(py::module_& m);
 void bind_cuda(py::module_& m);
 void bind_info(py::module_& m);
 void bind_pack(py::module_& m);

@@ -9,7 +9,7 @@ template <Status (*kernel)(const PackArgs&)>
 void call(const char* op, uintptr_t source, uintptr_t target, uintptr_t cu_seqlens, int64_t batch, int64_t max_len,
           int64_t width, int64_t element_bytes, int64_t padded_stride_b, int64_t padded_stride_k, int threads) {
   raise_on_error(op, kernel({pointer<const void>(source), pointer<void>(target), pointer<const int32_t>(cu_seqlens),
-                             batch, max_len, width, element_bytes, padded_stride_b, padded_stride_k, threads}));
+                             batch, max_len, width, element_bytes, padded_stride_b, padded_stride_k, threads, 0}));
 }
 
 }  // namespace

@@ -7,7 +7,9 @@ has to read it anyway: blocks hand on a pair (x, branch) whose value is x + bran
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ from torch.nn import functional as F
 
 from dove_ext import ops
 from dove_ext.config import VQGANConfig
+from dove_ext.ops._library import has_kernels
 
 Stream = tuple[Tensor, Tensor | None]  # (x, branch): the activation is x + branch
 
@@ -23,6 +26,21 @@ def settle(stream: Stream) -> Tensor:
     """The activation a stream stands for."""
     x, branch = stream
     return x if branch is None else x + branch
+
+
+CPU_BATCH = 8
+"""Images that pass the convolutions at once on a CPU: more gain no time there and cost memory."""
+
+
+def in_parts(function: Callable[..., Tensor], batch: Tensor, *more: Tensor | None) -> Tensor:
+    """function(batch, *more), on a CPU in parts of `CPU_BATCH` images where no gradient is wanted."""
+    if batch.device.type != "cpu" or torch.is_grad_enabled() or len(batch) <= CPU_BATCH:
+        return function(batch, *more)
+    parts = []
+    for start in range(0, len(batch), CPU_BATCH):
+        of = slice(start, start + CPU_BATCH)
+        parts.append(function(batch[of], *(None if t is None else t[of] for t in more)))
+    return torch.cat(parts)
 
 
 class Norm(nn.GroupNorm):
@@ -41,19 +59,74 @@ class Norm(nn.GroupNorm):
         return (out, x) if isinstance(out, Tensor) else out
 
 
+class Conv3x3(nn.Conv2d):
+    """3x3 convolution that keeps the resolution.
+
+    Where no gradient is wanted, the CPU's compiled kernel takes the normalisation before it and the residual
+    sum behind it into the same pass over memory. It reads the weights in a form of its own, float32 and four
+    times as many, which is made when it is first needed and again when the weights have changed.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__(channels_in, channels_out, 3, padding=1)
+        self._packed: tuple[tuple[int, int], Tensor] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the packed weights: they follow from the others, on this machine."""
+        return self.__dict__ | {"_packed": None}
+
+    def fuses(self, x: Tensor) -> bool:
+        """Whether `fused` takes this input."""
+        return (
+            x.device.type == "cpu"
+            and not torch.is_grad_enabled()
+            and x.dtype == self.weight.dtype
+            and has_kernels(x)
+            and not torch.is_autocast_enabled("cpu")
+            and not self.in_channels % ops.conv.CHANNELS
+            and not self.out_channels % ops.conv.CHANNELS
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C_in, H, W] to [B, C_out, H, W]."""
+        return self.fused(x) if self.fuses(x) else super().forward(x)
+
+    def after(self, norm: Norm, stream: Stream) -> Tensor:
+        """conv(norm(stream))."""
+        return self.fused(settle(stream), norm) if self.fuses(stream[0]) else self(norm(stream)[0])
+
+    def fused(self, x: Tensor, norm: Norm | None = None, residual: Tensor | None = None) -> Tensor:
+        """conv(norm(x)) + residual, for an `x` that `fuses`."""
+        weight = self.weight
+        version = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
+        if self._packed is None or self._packed[0] != version:
+            self._packed = version, ops.pack_conv3x3(weight)
+        assert self.bias is not None
+        if norm is None:
+            return ops.conv3x3(x, weight, self.bias, residual=residual, packed=self._packed[1])
+        return ops.conv3x3(
+            x, weight, self.bias, norm_weight=norm.weight, norm_bias=norm.bias, groups=norm.num_groups,
+            eps=norm.eps, silu=norm.silu, residual=residual, packed=self._packed[1],
+        )  # fmt: skip
+
+
 class ResidualBlock(nn.Module):
     """x + conv(silu(norm(conv(silu(norm(x)))))), with a 1x1 convolution of x where the width changes."""
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
         self.norm1 = Norm(channels_in)
-        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.conv1 = Conv3x3(channels_in, channels_out)
         self.norm2 = Norm(channels_out)
-        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        self.conv2 = Conv3x3(channels_out, channels_out)
         self.nin_shortcut = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else None
 
     def forward(self, stream: Stream) -> Stream:
         """Stream of width channels_in to stream of width channels_out."""
+        if self.conv1.fuses(stream[0]):
+            x = settle(stream)
+            skip = x if self.nin_shortcut is None else self.nin_shortcut(x)
+            return self.conv2.fused(self.conv1.fused(x, self.norm1), self.norm2, skip), None
         normed, x = self.norm1(stream)
         branch = self.conv2(self.norm2((self.conv1(normed), None))[0])
         return (x if self.nin_shortcut is None else self.nin_shortcut(x)), branch
@@ -95,7 +168,7 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = Conv3x3(channels, channels)
 
     def forward(self, stream: Stream) -> Stream:
         """Stream at H x W to stream at 2H x 2W."""
@@ -160,15 +233,14 @@ class Encoder(nn.Module):
             self.down.append(level)
         self.mid = Middle(widths[-1])
         self.norm_out = Norm(widths[-1])
-        self.conv_out = nn.Conv2d(widths[-1], config.latent_channels, 3, padding=1)
+        self.conv_out = Conv3x3(widths[-1], config.latent_channels)
 
     def forward(self, image: Tensor) -> Tensor:
         """Features [B, latent_channels, S/f, S/f] of an image [B, 3, S, S]."""
         stream: Stream = (self.conv_in(image), None)
         for level in self.down:
             stream = level(stream)
-        features: Tensor = self.conv_out(self.norm_out(self.mid(stream))[0])
-        return features
+        return self.conv_out.after(self.norm_out, self.mid(stream))
 
 
 class Decoder(nn.Module):
@@ -178,7 +250,7 @@ class Decoder(nn.Module):
         super().__init__()
         widths = [config.channels * m for m in config.channel_multipliers]
         self.stem_patch = config.stem_patch
-        self.conv_in = nn.Conv2d(config.latent_channels, widths[-1], 3, padding=1)
+        self.conv_in = Conv3x3(config.latent_channels, widths[-1])
         self.mid = Middle(widths[-1])
         self.up = nn.ModuleList()  # up[i] works at level i, the finest being 0; it is passed last
         for i, width in enumerate(widths):
@@ -189,11 +261,11 @@ class Decoder(nn.Module):
             self.up.append(level)
         # The patch shortcut's picture, seen at the finest level: what is to be repaired there.
         finest = widths[min(1, len(widths) - 1)]
-        self.picture_in: nn.Conv2d | None = None
+        self.picture_in: Conv3x3 | None = None
         if config.patch_shortcut:
-            self.picture_in = nn.Conv2d(3 * config.stem_patch**2, finest, 3, padding=1)
+            self.picture_in = Conv3x3(3 * config.stem_patch**2, finest)
         self.norm_out = Norm(widths[0])
-        self.conv_out = nn.Conv2d(widths[0], 3 * config.stem_patch**2, 3, padding=1)
+        self.conv_out = Conv3x3(widths[0], 3 * config.stem_patch**2)
 
     def forward(self, features: Tensor, picture: Tensor | None = None) -> Tensor:
         """Image [B, 3, S, S] of features [B, latent_channels, S/f, S/f], and of a coarse picture."""
@@ -205,7 +277,7 @@ class Decoder(nn.Module):
                 )
                 stream = settle(stream) + self.picture_in(seen), None
             stream = self.up[i](stream)
-        out: Tensor = self.conv_out(self.norm_out(stream)[0])
+        out = self.conv_out.after(self.norm_out, stream)
         return out if self.stem_patch == 1 else F.pixel_shuffle(out, self.stem_patch)
 
 
@@ -259,6 +331,9 @@ class VQGAN(nn.Module):
         Returns:
             Tensor: [B, (S/f)^2, latent_channels], the grid row by row.
         """
+        return in_parts(self._encode, image)
+
+    def _encode(self, image: Tensor) -> Tensor:
         image = image.contiguous(memory_format=torch.channels_last)
         latents = self.quant_conv(self.encoder(image))
         if self.patch_in is not None:
@@ -276,6 +351,9 @@ class VQGAN(nn.Module):
         Returns:
             Tensor: [B, 3, S, S], nominally in [-1, 1], not clamped.
         """
+        return in_parts(self._decode, latents, gain)
+
+    def _decode(self, latents: Tensor, gain: Tensor | None) -> Tensor:
         side = round(latents.shape[1] ** 0.5)
         if side * side != latents.shape[1]:
             raise ValueError(f"latents must form a square grid, got {latents.shape[1]} positions")

@@ -86,29 +86,55 @@ def _pixel_rows(x: Tensor) -> tuple[Tensor, int, int]:
     return rows, rows.stride(0), rows.stride(-2)
 
 
+def statistics(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
+    """Mean and 1 / deviation of each group, float32 [B, groups]: the CPU kernel's first pass."""
+    mean = x.new_zeros(x.shape[0], groups, dtype=torch.float32)
+    rstd = torch.zeros_like(mean)
+    nothing = mean.new_zeros(x.shape[1])
+    _launch(x, None, nothing, nothing, None, None, mean, rstd, groups, eps, False)
+    return mean, rstd
+
+
 def _run(
     x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    batch, channels = x.shape[:2]
-    pixels = x[0, 0].numel() if batch and channels else 0
+    batch = x.shape[0]
     normed = _empty_like(x)
     mean = x.new_zeros(batch, groups, dtype=torch.float32)
     rstd = torch.zeros_like(mean)
     summed = None if residual is None else _empty_like(x)
     if normed.numel():
-        threads = torch.get_num_threads()
-        rows, x_image, x_pixel = _pixel_rows(x)
-        added, residual_image, residual_pixel = (None, 0, 0) if residual is None else _pixel_rows(residual)
-        weight, bias = weight.float().contiguous(), bias.float().contiguous()
-        workspace_bytes = _C.cpu_group_norm_workspace(batch, pixels, channels, groups, threads)
-        workspace = x.new_empty(workspace_bytes, dtype=torch.uint8)
-        _C.cpu_group_norm(
-            rows.data_ptr(), 0 if added is None else added.data_ptr(), weight.data_ptr(), bias.data_ptr(),
-            normed.data_ptr(), 0 if summed is None else summed.data_ptr(), mean.data_ptr(), rstd.data_ptr(),
-            workspace.data_ptr(), workspace_bytes, batch, pixels, channels, groups, x_image, x_pixel,
-            residual_image, residual_pixel, eps, silu, DTYPE_CODE[x.dtype], threads,
-        )  # fmt: skip
+        _launch(x, residual, weight, bias, normed, summed, mean, rstd, groups, eps, silu)
     return normed, summed, mean, rstd
+
+
+def _launch(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    normed: Tensor | None,
+    summed: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    groups: int,
+    eps: float,
+    silu: bool,
+) -> None:
+    batch, channels = x.shape[:2]
+    pixels = x[0, 0].numel()
+    threads = torch.get_num_threads()
+    rows, x_image, x_pixel = _pixel_rows(x)
+    added, residual_image, residual_pixel = (None, 0, 0) if residual is None else _pixel_rows(residual)
+    weight, bias = weight.float().contiguous(), bias.float().contiguous()
+    workspace_bytes = _C.cpu_group_norm_workspace(batch, pixels, channels, groups, threads)
+    workspace = x.new_empty(workspace_bytes, dtype=torch.uint8)
+    _C.cpu_group_norm(
+        rows.data_ptr(), 0 if added is None else added.data_ptr(), weight.data_ptr(), bias.data_ptr(),
+        0 if normed is None else normed.data_ptr(), 0 if summed is None else summed.data_ptr(),
+        mean.data_ptr(), rstd.data_ptr(), workspace.data_ptr(), workspace_bytes, batch, pixels, channels,
+        groups, x_image, x_pixel, residual_image, residual_pixel, eps, silu, DTYPE_CODE[x.dtype], threads,
+    )  # fmt: skip
 
 
 def _parameters(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, int]:
@@ -187,7 +213,7 @@ def _add_fake(
     return normed, _empty_like(x), mean, rstd
 
 
-def _statistics(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
+def _plain_statistics(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
     grouped = x.unflatten(1, (groups, -1)).flatten(2).float()
     variance, mean = torch.var_mean(grouped, dim=2, correction=0)
     return mean, (variance + eps).rsqrt()
@@ -198,7 +224,7 @@ def _plain(
 ) -> tuple[Tensor, Tensor, Tensor]:
     normed = reference.group_norm(x, weight, bias, groups=groups, eps=eps, silu=silu)
     assert isinstance(normed, Tensor)  # a pair only with a residual
-    return _empty_like(x).copy_(normed), *_statistics(x, groups, eps)
+    return _empty_like(x).copy_(normed), *_plain_statistics(x, groups, eps)
 
 
 def _add_plain(

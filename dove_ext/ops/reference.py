@@ -106,3 +106,25 @@ def eos_scan(
 def eos_probability(hidden: Tensor, weight: Tensor, bias: Tensor | None = None, *, eos_id: int = 0) -> Tensor:
     """Softmax entry of EOS; see `dove_ext.ops.eos_probability`."""
     return eos_logits(hidden, weight, bias).softmax(-1)[..., eos_id]
+
+
+def conv3x3(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    groups: int = 32,
+    eps: float = 1e-6,
+    silu: bool = True,
+    residual: Tensor | None = None,
+    packed: Tensor | None = None,
+) -> Tensor:
+    """Normalise, SiLU, convolve, add; see `dove_ext.ops.conv3x3`."""
+    if norm_weight is not None and norm_bias is not None:
+        normed = group_norm(x, norm_weight, norm_bias, groups=groups, eps=eps, silu=silu)
+        assert isinstance(normed, Tensor)  # a pair only with a residual
+        x = normed
+    out = torch.nn.functional.conv2d(x, weight.to(x.dtype), bias.to(x.dtype), padding=1)
+    return out if residual is None else out + residual

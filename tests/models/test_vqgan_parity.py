@@ -67,12 +67,13 @@ def expected(vqgan: VQGAN) -> Expected:
 
 @torch.no_grad()
 def test_equals_reference(vqgan: VQGAN, expected: Expected, backend: str) -> None:
+    times = 2 if backend == "torch" else 5  # conv3x3's transforms cost two bits of float32's 24
     latents = vqgan.encode(expected.image)
     assert latents.shape == (1, 16, 256)
-    assert deviation(latents, expected.latents) <= 2 * expected.latents_error + 1e-6
+    assert deviation(latents, expected.latents) <= times * expected.latents_error + 1e-6
     pixels = vqgan.decode(expected.latents[:, :4].float())
     assert pixels.shape == (1, 3, 32, 32)
-    assert deviation(pixels, expected.pixels) <= 2 * expected.pixels_error + 1e-6
+    assert deviation(pixels, expected.pixels) <= times * expected.pixels_error + 1e-6
 
 
 @torch.no_grad()

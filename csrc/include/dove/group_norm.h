@@ -23,7 +23,7 @@ struct GroupNormArgs {
   const void* residual;  // null: no sum
   const void* weight;    // [channels], of `parameters`
   const void* bias;      // [channels], of `parameters`
-  void* normed;          // [batch, pixels, channels], dense
+  void* normed;          // [batch, pixels, channels], dense; null (CPU only): only the statistics are wanted
   void* summed;          // as normed; null without residual
   float* mean;           // [batch, groups], written
   float* rstd;           // [batch, groups], written: 1 / sqrt(variance + eps), variance over all of a group
