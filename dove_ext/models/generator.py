@@ -122,7 +122,7 @@ class Generator(nn.Module):
         x = self.sequence(latents, query)
         count = self.config.num_tokens if count is None else count
         x = torch.cat([x, self.positions(0, count, x, base)], dim=1)
-        return self.stack(x, prefix=self.prefix)[:, -count:]
+        return self.stack(x, prefix=self.prefix, last=count)
 
     def _changed(self, hidden: Tensor, base: Tensor | None) -> Tensor:
         return hidden if self.to_token is None or base is None else base + self.to_token(hidden)
