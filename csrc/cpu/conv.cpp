@@ -1,5 +1,6 @@
 #include "conv_layout.h"
 #include "isa.h"
+#include "pages.h"
 
 namespace dove::cpu {
 
@@ -34,6 +35,8 @@ Status conv3x3(const Conv3x3Args& args) {
   if (args.mean != nullptr && (args.groups < 1 || args.channels_in % args.groups != 0))
     return Status::kUnsupportedShape;
   if (args.workspace_bytes < conv3x3_workspace(args)) return Status::kWorkspaceTooSmall;
+  const int64_t value_bytes = args.dtype == DType::kFloat32 ? 4 : 2;
+  expect_large_write(args.out, args.batch * args.height * args.width * args.channels_out * value_bytes);
   DOVE_DISPATCH(conv3x3, args);
 }
 

@@ -29,7 +29,7 @@ def fuses(x: Tensor) -> bool:
 
 
 MANY_ROWS = 2048
-"""From so many rows on, oneDNN's 1x1 convolution beats the matrix product behind F.linear on a CPU, by a tenth."""
+"""From so many rows on, oneDNN's 1x1 convolution beats the product behind F.linear on a CPU, by a tenth."""
 
 
 def linear(layer: nn.Linear, x: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ inline Vec quotient(Vec a, Vec b, BFloat16) {
 
 template <class T>
 inline Vec silu(Vec y) {
-  return quotient(y, 1.0f + exp(-y), T{});
+  return quotient(y, 1.0f + exp2(y * -1.44269504f), T{});
 }
 
 }  // namespace
