@@ -1,6 +1,6 @@
 """How each kind of system is built, as stages to be timed.
 
-All have random weights, which cost what trained ones cost; dove-tiny has its own. A builder returns a
+All have random weights, which cost what trained ones cost, or those of `WEIGHTS`; dove-tiny has its own. A builder returns a
 system's stages as functions that prepare one call, so that nothing is built that is not measured.
 """
 
@@ -22,11 +22,15 @@ Call = Callable[[], Any]
 Stages = dict[str, Callable[[], Call]]
 
 OWN_LENGTHS = (122, 24, 52, 80, 108, 160, 188, 238)
-"""Where dove-base is made to stop on the eight pictures: spread around the paper's average, 121.6."""
+"""Where dove-base is made to stop on the eight pictures: spread around the paper's average, 121.6, and the
+first, which is the one of batch 1, at that average."""
 
 RELEASED, EAGER, COMPILED = "eager fp32, as released", "eager bf16", "compiled bf16"
 OURS, OURS_FP32 = "dove_ext bf16", "dove_ext fp32"
 GENERATOR = "generator + EOS"
+
+WEIGHTS: dict[str, str] = {}
+"""Checkpoints to be used instead of random weights: "dove-base", "vqgan", "alit", "titok-S-128", ..."""
 
 
 @dataclass(frozen=True)
@@ -102,9 +106,13 @@ def _peer(kind: str, name: str, dtype: torch.dtype, device: torch.device) -> Any
     """A peer's model. In bfloat16 it is in channels-last, which is what makes it fastest."""
     kinds = {"vqgan": "VQGAN", "alit": "ALIT", "titok": "TiTok"}
     make = getattr(import_module(f".peers.{kind}", __package__), kinds[kind])
-    torch.manual_seed(0)
-    with device:
-        model = make(name) if name else make()
+    arguments = [name] if name else []
+    if path := WEIGHTS.get("-".join([kind, *arguments])):
+        model = make.from_checkpoint(path, *arguments)
+    else:
+        torch.manual_seed(0)
+        with device:
+            model = make(*arguments)
     model = model.to(device, dtype).eval()
     return model if dtype == torch.float32 else model.to(memory_format=torch.channels_last)
 
@@ -166,15 +174,16 @@ def titok(system: System, batch: int, device: torch.device) -> Stages:
 def dove_model(
     name: str, dtype: torch.dtype, device: torch.device, size: int, stops: tuple[int, ...]
 ) -> DoveModel:
-    """dove-tiny as shipped, or dove-base with random weights; with `stops` it ends there by itself."""
-    if name == "dove-tiny":
-        return DoveModel.from_pretrained(name, device=device, dtype=dtype)
+    """dove-tiny as shipped, or dove-base; with `stops` its EOS row is fitted to end there."""
     from .stops import fit_eos
 
-    torch.manual_seed(0)
-    with device:
-        model = DoveModel(DoveConfig(image_size=size))
-    model = model.to(device, dtype).eval()
+    if name == "dove-tiny" or (name in WEIGHTS and size == 256):
+        model = DoveModel.from_pretrained(WEIGHTS.get(name, name), device=device, dtype=dtype)
+    else:
+        torch.manual_seed(0)
+        with device:
+            model = DoveModel(DoveConfig(image_size=size))
+        model = model.to(device, dtype).eval()
     if stops:
         with torch.no_grad():
             pixels = pictures(8, size).to(device, dtype) / 127.5 - 1
@@ -188,7 +197,8 @@ def dove(system: System, batch: int, device: torch.device) -> Stages:
     stops = (count,) * 8 if count else OWN_LENGTHS
     named = functools.partial(dove_model, name, system.dtype, device, system.size)
     model = functools.partial(named, ())
-    finds_stop = model if name == "dove-tiny" or count == 256 else functools.partial(named, stops)
+    trained = name == "dove-tiny" or name in WEIGHTS
+    finds_stop = model if (trained and not count) or count == 256 else functools.partial(named, stops)
     whole = model if count else finds_stop
     chosen = {"num_tokens": count} if count else {}
     images = pictures(batch, system.size).to(device)

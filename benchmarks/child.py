@@ -1,6 +1,6 @@
 """A process that does one thing: the peak memory of one encode, or times without the usual settings.
 
-    python -m benchmarks.child '{"what": "memory", "system": ..., "way": ..., "batch": 8, "device": "cpu"}'
+    python -m benchmarks.child '{"what": "memory", "system": ..., "way": ..., "batch": 8, ...}'
 
 Peak memory on the CPU is the largest resident set during one call, less the resident set right before it. The
 process runs malloc as it is, so that freed blocks go back to the system and do not hide what is in use at
@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from . import systems, timing
+from . import build, systems, timing
 from .build import Call
 
 
@@ -48,6 +48,8 @@ def peak_mib(call: Call, device: torch.device) -> float:
 def run(task: dict[str, Any]) -> dict[str, Any]:
     """The answer to one task."""
     device, batch = torch.device(task["device"]), task["batch"]
+    build.WEIGHTS.update(task["weights"])
+    torch.set_num_threads(task["threads"])
     if task["what"] == "memory":
         system = systems.find(task["system"], task["way"])
         system.build(system, 1, device)["encode"]()()

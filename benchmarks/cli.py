@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from argparse import ArgumentParser, Namespace
+import time
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,20 @@ def configure(parser: ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
     parser.add_argument("--threads", type=positive, metavar="N", help="threads of all systems alike")
+    parser.add_argument(
+        "--weights", action="append", default=[], metavar="NAME=PATH", type=_weights,
+        help="a checkpoint instead of random weights; NAME is dove-base, vqgan, alit, titok-S-128, "
+        "titok-B-64 or titok-L-32",
+    )  # fmt: skip
     add_json_option(parser)
+
+
+def _weights(text: str) -> tuple[str, str]:
+    name, _, path = text.partition("=")
+    names = ("dove-base", "vqgan", "alit", "titok-S-128", "titok-B-64", "titok-L-32")
+    if name not in names or not path:
+        raise ArgumentTypeError(f"{text!r} is not NAME=PATH with a NAME of {', '.join(names)}")
+    return name, path
 
 
 def run(args: Namespace) -> int:
@@ -71,14 +85,19 @@ def _measure(args: Namespace, output: Path) -> dict[str, Any]:
         import torch
 
         torch.set_num_threads(args.threads)
-    from . import measure
+    from . import build, measure
+
+    build.WEIGHTS.update(args.weights)
+
+    start = time.monotonic()
 
     def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
+        print(f"{time.monotonic() - start:6.0f} s  {line}", file=sys.stderr, flush=True)
 
     mode = "--full" if args.full else "--quick"
     threads = ["--threads", str(args.threads)] if args.threads else []
-    command = ["dove", "bench", mode, "--device", args.device, *threads]
+    weights = [part for name, path in args.weights for part in ("--weights", f"{name}={Path(path).name}")]
+    command = ["dove", "bench", mode, "--device", args.device, *threads, *weights]
     return measure.record(not args.full, device, command, say)
 
 

@@ -107,14 +107,13 @@ def table() -> list[dict[str, Any]]:
             {"system": system.name, "tokens": system.tokens, "stage": stage, "gflop": gflop}
             for stage, gflop in counted.items()
         ]
-    own = round(sum(build.OWN_LENGTHS) / len(build.OWN_LENGTHS))
     for way in llm.SHAPES:
         try:
             with META:
                 model = llm.Prefill(512, llm.SHAPES[way])
         except ImportError:
             break
-        for n in (*TOKENS, own):
+        for n in (*TOKENS, build.OWN_LENGTHS[0]):
             with warnings.catch_warnings(), torch.no_grad():
                 warnings.simplefilter("ignore")
                 tokens = torch.empty(1, n, 512, device=META)

@@ -9,15 +9,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dove_ext import DoveTokens
+from dove_ext.errors import DoveError
 
-from . import flops, systems, timing
-from .build import Call, System, pictures
+from . import build, flops, systems, timing
+from .build import Call, System
 from .systems import Group
 
 Row = dict[str, Any]
@@ -48,7 +50,7 @@ def prepare(system: System, stage: str, batch: int, device: torch.device) -> tup
         if system.way == systems.COMPILED:
             call()  # the first one compiled
     except Exception as error:
-        if system.ours or isinstance(error, KeyError):
+        if system.ours or isinstance(error, (KeyError, DoveError)):
             raise
         row["missing"] = why_not(error)
         return row, None
@@ -124,8 +126,8 @@ def machine(device: torch.device) -> dict[str, Any]:
     facts = {**timing.machine(), "device": str(device)}
     for package in ("transformers", "onnxruntime", "triton"):
         try:
-            facts[package] = __import__("importlib.metadata").metadata.version(package)
-        except ImportError:
+            facts[package] = version(package)
+        except PackageNotFoundError:
             continue
     if device.type == "cuda":
         facts |= {
@@ -140,6 +142,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 def in_child(task: dict[str, Any], *, plain_environment: bool = False) -> Any:
     """What `child` answers to a task, in a process of its own."""
     package = __package__ or "benchmarks"
+    task = {**task, "weights": build.WEIGHTS, "threads": torch.get_num_threads()}
     environment = dict(os.environ)
     root = str(Path(__file__).resolve().parents[1])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
@@ -198,7 +201,7 @@ def record(quick: bool, device: torch.device, command: list[str], say: Say) -> d
         "wall_s": round(time.time() - start),
         "machine": machine(device),
         "environment": environment() if device.type == "cpu" else {},
-        "pictures": list(pictures(8).shape[1:]),
+        "weights": {name: Path(path).name for name, path in build.WEIGHTS.items()},
         "rows": rows,
         "memory": memory,
         "gflop": gflop,

@@ -72,11 +72,10 @@ def plan(quick: bool) -> list[Group]:
     """The measurements of `dove bench`, in order."""
     chosen = [s for s in SYSTEMS if s.quick or not quick]
     base = {s.tokens: s for s in SYSTEMS if s.name.startswith("dove-base-") and s.way == OURS}
-    eager = [s for s in SYSTEMS if s.build is build.plain and s.way == EAGER]
+    eager = find("dove-base, PyTorch's ops", EAGER)
     stops = [base[n] for n in ((128, 256) if quick else (*TOKENS, None))]
-    generator = Group(
-        "generator", (GENERATOR,), tuple((s, 8) for s in [*stops, *eager, *_in_fp32(eager, quick)]), 10.0
-    )
+    eagers = [eager] if quick else [eager, replace(eager, way="eager fp32")]
+    generator = Group("generator", (GENERATOR,), tuple((s, 8) for s in (*stops, *eagers)), 10.0)
     if quick:
         return [Group("encode, batch 8", ("encode",), tuple((s, 8) for s in chosen), 0.0, 2), generator]
 
@@ -85,7 +84,7 @@ def plan(quick: bool) -> list[Group]:
 
     parts = tuple((s, 8) for s in chosen if (s.name, s.way) in IN_PARTS)
     return [
-        Group("encode, batch 1", ("encode",), at(1), 60.0, prefill=(*TOKENS, round(sum(OWN) / len(OWN)))),
+        Group("encode, batch 1", ("encode",), at(1), 60.0, prefill=(*TOKENS, build.OWN_LENGTHS[0])),
         Group("encode, batch 8", ("encode",), at(8), 60.0),
         Group("encode, batch 64", ("encode",), (*at(64), (base[128], 8)), 60.0, 2),
         Group("decode, batch 1", ("decode",), at(1), 20.0),
@@ -94,13 +93,6 @@ def plan(quick: bool) -> list[Group]:
         generator,
         Group("image size", PARTS[:3], tuple((replace(base[32], size=s), 8) for s in SIZES), 20.0),
     ]
-
-
-OWN = build.OWN_LENGTHS
-
-
-def _in_fp32(systems: list[System], quick: bool) -> list[System]:
-    return [] if quick else [replace(s, way="eager fp32") for s in systems]
 
 
 def memory_cases(quick: bool) -> list[tuple[System, int]]:

@@ -198,6 +198,7 @@ def test_wrong_input(bench: Any, tmp_path: Path) -> None:
         (["--device", "mps"], 2, "--device 'mps' cannot be measured"),
         (["--device", "cuda:99"], 1, "--device 'cuda:99' is not there"),
         (["--threads", "0"], 2, "'0' is not a whole number of at least 1"),
+        (["--weights", "flextok=x"], 2, "'flextok=x' is not NAME=PATH with a NAME of dove-base, vqgan"),
         (["--quick", "--full"], 2, "not allowed with argument"),
         (["--full", "-o", tmp_path / "file"], 1, "a file is in the way"),
     ):
