@@ -1,7 +1,7 @@
 """How each kind of system is built, as stages to be timed.
 
-All have random weights, which cost what trained ones cost, or those of `WEIGHTS`; dove-tiny has its own. A builder returns a
-system's stages as functions that prepare one call, so that nothing is built that is not measured.
+All have random weights, which cost what trained ones cost, or those of `WEIGHTS`; dove-tiny has its own. A
+builder returns a system's stages as functions that prepare one call: what is not measured is not built.
 """
 
 from __future__ import annotations
