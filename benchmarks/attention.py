@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.timing import arguments, compare, interleave, print_row, write_record
 from dove_ext import ops
+
+from .timing import arguments, compare, interleave, print_row, write_record
 
 HEADS, LENGTH, DIM, ROTARY = 8, 512, 64, 16
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import timing
-from benchmarks.peers.vqgan import VQGAN
 from dove_ext import DoveConfig, DoveModel
+
+from . import timing
+from .peers.vqgan import VQGAN
 
 
 def images(batch: int, size: int) -> Tensor:

@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import timing
 from dove_ext import _C, ops
 from dove_ext.ops import reference
+
+from . import timing
 
 VOCABULARY, POSITIONS, WIDTH = 50304, 256, 512
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import group_norm, silu
 
-from benchmarks import timing
 from dove_ext import ops
+
+from . import timing
 
 SHAPES = ((128, 256, 256), (256, 64, 64), (512, 16, 16))
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

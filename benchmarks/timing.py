@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ def interleave(
     min_rounds: int = 5,
     max_rounds: int = 200,
     warmup: int = 2,
+    slow: Collection[str] = (),
 ) -> dict[str, list[float]]:
     """Time the candidates in turns, one call of each per round.
 
@@ -55,19 +56,23 @@ def interleave(
         min_rounds: at least so many rounds.
         max_rounds: at most so many rounds.
         warmup: unmeasured rounds before the first.
+        slow: candidates that are left out of the warm-up and of the rounds behind the first `min_rounds`.
 
     Returns:
         dict: name -> seconds per call, one entry per round; entry i of all names is from the same round.
     """
     for _ in range(warmup):
-        for call in candidates.values():
-            call()
+        for name, call in candidates.items():
+            if name not in slow:
+                call()
     times: dict[str, list[float]] = {name: [] for name in candidates}
     end = time.perf_counter() + seconds
     for done in range(max_rounds):
         if done >= min_rounds and time.perf_counter() > end:
             break
         for name, call in candidates.items():
+            if name in slow and done >= min_rounds:
+                continue
             start = time.perf_counter()
             call()
             times[name].append(time.perf_counter() - start)

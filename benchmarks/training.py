@@ -19,11 +19,12 @@ from typing import Any
 import torch
 
 import dove_ext
-from benchmarks import timing
 from dove_ext import DoveModel
 from dove_train.lengths import sample_lengths
 from dove_train.memory import keep_freed_memory
 from dove_train.stages import TokensPass
+
+from . import timing
 
 NAMES = {"dove_ext": "auto", "plain PyTorch": "torch"}
 
@@ -55,7 +56,7 @@ def training_step(batch: int, preset: str) -> Callable[[str], None]:
 def peak_mib(batch: int, preset: str, backend: str) -> float:
     """Peak resident memory of two steps in a process of their own, less what it had before them."""
     code = (
-        "import resource; from benchmarks.training import training_step\n"
+        f"import resource; from {__package__}.training import training_step\n"
         f"step = training_step({batch}, {preset!r})\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         f"step({backend!r}); step({backend!r})\n"

@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from benchmarks.gpu import device
 from dove_ext import ops
+
+from . import device
 
 HEADS, DIM, PREFIX = 8, 64, 256
 Triple = tuple[Tensor, Tensor, Tensor]

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import timing
+from .. import timing
 
 # Index of an input set -> result.
 Call = Callable[[int], Any]

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from benchmarks.eos import POSITIONS, VOCABULARY, WIDTH, clusters, matmul_argmax, two_words
-from benchmarks.gpu import device
 from dove_ext import ops
+
+from ..eos import POSITIONS, VOCABULARY, WIDTH, clusters, matmul_argmax, two_words
+from . import device
 
 Inputs = dict[str, Any]
 

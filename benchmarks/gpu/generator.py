@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.encode import images
-from benchmarks.gpu import device
 from dove_ext import DoveConfig, DoveModel
+
+from ..encode import images
+from . import device
 
 
 def neox(config: DoveConfig) -> Any:
@@ -102,7 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def encodes(options: Any, model: DoveModel) -> list[dict[str, Any]]:
     """Whole encodes on a host clock, since they end with a copy of the lengths to the host."""
-    from benchmarks import timing
+    from .. import timing
 
     rows = []
     for batch in (8,) if options.quick else (1, 8, 64):

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu import device
-from benchmarks.group_norm import SHAPES, eager
 from dove_ext import ops
+
+from ..group_norm import SHAPES, eager
+from . import device
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
 

@@ -7,8 +7,9 @@ import sys
 import torch
 from torch import Tensor
 
-from benchmarks.gpu import device
 from dove_ext import ops
+
+from . import device
 
 POSITIONS, WIDTH = 256, 512
 

@@ -1,0 +1,146 @@
+"""`dove bench`: measure the tokenizers side by side on this machine, and print or record the results."""
+
+from __future__ import annotations
+
+import sys
+import time
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from pathlib import Path
+from typing import Any
+
+from dove_ext.cli.command import EXIT_OK, Command, UsageError
+from dove_ext.cli.options import add_json_option, positive
+from dove_ext.errors import DoveError
+
+HERE = Path(__file__).resolve().parent
+
+
+def results_folder() -> Path:
+    """benchmarks/results of a checkout; ./dove-bench for an installed package."""
+    checkout = HERE.name == "benchmarks" and (HERE.parent / "pyproject.toml").exists()
+    return HERE / "results" if checkout else Path("dove-bench")
+
+
+def configure(parser: ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--quick", action="store_true",
+        help="a few systems at batch 8: under five minutes on two cores, printed only (the default)",
+    )  # fmt: skip
+    what.add_argument(
+        "--full", action="store_true", help="everything: about half an hour on two cores, written to -o"
+    )
+    what.add_argument(
+        "--report", nargs="?", const="", metavar="RECORD",
+        help="measure nothing: make tables and plots anew from a bench.json (default: the one in -o)",
+    )  # fmt: skip
+    parser.add_argument(
+        "-o", "--output", metavar="FOLDER",
+        help="where bench.json, bench.csv, bench.md and the plots go (default: benchmarks/results in a "
+        "checkout, else ./dove-bench)",
+    )  # fmt: skip
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
+    parser.add_argument("--threads", type=positive, metavar="N", help="threads of all systems alike")
+    parser.add_argument(
+        "--weights", action="append", default=[], metavar="NAME=PATH", type=_weights,
+        help="a checkpoint instead of random weights; NAME is dove-base, vqgan, alit, titok-S-128, "
+        "titok-B-64 or titok-L-32",
+    )  # fmt: skip
+    add_json_option(parser)
+
+
+def _weights(text: str) -> tuple[str, str]:
+    name, _, path = text.partition("=")
+    names = ("dove-base", "vqgan", "alit", "titok-S-128", "titok-B-64", "titok-L-32")
+    if name not in names or not path:
+        raise ArgumentTypeError(f"{text!r} is not NAME=PATH with a NAME of {', '.join(names)}")
+    return name, path
+
+
+def run(args: Namespace) -> int:
+    """Measure or read, then print and write."""
+    output = Path(args.output) if args.output else results_folder()
+    if args.report is not None:
+        record = _read(Path(args.report) if args.report else output / "bench.json")
+    else:
+        record = _measure(args, output)
+    _show(args, record, output)
+    return EXIT_OK
+
+
+def _measure(args: Namespace, output: Path) -> dict[str, Any]:
+    # Before torch is loaded; the same for all systems.
+    from dove_train.memory import keep_freed_memory, let_idle_threads_sleep
+
+    let_idle_threads_sleep()
+    device = _device(args.device)
+    if args.full:
+        from dove_ext.files import make_writable_folder
+
+        make_writable_folder(output)
+    if device.type == "cpu":
+        keep_freed_memory()
+    if args.threads:
+        import torch
+
+        torch.set_num_threads(args.threads)
+    from . import build, measure
+
+    build.WEIGHTS.update(args.weights)
+
+    start = time.monotonic()
+
+    def say(line: str) -> None:
+        print(f"{time.monotonic() - start:6.0f} s  {line}", file=sys.stderr, flush=True)
+
+    mode = "--full" if args.full else "--quick"
+    threads = ["--threads", str(args.threads)] if args.threads else []
+    weights = [part for name, path in args.weights for part in ("--weights", f"{name}={Path(path).name}")]
+    command = ["dove", "bench", mode, "--device", args.device, *threads, *weights]
+    return measure.record(not args.full, device, command, say)
+
+
+def _device(name: str) -> Any:
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"--device {name!r} is unknown; use cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"--device {name!r} cannot be measured; use cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise DoveError(
+            f"--device {name!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices; "
+            "use --device cpu"
+        )
+    return device
+
+
+def _read(path: Path) -> dict[str, Any]:
+    from .report import read_record
+
+    return read_record(path)
+
+
+def _show(args: Namespace, record: dict[str, Any], output: Path) -> None:
+    import json
+
+    from . import report
+
+    if args.json:
+        print(json.dumps(record, indent=1))
+    else:
+        print(report.markdown(record))
+    if args.full or args.report is not None:
+        for path in report.write(record, output, with_record=args.full):
+            print(f"wrote {path}", file=sys.stderr)
+
+
+command = Command(
+    "measure latency, FLOPs and memory beside VQGAN, ALIT and TiTok",
+    configure,
+    run,
+    example="dove bench --quick",
+)

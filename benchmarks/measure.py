@@ -1,0 +1,208 @@
+"""Runs a plan and makes the record: times in turns, FLOPs, peak memory, and the machine they belong to."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dove_ext import DoveTokens
+from dove_ext.errors import DoveError
+
+from . import build, flops, systems, timing
+from .build import Call, System
+from .systems import Group
+
+Row = dict[str, Any]
+Say = Callable[[str], None]
+
+
+def describe(system: System, stage: str, batch: int) -> Row:
+    """The fields that say what a row measured."""
+    return {
+        "system": system.name, "way": system.way, "tokens": system.tokens, "stage": stage, "batch": batch,
+        "size": system.size,
+    }  # fmt: skip
+
+
+def why_not(error: Exception) -> str:
+    """One sentence for a peer that did not run."""
+    if isinstance(error, ImportError):
+        return f"{error.name or error} is not installed; pip install 'dove-ext[bench]'"
+    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0][:200]}"
+
+
+def prepare(system: System, stage: str, batch: int, device: torch.device) -> tuple[Row, Call | None]:
+    """A row without figures and its call, warmed up; no call if the peer fails, and then why."""
+    row = describe(system, stage, batch)
+    try:
+        call = system.build(system, batch, device)[stage]()
+        result = None if system.slow else call()
+        if system.way == systems.COMPILED:
+            call()  # the first one compiled
+    except Exception as error:
+        if system.ours or isinstance(error, (KeyError, DoveError)):
+            raise
+        row["missing"] = why_not(error)
+        return row, None
+    if isinstance(result, DoveTokens):
+        row["lengths"] = result.lengths.tolist()
+    return row, call
+
+
+def prefills(counts: tuple[int, ...], device: torch.device) -> list[tuple[Row, Call | None]]:
+    """The language model's prefill of one image at each number of image tokens."""
+    if not counts:
+        return []
+    shape = "cuda" if device.type == "cuda" else "cpu"
+    rows: list[Row] = [
+        {"system": "Llama", "way": shape, "tokens": n, "stage": "prefill", "batch": 1, "size": 256}
+        for n in counts
+    ]
+    try:
+        from .llm import SHAPES, Prefill
+
+        with device:
+            model = Prefill(512, SHAPES[shape]).to(torch.bfloat16).eval()
+    except ImportError as error:
+        return [({**row, "missing": why_not(error)}, None) for row in rows]
+
+    def call(n: int) -> Call:
+        tokens = torch.randn(1, n, 512, dtype=torch.bfloat16, device=device)
+
+        def run() -> None:
+            with torch.no_grad():
+                model(tokens)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+
+        run()
+        return run
+
+    return [(row, call(row["tokens"])) for row in rows]
+
+
+def run_group(group: Group, device: torch.device, say: Say, rounds: int | None = None) -> list[Row]:
+    """Time a group's candidates in turns: rows with "seconds", one entry a round."""
+    prepared: list[tuple[Row, Call | None]] = []
+    slow = set()
+    for system, batch in group.cases:
+        for stage in group.stages:
+            if stage in system.build(system, batch, device):
+                say(f"{group.name}: preparing {system.name} ({system.way}), {stage}")
+                prepared.append(prepare(system, stage, batch, device))
+                if system.slow:
+                    slow.add(str(len(prepared) - 1))
+    prepared += prefills(group.prefill, device)
+    calls = {str(i): call for i, (_, call) in enumerate(prepared) if call is not None}
+    say(f"{group.name}: measuring {len(calls)} candidates in turns")
+    times = timing.interleave(
+        calls, seconds=group.seconds, min_rounds=rounds or group.rounds, warmup=0, slow=slow & set(calls)
+    )
+    rows = [row for row, _ in prepared]
+    for i, seconds in times.items():
+        rows[int(i)]["seconds"] = seconds
+    return [{"group": group.name, **row} for row in rows]
+
+
+def environment() -> dict[str, str]:
+    """What is set for the whole process, for all systems alike."""
+    names = ("OMP_WAIT_POLICY", "OMP_NUM_THREADS", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
+    found = {name: os.environ[name] for name in names if name in os.environ}
+    return {**found, "freed memory": "kept (dove_train.memory.keep_freed_memory)"}
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Processor or GPU, and the versions that decide a timing."""
+    facts = {**timing.machine(), "device": str(device)}
+    for package in ("transformers", "onnxruntime", "triton"):
+        try:
+            facts[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    if device.type == "cuda":
+        facts |= {
+            "gpu": torch.cuda.get_device_name(device),
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+        }
+    facts["system"] = f"{platform.system()} {platform.machine()}"
+    return facts
+
+
+def in_child(task: dict[str, Any], *, plain_environment: bool = False) -> Any:
+    """What `child` answers to a task, in a process of its own."""
+    package = __package__ or "benchmarks"
+    task = {**task, "weights": build.WEIGHTS, "threads": torch.get_num_threads()}
+    environment = dict(os.environ)
+    root = str(Path(__file__).resolve().parents[1])
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
+    if plain_environment or task["what"] == "memory":
+        for name in ("OMP_WAIT_POLICY", *(n for n in environment if n.startswith("MALLOC_"))):
+            environment.pop(name, None)
+    done = subprocess.run(
+        [sys.executable, "-m", f"{package}.child", json.dumps(task)],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode != 0:
+        return {"missing": (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1][:200]}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def peak_memory(quick: bool, device: torch.device, say: Say) -> list[Row]:
+    """Peak memory of one encode, each in a process that does nothing else."""
+    rows = []
+    for system, batch in systems.memory_cases(quick):
+        say(f"peak memory: {system.name} ({system.way}), batch {batch}")
+        task = {"what": "memory", "device": str(device), "batch": batch}
+        answer = in_child({**task, "system": system.name, "way": system.way})
+        rows.append({**describe(system, "encode", batch), **answer})
+    return rows
+
+
+def default_environment(device: torch.device, say: Say) -> list[Row]:
+    """The reference and dove-base without the settings of `environment`, in turns, in one process."""
+    say("default environment")
+    chosen = [systems.REFERENCE, systems.find("dove-base-128", systems.OURS)]
+    task = {"what": "time", "device": str(device), "batch": 8, "systems": [[s.name, s.way] for s in chosen]}
+    answer = in_child(task, plain_environment=True)
+    rows = [{"group": "default environment", **describe(s, "encode", 8)} for s in chosen]
+    if "missing" in answer:
+        return [{**row, **answer} for row in rows]
+    return [{**row, "seconds": seconds} for row, seconds in zip(rows, answer["seconds"], strict=True)]
+
+
+def record(quick: bool, device: torch.device, command: list[str], say: Say) -> dict[str, Any]:
+    """Everything, as it is written to bench.json."""
+    start = time.time()
+    say("counting FLOPs")
+    gflop = flops.table()
+    rows: list[Row] = []
+    for group in systems.plan(quick):
+        rows += run_group(group, device, say)
+    if device.type == "cpu" and not quick:
+        rows += default_environment(device, say)
+    memory = peak_memory(quick, device, say)
+    return {
+        "benchmark": "bench",
+        "mode": "quick" if quick else "full",
+        "command": command,
+        "commit": timing.commit(),
+        "utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(start)),
+        "wall_s": round(time.time() - start),
+        "machine": machine(device),
+        "environment": environment() if device.type == "cpu" else {},
+        "weights": {name: Path(path).name for name, path in build.WEIGHTS.items()},
+        "rows": rows,
+        "memory": memory,
+        "gflop": gflop,
+    }
