@@ -116,8 +116,9 @@ class Layer(nn.Module):
         last: int | None = None,
     ) -> Tensor:
         """[B, N, hidden] to the same; see `Stack.forward` for the arguments."""
-        for_attention, for_mlp = self._norms(x)
-        q, k, v = self.attention.project(for_attention)
+        # Time positions enter the first layer alike for all images: a batch expanded from one, which is enough.
+        for_attention, for_mlp = self._norms(x[:1] if x.stride(0) == 0 else x)
+        q, k, v = (t.expand(x.shape[0], -1, -1, -1) for t in self.attention.project(for_attention))
         if last is not None:
             x, for_mlp, q = x[:, -last:], for_mlp[:, -last:], q[:, -last:]
         if cache is not None:
@@ -137,7 +138,7 @@ class Layer(nn.Module):
             return out
         dense, up, down = self.attention.dense, self.mlp.dense_h_to_4h, self.mlp.dense_4h_to_h
         inner = ops.bias_gelu(F.linear(for_mlp, up.weight), up.bias)
-        branches = F.linear(attended, dense.weight), F.linear(inner, down.weight)
+        branches = F.linear(attended, dense.weight), F.linear(inner, down.weight).expand_as(x).contiguous()
         return ops.add_branches(x, *branches, dense.bias, down.bias)
 
 

@@ -29,12 +29,13 @@ def settle(stream: Stream) -> Tensor:
 
 
 CPU_BATCH = 8
-"""Images that pass the convolutions at once on a CPU: more gain no time there and cost memory."""
+"""Images that pass the compiled convolutions at once on a CPU: more gain no time there and cost memory."""
 
 
 def in_parts(function: Callable[..., Tensor], batch: Tensor, *more: Tensor | None) -> Tensor:
     """function(batch, *more), on a CPU in parts of `CPU_BATCH` images where no gradient is wanted."""
-    if batch.device.type != "cpu" or torch.is_grad_enabled() or len(batch) <= CPU_BATCH:
+    whole = batch.device.type != "cpu" or not has_kernels(batch) or torch.is_grad_enabled()
+    if whole or len(batch) <= CPU_BATCH:
         return function(batch, *more)
     parts = []
     for start in range(0, len(batch), CPU_BATCH):
