@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from dove_ext import ops
 from dove_ext.config import StackConfig
+from dove_ext.models.packed import Linear
 from dove_ext.ops._library import has_kernels
 
 
@@ -26,25 +27,6 @@ def rotary_table(length: int, dim: int, base: float, device: torch.device) -> Te
 def fuses(x: Tensor) -> bool:
     """Whether a block's element-wise work runs fused: on CUDA, but not under autocast, which mixes dtypes."""
     return x.is_cuda and has_kernels(x) and not torch.is_autocast_enabled("cuda")
-
-
-MANY_ROWS = 2048
-"""From so many rows on, oneDNN's 1x1 convolution beats the product behind F.linear on a CPU, by a tenth."""
-
-
-def linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """layer(x), on a CPU and without a gradient by the faster of two kernels."""
-    rows = x.numel() // x.shape[-1]
-    plain = x.device.type != "cpu" or not has_kernels(x) or torch.compiler.is_compiling()
-    if plain or torch.is_grad_enabled() or rows < MANY_ROWS:
-        out: Tensor = layer(x)
-        return out
-    pixels = x.reshape(1, rows, 1, -1).permute(0, 3, 1, 2)  # channels-last, as the product leaves it
-    return (
-        F.conv2d(pixels, layer.weight[:, :, None, None], layer.bias)
-        .permute(0, 2, 3, 1)
-        .view(*x.shape[:-1], -1)
-    )
 
 
 class KeyValueCache:
@@ -69,12 +51,12 @@ class Attention(nn.Module):
     def __init__(self, config: StackConfig) -> None:
         super().__init__()
         self.heads = config.heads
-        self.query_key_value = nn.Linear(config.hidden, 3 * config.hidden)  # per head [q | k | v]
-        self.dense = nn.Linear(config.hidden, config.hidden)
+        self.query_key_value = Linear(config.hidden, 3 * config.hidden)  # per head [q | k | v]
+        self.dense = Linear(config.hidden, config.hidden)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values [B, N, H, D] as views of one projection."""
-        q, k, v = linear(self.query_key_value, x).unflatten(-1, (self.heads, -1)).chunk(3, dim=-1)
+        q, k, v = self.query_key_value(x).unflatten(-1, (self.heads, -1)).chunk(3, dim=-1)
         return q, k, v
 
 
@@ -83,12 +65,13 @@ class MLP(nn.Module):
 
     def __init__(self, config: StackConfig) -> None:
         super().__init__()
-        self.dense_h_to_4h = nn.Linear(config.hidden, config.mlp)
-        self.dense_4h_to_h = nn.Linear(config.mlp, config.hidden)
+        self.dense_h_to_4h = Linear(config.hidden, config.mlp)
+        self.dense_4h_to_h = Linear(config.mlp, config.hidden)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., hidden] to [..., hidden]."""
-        return linear(self.dense_4h_to_h, F.gelu(linear(self.dense_h_to_4h, x)))
+        out: Tensor = self.dense_4h_to_h(self.dense_h_to_4h(x, gelu=True))
+        return out
 
 
 class Layer(nn.Module):
@@ -116,7 +99,7 @@ class Layer(nn.Module):
         last: int | None = None,
     ) -> Tensor:
         """[B, N, hidden] to the same; see `Stack.forward` for the arguments."""
-        # Time positions enter the first layer alike for all images: a batch expanded from one, which is enough.
+        # Time positions enter the first layer alike for all images, a batch expanded from one: one is enough.
         for_attention, for_mlp = self._norms(x[:1] if x.stride(0) == 0 else x)
         q, k, v = (t.expand(x.shape[0], -1, -1, -1) for t in self.attention.project(for_attention))
         if last is not None:
@@ -134,7 +117,7 @@ class Layer(nn.Module):
 
     def _join(self, x: Tensor, attended: Tensor, for_mlp: Tensor) -> Tensor:
         if not fuses(x):
-            out: Tensor = x + linear(self.attention.dense, attended) + self.mlp(for_mlp)
+            out: Tensor = x + self.attention.dense(attended) + self.mlp(for_mlp)
             return out
         dense, up, down = self.attention.dense, self.mlp.dense_h_to_4h, self.mlp.dense_4h_to_h
         inner = ops.bias_gelu(F.linear(for_mlp, up.weight), up.bias)

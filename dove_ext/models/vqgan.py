@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from torch.nn import functional as F
 
 from dove_ext import ops
 from dove_ext.config import VQGANConfig
+from dove_ext.models.packed import Packed, wants_packed
 from dove_ext.ops._library import has_kernels
 
 Stream = tuple[Tensor, Tensor | None]  # (x, branch): the activation is x + branch
@@ -70,23 +70,12 @@ class Conv3x3(nn.Conv2d):
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__(channels_in, channels_out, 3, padding=1)
-        self._packed: tuple[tuple[int, int], Tensor] | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the packed weights: they follow from the others, on this machine."""
-        return self.__dict__ | {"_packed": None}
+        self._packed = Packed(ops.pack_conv3x3)
 
     def fuses(self, x: Tensor) -> bool:
         """Whether `fused` takes this input."""
-        return (
-            x.device.type == "cpu"
-            and not torch.is_grad_enabled()
-            and x.dtype == self.weight.dtype
-            and has_kernels(x)
-            and not torch.is_autocast_enabled("cpu")
-            and not self.in_channels % ops.conv.CHANNELS
-            and not self.out_channels % ops.conv.CHANNELS
-        )
+        whole = not self.in_channels % ops.conv.CHANNELS and not self.out_channels % ops.conv.CHANNELS
+        return whole and wants_packed(x, self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C_in, H, W] to [B, C_out, H, W]."""
@@ -98,16 +87,13 @@ class Conv3x3(nn.Conv2d):
 
     def fused(self, x: Tensor, norm: Norm | None = None, residual: Tensor | None = None) -> Tensor:
         """conv(norm(x)) + residual, for an `x` that `fuses`."""
-        weight = self.weight
-        version = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
-        if self._packed is None or self._packed[0] != version:
-            self._packed = version, ops.pack_conv3x3(weight)
+        packed = self._packed.of(self.weight)
         assert self.bias is not None
         if norm is None:
-            return ops.conv3x3(x, weight, self.bias, residual=residual, packed=self._packed[1])
+            return ops.conv3x3(x, self.weight, self.bias, residual=residual, packed=packed)
         return ops.conv3x3(
-            x, weight, self.bias, norm_weight=norm.weight, norm_bias=norm.bias, groups=norm.num_groups,
-            eps=norm.eps, silu=norm.silu, residual=residual, packed=self._packed[1],
+            x, self.weight, self.bias, norm_weight=norm.weight, norm_bias=norm.bias, groups=norm.num_groups,
+            eps=norm.eps, silu=norm.silu, residual=residual, packed=packed,
         )  # fmt: skip
 
 

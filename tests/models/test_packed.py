@@ -1,0 +1,89 @@
+"""Layers on packed weights compute what the plain ones do, and follow their weights."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dove_ext.models import packed
+from dove_ext.models.packed import Linear
+
+
+@pytest.fixture
+def packs(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """The weights that were packed so far."""
+    seen: list[Tensor] = []
+    original = packed.pack_linear
+
+    def counting(weight: Tensor) -> Tensor:
+        seen.append(weight)
+        return original(weight)
+
+    monkeypatch.setattr(packed, "pack_linear", counting)
+    return seen
+
+
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_equals_the_plain_layer(dtype: torch.dtype, gelu: bool) -> None:
+    layer, x = Linear(48, 96).to(dtype), torch.randn(2, 31, 48).to(dtype)
+    exact = F.linear(x.double(), layer.weight.double(), layer.bias.double())
+    exact = F.gelu(exact) if gelu else exact
+    plain = F.linear(x, layer.weight, layer.bias)
+    plain = F.gelu(plain) if gelu else plain
+    error = (layer(x, gelu=gelu).double() - exact).abs().max()
+    assert layer(x, gelu=gelu).dtype == dtype
+    assert error <= 2 * (plain.double() - exact).abs().max() + 1e-6
+
+
+def test_weights_are_packed_once_and_only_without_gradient(packs: list[Tensor]) -> None:
+    layer, x = Linear(32, 32), torch.randn(3, 32)
+    layer(x).sum().backward()
+    assert layer.weight.grad is not None
+    assert not packs
+    with torch.no_grad():
+        layer(x)
+        layer(x[:1])
+    assert len(packs) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda layer: layer.weight.mul_(2),
+        lambda layer: layer.weight.data.copy_(layer.weight.data * 2),
+        lambda layer: layer.load_state_dict({n: t * 2 for n, t in layer.state_dict().items()}),
+    ],
+    ids=["in_place", "behind_the_version_counter", "loaded"],
+)
+@torch.no_grad()
+def test_changed_weights_are_packed_anew(change: Callable[[Linear], object]) -> None:
+    layer, x = Linear(32, 32), torch.randn(3, 32)
+    layer.bias.zero_()
+    before = layer(x)
+    change(layer)
+    torch.testing.assert_close(layer(x), 2 * before)
+
+
+@torch.no_grad()
+def test_copies_and_pickles_hold_no_packed_weights() -> None:
+    layer, x = Linear(32, 32), torch.randn(3, 32)
+    before = layer(x)
+    assert layer._packed._made is not None
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert other._packed._made is None
+        assert torch.equal(other(x), before)
+
+
+@torch.no_grad()
+def test_without_the_operator_it_is_the_plain_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed, "_has_packed_linear", lambda dtype: False)
+    layer, x = Linear(32, 64), torch.randn(3, 32)
+    assert torch.equal(layer(x, gelu=True), F.gelu(F.linear(x, layer.weight, layer.bias)))
