@@ -27,10 +27,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.peers.checkpoint import fit, read
-from benchmarks.peers.codebook import UnitCodebook
-from benchmarks.peers.maskgit_vqgan import MaskGitVQGAN, from_mage
-from benchmarks.peers.transformer import Transformer
+from .checkpoint import fit, read
+from .codebook import UnitCodebook
+from .maskgit_vqgan import MaskGitVQGAN, from_mage
+from .transformer import Transformer
 
 PATCHES = 256  # of 16 x 16 pixels
 NEW_TOKENS, ROLLOUTS = 32, 8

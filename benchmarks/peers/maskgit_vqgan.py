@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.peers.codebook import nearest
+from .codebook import nearest
 
 MULTIPLIERS = (1, 1, 2, 2, 4)
 

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.peers.checkpoint import fit, read
-from benchmarks.peers.codebook import UnitCodebook
-from benchmarks.peers.maskgit_vqgan import Decoder
-from benchmarks.peers.transformer import Transformer
+from .checkpoint import fit, read
+from .codebook import UnitCodebook
+from .maskgit_vqgan import Decoder
+from .transformer import Transformer
 
 GRID = 16  # patches of 16 pixels on a side of 256
 CODES, CODE_WIDTH = 4096, 12

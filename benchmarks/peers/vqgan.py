@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.peers.checkpoint import fit, read
-from benchmarks.peers.codebook import nearest
+from .checkpoint import fit, read
+from .codebook import nearest
 
 MULTIPLIERS = (1, 1, 2, 2, 4)
 LATENT_WIDTH = 256
