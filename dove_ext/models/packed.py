@@ -28,7 +28,7 @@ SAMPLE = 16
 
 
 class Packed:
-    """What `pack` makes of a weight of at least 16 dense values, made when first needed and when they changed.
+    """What `pack` makes of a weight of 16 dense values or more, made when first needed and when they changed.
 
     Copies and pickles come without it: it follows from the weight, on this machine. Changes through
     `weight.data` leave no trace in PyTorch's version counter; they show in a sample of the values.
