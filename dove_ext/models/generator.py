@@ -206,16 +206,17 @@ class Generator(nn.Module):
         """
         x = self.sequence(latents, query)
         cache = KeyValueCache(self.config.generator, x.shape[0], x.shape[1] + limit, x)
-        self.stack.fill(x, prefix=self.prefix, cache=cache)
         # first_stop reports the index behind a block's last position when the block holds no stop.
         lengths = torch.full((x.shape[0],), limit, dtype=torch.int32, device=x.device)
         hidden: list[Tensor] = []
         check = StopCheck()
         for start in range(0, limit, block):
             times = self.positions(start, min(start + block, limit), x, base)
-            hidden.append(self.stack(times, prefix=self.prefix, cache=cache))
+            count = times.shape[1]
+            inputs = times if start else torch.cat([x, times], dim=1)
+            hidden.append(self.stack(inputs, prefix=self.prefix, cache=cache, last=count))
             stop = self.first_stop(hidden[-1], threshold)
-            ended = (stop < times.shape[1]) & (lengths == limit)
+            ended = (stop < count) & (lengths == limit)
             lengths = torch.where(ended, stop + start, lengths)
             if check.all_ended((lengths < limit).all()):
                 break

@@ -71,13 +71,25 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor, *, gelu: bool = False) -> Tensor:
         """[..., features_in] to [..., features_out], then exact GELU if `gelu`."""
-        if not wants_packed(x, self.weight) or not _has_packed_linear(x.dtype):
+        if not self._has_kernel(x):
             out = super().forward(x)
             return F.gelu(out) if gelu else out
         result: Tensor = torch.ops.mkldnn._linear_pointwise(
             x, self._packed.of(self.weight), self.bias, "gelu" if gelu else "none", [], "none"
         )
         return result
+
+    def add_to(self, other: Tensor, x: Tensor) -> Tensor:
+        """Sum other + self(x); where `x` has one image and `other` several, it serves them all."""
+        if not self._has_kernel(x) or other.shape[:-1] != x.shape[:-1]:
+            return other + self(x)
+        result: Tensor = torch.ops.mkldnn._linear_pointwise.binary(
+            x, other, self._packed.of(self.weight), self.bias, "add"
+        )
+        return result
+
+    def _has_kernel(self, x: Tensor) -> bool:
+        return wants_packed(x, self.weight) and _has_packed_linear(x.dtype)
 
 
 def _has_packed_linear(dtype: torch.dtype) -> bool:

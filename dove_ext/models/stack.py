@@ -5,8 +5,6 @@ The names of the parameters are those of the public Pythia checkpoints.
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -68,10 +66,9 @@ class MLP(nn.Module):
         self.dense_h_to_4h = Linear(config.hidden, config.mlp)
         self.dense_4h_to_h = Linear(config.mlp, config.hidden)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., hidden] to [..., hidden]."""
-        out: Tensor = self.dense_4h_to_h(self.dense_h_to_4h(x, gelu=True))
-        return out
+    def add_to(self, other: Tensor, x: Tensor) -> Tensor:
+        """Sum other + mlp(x), of [..., hidden] each."""
+        return self.dense_4h_to_h.add_to(other, self.dense_h_to_4h(x, gelu=True))
 
 
 class Layer(nn.Module):
@@ -83,11 +80,6 @@ class Layer(nn.Module):
         self.post_attention_layernorm = nn.LayerNorm(config.hidden, eps=config.layer_norm_eps)
         self.attention = Attention(config)
         self.mlp = MLP(config)
-
-    def keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What other positions attend to: keys and values [B, N, H, D]."""
-        _, k, v = self.attention.project(self.input_layernorm(x))
-        return k, v
 
     def forward(
         self,
@@ -117,8 +109,7 @@ class Layer(nn.Module):
 
     def _join(self, x: Tensor, attended: Tensor, for_mlp: Tensor) -> Tensor:
         if not fuses(x):
-            out: Tensor = x + self.attention.dense(attended) + self.mlp(for_mlp)
-            return out
+            return self.mlp.add_to(self.attention.dense.add_to(x, attended), for_mlp)
         dense, up, down = self.attention.dense, self.mlp.dense_h_to_4h, self.mlp.dense_4h_to_h
         inner = ops.bias_gelu(F.linear(for_mlp, up.weight), up.bias)
         branches = F.linear(attended, dense.weight), F.linear(inner, down.weight).expand_as(x).contiguous()
@@ -157,26 +148,15 @@ class Stack(nn.Module):
         Returns:
             Tensor: [B, last or N, hidden].
         """
-        seen = 0 if cache is None else cache.length
-        rotary = rotary_table(seen + x.shape[1], self.config.rotary_dim, self.config.rotary_base, x.device)
+        end = x.shape[1] + (0 if cache is None else cache.length)
+        rotary = rotary_table(end, self.config.rotary_dim, self.config.rotary_base, x.device)
         for i, layer in enumerate(self.layers):
             wanted = last if i == len(self.layers) - 1 else None
             x = layer(x, rotary, prefix, kv_lens, None if cache is None else (cache, i), wanted)
         if cache is not None:
-            cache.length += x.shape[1]
+            cache.length = end
         out: Tensor = self.final_layer_norm(x)
         return out
-
-    def fill(self, x: Tensor, *, prefix: int, cache: KeyValueCache) -> None:
-        """Run positions only for later ones to see: the last layer stops at its keys and values."""
-        rotary = rotary_table(x.shape[1], self.config.rotary_dim, self.config.rotary_base, x.device)
-        last = len(self.layers) - 1
-        for i, layer in enumerate(self.layers):
-            if i == last:
-                cache.append(i, *cast(Layer, layer).keys_and_values(x))
-            else:
-                x = layer(x, rotary, prefix, None, (cache, i))
-        cache.length += x.shape[1]
 
     def reset_parameters(self) -> None:
         """Initialise as GPT-NeoX does for training from scratch: normal 0.02, branches scaled by depth."""

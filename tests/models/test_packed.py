@@ -43,6 +43,20 @@ def test_equals_the_plain_layer(dtype: torch.dtype, gelu: bool) -> None:
     assert error <= 2 * (plain.double() - exact).abs().max() + 1e-6
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("images", [1, 2])
+@torch.no_grad()
+def test_sum_equals_the_plain_one(dtype: torch.dtype, images: int) -> None:
+    layer, x = Linear(48, 96).to(dtype), torch.randn(images, 31, 48).to(dtype)
+    other = torch.randn(2, 31, 96).to(dtype)
+    kept = other.clone()
+    exact = other.double() + F.linear(x.double(), layer.weight.double(), layer.bias.double())
+    plain = other + F.linear(x, layer.weight, layer.bias)
+    error = (layer.add_to(other, x).double() - exact).abs().max()
+    assert error <= 2 * (plain.double() - exact).abs().max() + 1e-6
+    assert torch.equal(other, kept)
+
+
 def test_weights_are_packed_once_and_only_without_gradient(packs: list[Tensor]) -> None:
     layer, x = Linear(32, 32), torch.randn(3, 32)
     layer(x).sum().backward()

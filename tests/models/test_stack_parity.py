@@ -95,9 +95,16 @@ def test_cache_equals_single_pass(backend: str) -> None:
     x = torch.randn(2, 50, 64)
     whole = stack(x, prefix=0)
     cache = KeyValueCache(config, 2, 50, x)
-    stack.fill(x[:, :20], prefix=0, cache=cache)
-    parts = [stack(x[:, a:b], prefix=0, cache=cache) for a, b in ((20, 21), (21, 34), (34, 50))]
+    parts = [stack(x[:, :21], prefix=0, cache=cache, last=1)]
+    parts += [stack(x[:, a:b], prefix=0, cache=cache) for a, b in ((21, 34), (34, 50))]
     torch.testing.assert_close(torch.cat(parts, dim=1), whole[:, 20:], rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_images_expanded_from_one(backend: str) -> None:
+    config = StackConfig(hidden=64, layers=2, heads=2, mlp=128)
+    stack, x = ours_of(neox(config), config), torch.randn(1, 20, 64)
+    torch.testing.assert_close(stack(x.expand(3, -1, -1), prefix=0), stack(x, prefix=0).expand(3, -1, -1))
 
 
 @torch.no_grad()
