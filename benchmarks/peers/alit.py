@@ -30,16 +30,12 @@ from torch.nn import functional as F
 from .checkpoint import fit, read
 from .codebook import UnitCodebook
 from .maskgit_vqgan import MaskGitVQGAN, from_mage
-from .transformer import Transformer
+from .transformer import Transformer, embedding
 
 PATCHES = 256  # of 16 x 16 pixels
 NEW_TOKENS, ROLLOUTS = 32, 8
 CODES, CODE_WIDTH = 4096, 12
 BASE = "base_tokenizer.vqgan."
-
-
-def embedding(*shape: int) -> nn.Parameter:
-    return nn.Parameter(shape[-1] ** -0.5 * torch.randn(shape))
 
 
 class Encoder(nn.Module):
@@ -76,8 +72,8 @@ class ALIT(nn.Module):
         layers: of each transformer.
         heads: of each attention.
         base: the 2-D tokenizer; None makes the full one.
-        halting: after a roll-out of the second or third way, image tokens may be masked to whose code the
-            decoder gives at least this probability; None masks none.
+        halting: probability of an image token's code, as decoded, from which on the token may be masked (in
+            the second and third way of encoding); None masks none.
     """
 
     def __init__(

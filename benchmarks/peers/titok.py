@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from .checkpoint import fit, read
 from .codebook import UnitCodebook
 from .maskgit_vqgan import Decoder
-from .transformer import Transformer
+from .transformer import Transformer, embedding
 
 GRID = 16  # patches of 16 pixels on a side of 256
 CODES, CODE_WIDTH = 4096, 12
@@ -38,10 +38,6 @@ class Shape:
 
 
 SHAPES = {"S-128": Shape(512, 8, 8, 128), "B-64": Shape(768, 12, 12, 64), "L-32": Shape(1024, 24, 16, 32)}
-
-
-def embedding(*shape: int) -> nn.Parameter:
-    return nn.Parameter(shape[-1] ** -0.5 * torch.randn(shape))
 
 
 class Stage(nn.Module):

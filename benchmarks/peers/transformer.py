@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
+
+
+def embedding(*shape: int) -> nn.Parameter:
+    return nn.Parameter(shape[-1] ** -0.5 * torch.randn(shape))
 
 
 class Block(nn.Module):

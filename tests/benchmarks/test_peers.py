@@ -2,48 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 import torch
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.peers.alit import ALIT
 from benchmarks.peers.codebook import UnitCodebook, nearest
-from benchmarks.peers.maskgit_vqgan import MaskGitVQGAN, Residual
+from benchmarks.peers.maskgit_vqgan import Residual
 from benchmarks.peers.titok import Shape, TiTok
 from benchmarks.peers.vqgan import VQGAN
-from dove_ext.errors import CheckpointError
-from tests.models import reference_vqgan
-
-
-@pytest.fixture(autouse=True)
-def no_grad() -> Iterator[None]:
-    torch.manual_seed(0)
-    with torch.no_grad():
-        yield
-
-
-def pictures(batch: int = 1) -> Tensor:
-    """Smooth random pixels [batch, 3, 256, 256] in [0, 1]."""
-    return F.interpolate(torch.rand(batch, 3, 8, 8), size=(256, 256), mode="bilinear")
-
-
-def small_base() -> MaskGitVQGAN:
-    return MaskGitVQGAN(channels=32, latent_width=32, codebook_size=16)
-
-
-def small_alit(halting: float | None = None) -> ALIT:
-    return ALIT(64, 1, 2, base=small_base(), halting=halting).eval()
-
-
-SMALL_TITOK = Shape(width=64, layers=1, heads=2, tokens=24)
-
+from tests.benchmarks.small import SMALL_TITOK, pictures, small_alit, small_base
 
 # Published sizes, in millions of parameters and in 1e9 multiply-adds.
 
@@ -90,23 +60,6 @@ def test_unit_codebook_compares_directions() -> None:
     codes = torch.arange(50).view(2, 25)
     assert torch.equal(book.encode(book.embedding(codes) * 7), codes)
     torch.testing.assert_close(book.decode(codes).norm(dim=-1), torch.ones(2, 25))
-
-
-# VQGAN-256.
-
-
-def test_vqgan_is_the_public_model(tmp_path: Path) -> None:
-    theirs = VQGAN(300, channels=32)
-    nn.init.normal_(theirs.quantize.embedding.weight, std=0.3)
-    weights = {**theirs.state_dict(), "loss.discriminator.weight": torch.zeros(3)}
-    torch.save({"state_dict": weights, "epoch": 3}, tmp_path / "taming.ckpt")
-    vqgan = VQGAN.from_checkpoint(tmp_path / "taming.ckpt", 300, channels=32)
-    pixels = pictures()[:, :, :64, :64] * 2 - 1
-    indices = vqgan.encode(pixels)
-    latents = reference_vqgan.encode(weights, pixels)
-    assert torch.equal(indices, reference_vqgan.quantize(weights, latents))
-    expected = reference_vqgan.decode(weights, theirs.quantize.embedding(indices)).clamp(-1, 1)
-    torch.testing.assert_close(vqgan.decode(indices), expected, rtol=1e-4, atol=1e-5)
 
 
 # MaskGIT's VQGAN.
@@ -160,6 +113,42 @@ def test_unknown_titok() -> None:
 
 
 # ALIT.
+
+
+def layerless_alit() -> ALIT:
+    """Without layers, what is left is norms, embeddings and projections, which can be written out."""
+    alit = ALIT(64, 0, 1, base=small_base(), halting=None).eval()
+    for norm in alit.modules():
+        if isinstance(norm, nn.LayerNorm):
+            nn.init.normal_(norm.weight)
+            nn.init.normal_(norm.bias)
+    return alit
+
+
+def test_alit_image_tokens_have_length_one_before_their_place_is_added() -> None:
+    alit, pixels = layerless_alit(), pictures()
+    parts = torch.cat([alit.base_latents(pixels), alit.patch_embed(pixels)], dim=1)[0].reshape(64, 256).T
+    places = alit.encoder_positional_embedding
+    expected = torch.cat([alit.encoder_class_embedding, parts / parts.norm(dim=1, keepdim=True)]) + places
+    torch.testing.assert_close(alit.embed(pixels)[0], expected)
+
+
+def test_alit_adds_the_same_tokens_with_another_step_every_time() -> None:
+    alit, x = layerless_alit(), torch.randn(1, 257, 64)
+    new = alit.latent_tokens + alit.latent_token_positional_embedding
+    first = alit.encoder_ln_pre(torch.cat([x[0], new + alit.timestep_embedding[0]]))
+    both = alit.encoder_ln_recursive(torch.cat([first, new + alit.timestep_embedding[1]]))
+    for tokens, state in ((32, first), (64, both)):
+        latents = alit.pre_quantizer_mlp(alit.encoder_ln_post(state[257:]))
+        assert torch.equal(alit.allocate(x, tokens), alit.quantize.encode(latents[None]))
+
+
+def test_alit_decoder_reads_its_answers_at_the_masks() -> None:
+    alit = layerless_alit()
+    masks = alit.decoder_mask_token[0] + alit.decoder_positional_embedding[1:]
+    logits = alit.decoder.ffn(alit.decoder.ln_post(alit.decoder.ln_pre(masks)))
+    probabilities = alit.detokenize(torch.randint(4096, (1, 64)))
+    torch.testing.assert_close(probabilities[0], logits.softmax(-1))
 
 
 def calls(module: nn.Module) -> list[int]:
@@ -255,56 +244,3 @@ def test_halting_masks_what_the_decoder_is_sure_of() -> None:
     assert torch.equal(halted[:, 101:], x[:, 101:])
     assert torch.equal(halted[:, :1], x[:, :1])
     assert small_alit(halting=None)._halt(x, probabilities, known) is x
-
-
-# Public files.
-
-
-def as_released(alit: ALIT) -> dict[str, Tensor]:
-    """Weights under the names of ALIT's files, written out rather than taken from the code under test."""
-    names = {"base.codebook.": "base_tokenizer.vqgan.quantize.embedding."}
-    for part in ("encoder", "decoder"):
-        for i in range(2):
-            names[f"base.{part}.mid.{i}."] = f"base_tokenizer.vqgan.{part}.mid.block_{i + 1}."
-    tensors = {}
-    for name, tensor in alit.state_dict().items():
-        for ours, theirs in {**names, "base.": "base_tokenizer.vqgan."}.items():
-            if name.startswith(ours):
-                name = theirs + name.removeprefix(ours)
-        tensors[name.replace("upsample_conv", "upsample.conv")] = tensor
-    return tensors
-
-
-def test_alit_reads_its_files(tmp_path: Path) -> None:
-    alit = small_alit()
-    averaged = {**as_released(alit), "gan_losses.0.discriminator.weight": torch.zeros(2)}
-    assert "base_tokenizer.vqgan.decoder.up.1.upsample.conv.weight" in averaged
-    assert "base_tokenizer.vqgan.encoder.mid.block_2.conv1.weight" in averaged
-    file = tmp_path / "alit.pth"
-    torch.save({"model": {}, "ema": averaged, "args": argparse.Namespace(lr=1e-4), "epoch": 9}, file)
-    loaded = ALIT.from_checkpoint(file, 64, 1, 2, base=small_base())
-    pixels = pictures()
-    codes = alit.encode(pixels, 64)
-    assert torch.equal(loaded.encode(pixels, 64), codes)
-    assert torch.equal(loaded.decode(codes), alit.decode(codes))
-
-
-def test_titok_reads_its_files_and_names_what_does_not_fit(tmp_path: Path) -> None:
-    titok, file = TiTok(SMALL_TITOK, pixel_channels=32).eval(), tmp_path / "titok.safetensors"
-    weights = titok.state_dict()
-    save_file(weights, file)
-    loaded = TiTok.from_checkpoint(file, SMALL_TITOK, pixel_channels=32)
-    pixels = pictures()
-    codes = titok.encode(pixels)
-    assert torch.equal(loaded.encode(pixels), codes)
-    assert torch.equal(loaded.decode(codes), titok.decode(codes))
-    weights["extra.weight"] = weights.pop("encoder.conv_out.bias")
-    weights["latent_tokens"] = torch.zeros(5, 64)
-    save_file(weights, file)
-    with pytest.raises(CheckpointError) as caught:
-        TiTok.from_checkpoint(file, SMALL_TITOK, pixel_channels=32)
-    assert str(caught.value) == (
-        f"{file} does not fit TiTok: it lacks 'encoder.conv_out.bias', the model has no place for its "
-        "'extra.weight', the model has other shapes for its 'latent_tokens'; "
-        "give the file of this model and size"
-    )
