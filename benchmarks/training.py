@@ -21,8 +21,8 @@ import torch
 import dove_ext
 from benchmarks import timing
 from dove_ext import DoveModel
+from dove_ext.memory import keep_freed_memory
 from dove_train.lengths import sample_lengths
-from dove_train.memory import keep_freed_memory
 from dove_train.stages import TokensPass
 
 NAMES = {"dove_ext": "auto", "plain PyTorch": "torch"}
