@@ -140,10 +140,15 @@ def run(args: Namespace) -> int:
     """Measure, write the report, and say what was found."""
     import json
 
-    from dove_eval.run import Evaluation
+    from dove_ext.memory import keep_freed_memory, let_idle_threads_sleep
 
     if getattr(args, "null_query", None) and not args.qdove:
         raise UsageError("--null-query belongs to --qdove; give the model, too")
+    let_idle_threads_sleep()
+
+    from dove_eval.run import Evaluation
+
+    keep_freed_memory()
     evaluation: Evaluation = Evaluation(args)
     report = evaluation.run()
     page, numbers = evaluation.write(report)

@@ -67,8 +67,9 @@ def summarise(rows: Rows, model: Dove, counts: Sequence[int] = COUNTS) -> dict[s
 
 
 def _correlate(statistic: Callable[[np.ndarray], float], pairs: np.ndarray) -> dict[str, Any] | None:
-    """None where nothing varies."""
-    return bootstrap(statistic, pairs).to_json() if np.ptp(pairs, axis=0).all() else None
+    """None where nothing varies, and for so few images that a line goes through all of them."""
+    varies = len(pairs) > 2 and np.ptp(pairs, axis=0).all()
+    return bootstrap(statistic, pairs).to_json() if varies else None
 
 
 def _text(e: Estimate | None) -> str:
@@ -131,7 +132,7 @@ def show(images: ImageSet, rows: Rows, model: Dove, fit: Fit, counts: Sequence[i
         f"Their correlation with complexity (Laplacian variance) is {pearson.value:.2f} (Pearson) and "
         f"{spearman.value:.2f} (Spearman)."
         if pearson is not None and spearman is not None
-        else "All images have the same length or the same complexity."
+        else "What that follows is unknown: too few images, or all of one length or one complexity."
     )
     finding = (
         f"{model.name} spends {average.value:.0f} of {result['tokens']} tokens on average ({1 - share:.0%} "
@@ -193,6 +194,7 @@ def contact_sheet(images: ImageSet, rows: Rows, model: Dove, fit: Fit) -> list[P
     """The images with the fewest and the most tokens, each above its reconstruction."""
     length = rows.values("length")
     count = min(SHEET, max(1, len(length) // 2))
+    some = "image" if count == 1 else f"{count} images"
     order = rows.good[length.argsort(kind="stable")]
     sheets = []
     for kind, chosen in (("fewest", order[:count]), ("most", order[::-1][:count])):
@@ -206,5 +208,5 @@ def contact_sheet(images: ImageSet, rows: Rows, model: Dove, fit: Fit) -> list[P
             [(d, f"{int(n)} token{'s' * (n != 1)}") for d, n in zip(drawn, own.tokens, strict=True)],
         ]
         caption = "Originals and what their tokens give back."
-        sheets.append(Pictures((), grid, caption, title=f"The {count} images with the {kind} tokens"))
+        sheets.append(Pictures((), grid, caption, title=f"The {some} with the {kind} tokens"))
     return sheets

@@ -75,8 +75,8 @@ class Pictures:
         """A figure element."""
         head = "".join(f"<span>{escape(c)}</span>" for c in self.columns)
         cells = "".join(
-            f'<span><img src="{data_uri(image)}" alt="{escape(f"{column}: {text}" if column else text)}" '
-            f'loading="lazy"><small>{escape(text)}</small></span>'
+            f'<span><img src="{data_uri(image)}" alt="{escape(f"{column}: {text}" if column else text)}">'
+            f"<small>{escape(text)}</small></span>"
             for row in self.rows
             for column, (image, text) in zip(self.columns or [""] * len(row), row, strict=True)
         )

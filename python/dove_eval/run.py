@@ -51,12 +51,12 @@ class Evaluation:
         self.notes: list[str] = []
         self.images = find_images(args.data).limit(args.limit) if hasattr(args, "data") else None
         self.labelled = self._labelled()
-        self.output = make_writable_folder(args.output)
         self.dove = Dove(load_model(args))
         self.size = self.dove.model.config.image_size
         self.vqgan = self._vqgan()
         self.qdove = self._second("qdove", "qdove")
         self.against = self._second("against", "other")
+        self.output = make_writable_folder(args.output)  # last: a wrong name leaves no empty folder behind
 
     # --- What is loaded -------------------------------------------------------------------------------
 
@@ -83,7 +83,7 @@ class Evaluation:
 
         dtype = getattr(torch, self.args.dtype)
         model = VQGAN.from_pretrained(folder, device=self.dove.model.device, dtype=dtype)
-        return Vqgan(model, self.size, Path(folder).resolve().name)
+        return Vqgan(model, self.size, _folder_name(folder))
 
     def _second(self, option: str, key: str) -> Dove | None:
         name = getattr(self.args, option, None)
@@ -122,9 +122,12 @@ class Evaluation:
         sections = [parts[name]() for name in wanted]
         images = self.images if self.images is not None else self.labelled
         assert images is not None
+        readable = len(images) - len(images.failed)
         subtitle = (
-            f"Measured on {len(images)} images from {images.source}, {datetime.now(timezone.utc):%d %B %Y}."
+            f"Measured on {readable} images from {images.source}, {datetime.now(timezone.utc):%d %B %Y}."
         )
+        for found in (self.images, self.labelled):
+            self.notes += unreadable(found) if found is not None else []
         return Report(f"{self.dove.name}: evaluation", subtitle, sections, self._origin(), self.notes)
 
     @cached_property
@@ -220,7 +223,22 @@ class Evaluation:
         }
 
 
+def unreadable(images: ImageSet) -> list[str]:
+    """A note on images that were left out, if there are any."""
+    if not images.failed:
+        return []
+    first = next(iter(images.failed.values())).rstrip(".")
+    more = f"; and {len(images.failed) - 1} more" if len(images.failed) > 1 else ""
+    return [f"{len(images.failed)} of {len(images)} files that cannot be read: {first}{more}."]
+
+
 def _apart(first: str, second: str) -> tuple[str, str]:
     """Two model names or folders as people would call them, different ones."""
-    short = Path(first).resolve().name, Path(second).resolve().name
+    short = _folder_name(first), _folder_name(second)
     return short if short[0] != short[1] else (first, second)
+
+
+def _folder_name(path: str) -> str:
+    """What people call a model's folder: training calls each one `model`, inside a folder that has a name."""
+    folder = Path(path).resolve()
+    return folder.parent.name if folder.name == "model" else folder.name

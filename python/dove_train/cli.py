@@ -95,7 +95,7 @@ def run(args: Namespace) -> int:
 
     settings = settings_of(args)
 
-    from dove_train.memory import keep_freed_memory, let_idle_threads_sleep
+    from dove_ext.memory import keep_freed_memory, let_idle_threads_sleep
 
     let_idle_threads_sleep()
 

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from dove_ext.config import VQGANConfig
 from dove_ext.errors import DoveError
+from dove_ext.memory import keep_freed_memory
 from dove_ext.metrics import PERCEPTUAL_DISTANCES, laplacian_variance, perceptual_distance, psnr
 from dove_ext.models.dove import DoveModel
 from dove_ext.models.vqgan import VQGAN
-from dove_train.memory import keep_freed_memory
 
 TOKEN_COUNTS = (4, 8, 16, 32, 64, 128, 256)
 

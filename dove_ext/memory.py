@@ -1,4 +1,7 @@
-"""What makes a training process on a CPU faster: memory that it keeps, and threads that do not spin."""
+"""What makes a process on a CPU faster: memory that it keeps, and threads that do not spin.
+
+Both change the whole process, so only programs call them; the library never does on import.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,9 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 def keep_freed_memory() -> None:
     """Let malloc keep large blocks that are freed instead of returning them to the system.
 
-    On the CPU each step allocates the same gigabytes of activations again. Fresh pages cost a page fault for
-    each 4 KiB and made a step of dove-tiny about three times slower than pages that the process already has.
-    Only glibc can be told so; elsewhere nothing happens.
+    On the CPU each step or batch allocates the same gigabytes of activations again. Fresh pages cost a page
+    fault for each 4 KiB and made a training step of dove-tiny about three times slower than pages that the
+    process already has. Only glibc can be told so; elsewhere nothing happens.
     """
     if not sys.platform.startswith("linux"):
         return
