@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
+import warnings
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +40,12 @@ def session(model: DoveModel, pixels: Tensor, count: int) -> Callable[[], Any]:
 
     previous = dove_ext.set_backend("torch")
     try:
-        with tempfile.TemporaryDirectory() as folder:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            warnings.catch_warnings(),
+            redirect_stdout(sys.stderr),  # the exporter talks; standard output is for the record
+        ):
+            warnings.simplefilter("ignore")
             path = str(Path(folder) / "encode.onnx")
             torch.onnx.export(FixedEncode(model, count).eval(), (pixels,), path, dynamo=True, verbose=False)
             options = onnxruntime.SessionOptions()
