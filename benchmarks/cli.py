@@ -71,7 +71,7 @@ def run(args: Namespace) -> int:
 
 def _measure(args: Namespace, output: Path) -> dict[str, Any]:
     # Before torch is loaded; the same for all systems.
-    from dove_train.memory import keep_freed_memory, let_idle_threads_sleep
+    from dove_ext.memory import keep_freed_memory, let_idle_threads_sleep
 
     let_idle_threads_sleep()
     device = _device(args.device)

@@ -118,7 +118,7 @@ def environment() -> dict[str, str]:
     """What is set for the whole process, for all systems alike."""
     names = ("OMP_WAIT_POLICY", "OMP_NUM_THREADS", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
     found = {name: os.environ[name] for name in names if name in os.environ}
-    return {**found, "freed memory": "kept (dove_train.memory.keep_freed_memory)"}
+    return {**found, "freed memory": "kept (dove_ext.memory.keep_freed_memory)"}
 
 
 def machine(device: torch.device) -> dict[str, Any]:

@@ -3,7 +3,7 @@
     OMP_WAIT_POLICY=PASSIVE python -m benchmarks.training [--batch 8] [--json PATH]
 
 Forward and backward of the whole model at sampled lengths in bfloat16 autocast, as `dove train` runs it. Both
-sides share PyTorch's convolutions and matrix products and the settings of `dove_train.memory` (the variable
+sides share PyTorch's convolutions and matrix products and the settings of `dove_ext.memory` (the variable
 above is the half of them that must be set before torch is loaded). Peak memory is that of a process that does
 nothing else, less what it had before the first step.
 """

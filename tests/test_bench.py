@@ -304,7 +304,7 @@ def test_a_short_run_end_to_end(bench: Any, tmp_path: Path, monkeypatch: pytest.
     cases = [(tiny, 2)] if sys.platform.startswith("linux") else []
     monkeypatch.setattr(systems, "memory_cases", lambda quick: cases)
     monkeypatch.setattr(flops, "table", list)
-    monkeypatch.setattr("dove_train.memory.keep_freed_memory", lambda: None)  # outlives the test
+    monkeypatch.setattr("dove_ext.memory.keep_freed_memory", lambda: None)  # outlives the test
     code, out, _ = bench("--quick", "--json")
     assert code == 0
     found = json.loads(out)
