@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dove_ext.default import decode, encode, load_model, reconstruct
     from dove_ext.errors import CheckpointError, DoveError, ImageError, OutputError, TokensError
     from dove_ext.images import prepare_images, read_image, save_image, to_pil
+    from dove_ext.memory import keep_freed_memory
     from dove_ext.models.dove import DoveModel
     from dove_ext.ops import set_backend
     from dove_ext.tokens import DoveTokens
@@ -37,6 +38,7 @@ _HOMES = {
     "decode": "default",
     "encode": "default",
     "info": "_info",
+    "keep_freed_memory": "memory",
     "load_model": "default",
     "prepare_images": "images",
     "read_image": "images",
@@ -62,6 +64,7 @@ __all__ = [  # noqa: RUF022 (what a newcomer needs first comes first)
     "to_pil",
     "info",
     "set_backend",
+    "keep_freed_memory",
     "DoveError",
     "CheckpointError",
     "ImageError",

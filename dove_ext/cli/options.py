@@ -144,6 +144,8 @@ def load_model(args: Namespace) -> DoveModel:
         raise DoveError(
             f"--device {args.device!r} is not there: torch sees {count} CUDA devices; use --device cpu"
         )
+    if device.type == "cpu":
+        dove_ext.keep_freed_memory()
     model: DoveModel = dove_ext.load_model(args.model, device=device, dtype=getattr(torch, args.dtype))
     return model
 
