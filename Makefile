@@ -43,7 +43,8 @@ bench: $(VENV)/.runtime  ## measure the kernels and the models on this machine (
 	$(BIN)/python -m benchmarks.eos
 	$(BIN)/python -m benchmarks.group_norm
 	$(BIN)/python -m benchmarks.group_norm --backward
-	$(BIN)/python -m benchmarks.encode
+	$(BIN)/python -m benchmarks.conv
+	$(BIN)/dove bench --quick
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.training
 
 clean:  ## remove what the build and the tests leave
