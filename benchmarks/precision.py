@@ -1,8 +1,8 @@
 """What reduced precision and Winograd's sums cost on photographs: `python -m benchmarks.precision PHOTO...`.
 
-The shipped dove-tiny at 64 and 256 tokens and at its own lengths: PSNR of the pictures, how far they are from
-those of plain PyTorch in float32 (in levels of 255), and by how many tokens lengths move. dove-base's encoder,
-with random weights: relative root mean square error against float64, on the first two photographs.
+The shipped dove-tiny at 64 and 256 tokens and at its own lengths: PSNR, how far the pictures lie from those of
+plain PyTorch in float32 (in levels of 255), and by how many tokens lengths move. dove-base's encoder, with
+random weights: relative root mean square error against float64, on the first two photographs.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(
                 f"| {NAMES[backend]} {str(dtype)[6:]} | {count or 'own'} | "
                 f"{psnr(pictures * 2 - 1, pixels).mean():.3f} | {apart.max():.2g} / {apart.mean():.2g} | "
-                f"{int((own != lengths).sum())} of {len(own)}, by {int((own - lengths).abs().max())} at most |"
+                f"{int((own != lengths).sum())} of {len(own)}, by {int((own - lengths).abs().max())} |"
             )
     print("\n| dove-base encoder, random weights | error |\n|---|---|")
     for backend, dtype in (("torch", torch.float32), *WAYS):
