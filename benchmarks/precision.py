@@ -1,6 +1,6 @@
 """What reduced precision and Winograd's sums cost on photographs: `python -m benchmarks.precision PHOTO...`.
 
-The shipped dove-tiny at 64 and 256 tokens and at its own lengths: PSNR, how far the pictures are from those of
+The shipped dove-tiny at 64 and 256 tokens and at its own lengths: PSNR, how far pictures are from those of
 plain PyTorch in float32 (in levels of 255), and by how many tokens lengths move. dove-base's encoder, with
 random weights: relative root mean square error against float64, on the first two photographs.
 """
