@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dove_ext import DoveConfig, DoveModel
 
-from ..encode import images
+from ..build import pictures
 from . import device
 
 
@@ -107,7 +107,7 @@ def encodes(options: Any, model: DoveModel) -> list[dict[str, Any]]:
 
     rows = []
     for batch in (8,) if options.quick else (1, 8, 64):
-        pixels = images(batch, 256)
+        pixels = pictures(batch)
 
         def encode(cuda_graph: bool, p: Tensor = pixels, n: int = batch) -> None:
             model.encode(p, batch_size=n, cuda_graph=cuda_graph)
