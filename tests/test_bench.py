@@ -16,6 +16,10 @@ import torch
 import dove_ext.cli
 from benchmarks import bars, build, flops, measure, report, systems, timing
 from benchmarks.eager import Eager
+from benchmarks.peers.alit import ALIT
+from benchmarks.peers.maskgit_vqgan import MaskGitVQGAN
+from benchmarks.peers.titok import Shape, TiTok
+from benchmarks.peers.vqgan import VQGAN
 from benchmarks.stops import fit_eos
 from dove_ext import DoveConfig, DoveModel, StackConfig, VQGANConfig
 from dove_ext.errors import DoveError
@@ -294,6 +298,35 @@ def test_a_peer_that_fails_is_a_gap_and_ours_is_an_error() -> None:
     with pytest.raises(ZeroDivisionError):
         measure.run_group(systems.Group("g", ("encode",), ((ours, 1),), 0.0, 1), CPU, lambda _: None)
     assert "pip install 'dove-ext[bench]'" in measure.why_not(ModuleNotFoundError("no", name="onnxruntime"))
+
+
+def test_every_stage_of_the_peers_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def narrow(kind: str, name: str, dtype: torch.dtype, device: torch.device) -> Any:
+        base = MaskGitVQGAN(channels=32, latent_width=32)
+        shape = Shape(width=64, layers=1, heads=2, tokens=int(name[2:] or 0)) if name else None
+        models = {
+            "vqgan": lambda: VQGAN(channels=32),
+            "alit": lambda: ALIT(64, 1, 2, base=base),
+            "titok": lambda: TiTok(shape, pixel_channels=32),
+        }
+        return models[kind]().to(dtype).eval()
+
+    monkeypatch.setattr(build, "_peer", narrow)
+    chosen = (
+        ("VQGAN-256", build.RELEASED), ("ALIT-128", build.EAGER), ("ALIT, threshold met at 32", build.EAGER),
+        ("ALIT", build.RELEASED), ("TiTok S-128", build.EAGER),
+    )  # fmt: skip
+    seen = {}
+    for name, way in chosen:
+        for stage, make in systems.find(name, way).build(systems.find(name, way), 1, CPU).items():
+            seen[name, way, stage] = make()()
+    assert seen["ALIT-128", build.EAGER, "encode"].shape == (1, 128)
+    assert seen["ALIT-128", build.EAGER, "roll-outs"].shape == (1, 128)
+    assert seen["ALIT, threshold met at 32", build.EAGER, "encode"].shape == (1, 32)
+    assert seen["ALIT", build.RELEASED, "encode"].dtype == torch.int64
+    assert seen["TiTok S-128", build.EAGER, "decode"].shape == (1, 3, 256, 256)
+    assert seen["VQGAN-256", build.RELEASED, "encode"].shape == (1, 256)
+    assert seen["VQGAN-256", build.RELEASED, "decode"].dtype == torch.float32
 
 
 def test_a_short_run_end_to_end(bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
