@@ -4,7 +4,7 @@
 //   1. for each vector of input channels: normalise the pixels into a patch, transform its tiles;
 //   2. for each panel of output channels: 36 matrix products, tiles x channels_in by channels_in x panel, then
 //      transform back, add bias and residual, round and store.
-// Nothing in between leaves the core's own cache; the weights stream past, once a task.
+// What lies in between stays in the core's caches as far as they reach; the weights stream past, once a task.
 #include "dove/conv.h"
 
 #include "../conv_layout.h"

@@ -6,7 +6,7 @@
 // as.
 //
 // Winograd's minimal filtering F(4x4, 3x3): 4x4 outputs from 6x6 inputs with 36 products instead of 144, at the points
-// 0, +-5/8, +-3/2 and infinity, which lose a third less to rounding than the customary 0, +-1, +-2.
+// 0, +-5/8, +-3/2 and infinity, where rounding errs half as much as at the customary 0, +-1, +-2 and infinity.
 // (arXiv 1509.09308; on the choice of points arXiv 1803.10986.)
 #pragma once
 
