@@ -186,12 +186,11 @@ def record(quick: bool, device: torch.device, command: list[str], say: Say) -> d
     start = time.time()
     say("counting FLOPs")
     gflop = flops.table()
-    rows: list[Row] = []
+    # What runs in processes of its own comes first: later this one holds the memory that it was told to keep.
+    memory = peak_memory(quick, device, say)
+    rows = default_environment(device, say) if device.type == "cpu" and not quick else []
     for group in systems.plan(quick):
         rows += run_group(group, device, say)
-    if device.type == "cpu" and not quick:
-        rows += default_environment(device, say)
-    memory = peak_memory(quick, device, say)
     return {
         "benchmark": "bench",
         "mode": "quick" if quick else "full",
