@@ -40,8 +40,8 @@ def table(record: dict[str, Any]) -> str:
 def main() -> None:
     """Print the tables of the records given, or of all that are committed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("records", nargs="*", type=Path, help="default: benchmarks/results/*.json")
-    paths = parser.parse_args().records or sorted(RESULTS.glob("*.json"))
+    parser.add_argument("records", nargs="*", type=Path, help="default: benchmarks/results/*-cpu.json")
+    paths = parser.parse_args().records or sorted(RESULTS.glob("*-cpu.json"))
     print("\n".join(table(json.loads(path.read_text())) for path in paths))
 
 
