@@ -1,4 +1,4 @@
-"""A process that does one thing: the peak memory of one encode, or times without the usual settings.
+"""A process that does one thing: the peak memory of one encode, times without the usual settings, or a group.
 
     python -m benchmarks.child '{"what": "memory", "system": ..., "way": ..., "batch": 8, ...}'
 
@@ -13,10 +13,13 @@ from __future__ import annotations
 import ctypes
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from dove_ext.memory import keep_freed_memory
 
 from . import build, systems, timing
 from .build import Call
@@ -45,15 +48,31 @@ def peak_mib(call: Call, device: torch.device) -> float:
     return _status_mib("VmHWM") - before
 
 
+def _group(name: str, device: torch.device) -> list[dict[str, Any]]:
+    from .measure import run_group
+
+    if device.type == "cpu":
+        keep_freed_memory()
+    start = time.monotonic()
+
+    def say(line: str) -> None:
+        print(f"         {time.monotonic() - start:5.0f} s  {line}", file=sys.stderr, flush=True)
+
+    group = next(group for group in systems.plan(quick=False) if group.name == name)
+    return run_group(group, device, say)
+
+
 def run(task: dict[str, Any]) -> dict[str, Any]:
     """The answer to one task."""
-    device, batch = torch.device(task["device"]), task["batch"]
+    device, batch = torch.device(task["device"]), task.get("batch", 0)
     build.WEIGHTS.update(task["weights"])
     torch.set_num_threads(task["threads"])
     if task["what"] == "memory":
         system = systems.find(task["system"], task["way"])
         system.build(system, 1, device)["encode"]()()
         return {"peak_mib": peak_mib(system.build(system, batch, device)["encode"](), device)}
+    if task["what"] == "group":
+        return {"rows": _group(task["group"], device)}
     chosen = [systems.find(*names) for names in task["systems"]]
     calls = {str(i): s.build(s, batch, device)["encode"]() for i, s in enumerate(chosen)}
     times = timing.interleave(calls, seconds=0.0, min_rounds=3, warmup=1)

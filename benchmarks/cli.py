@@ -29,7 +29,9 @@ def configure(parser: ArgumentParser) -> None:
         help="a few systems at batch 8: under five minutes on two cores, printed only (the default)",
     )  # fmt: skip
     what.add_argument(
-        "--full", action="store_true", help="everything: about half an hour on two cores, written to -o"
+        "--full",
+        action="store_true",
+        help="everything: about 40 minutes on two cores, written to -o; cut short, it goes on",
     )
     what.add_argument(
         "--report", nargs="?", const="", metavar="RECORD",
@@ -62,14 +64,15 @@ def run(args: Namespace) -> int:
     """Measure or read, then print and write."""
     output = Path(args.output) if args.output else results_folder()
     if args.report is not None:
-        record = _read(Path(args.report) if args.report else output / "bench.json")
-    else:
-        record = _measure(args, output)
+        _show(args, _read(Path(args.report) if args.report else output / "bench.json"), output)
+        return EXIT_OK
+    record, parts = _measure(args, output)
     _show(args, record, output)
+    parts.close()
     return EXIT_OK
 
 
-def _measure(args: Namespace, output: Path) -> dict[str, Any]:
+def _measure(args: Namespace, output: Path) -> tuple[dict[str, Any], Any]:
     # Before torch is loaded; the same for all systems.
     from dove_ext.memory import keep_freed_memory, let_idle_threads_sleep
 
@@ -98,7 +101,8 @@ def _measure(args: Namespace, output: Path) -> dict[str, Any]:
     threads = ["--threads", str(args.threads)] if args.threads else []
     weights = [part for name, path in args.weights for part in ("--weights", f"{name}={Path(path).name}")]
     command = ["dove", "bench", mode, "--device", args.device, *threads, *weights]
-    return measure.record(not args.full, device, command, say)
+    partial = output / "bench.partial.json" if args.full else None
+    return measure.record(not args.full, device, command, say, partial)
 
 
 def _device(name: str) -> Any:

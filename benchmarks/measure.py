@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -17,6 +19,7 @@ import torch
 
 from dove_ext import DoveTokens
 from dove_ext.errors import DoveError
+from dove_ext.files import atomic_write
 
 from . import build, flops, systems, timing
 from .build import Call, System
@@ -24,6 +27,8 @@ from .systems import Group
 
 Row = dict[str, Any]
 Say = Callable[[str], None]
+
+KILLED = "killed, probably for want of memory"
 
 
 def describe(system: System, stage: str, batch: int) -> Row:
@@ -139,8 +144,14 @@ def machine(device: torch.device) -> dict[str, Any]:
     return facts
 
 
-def in_child(task: dict[str, Any], *, plain_environment: bool = False) -> Any:
-    """What `child` answers to a task, in a process of its own."""
+def in_child(task: dict[str, Any], *, plain_environment: bool = False, speaks: bool = False) -> Any:
+    """What `child` answers to a task, in a process of its own; {"missing": why} if it fails.
+
+    Args:
+        task: see `child.run`.
+        plain_environment: without what `environment` lists.
+        speaks: let its progress through to stderr.
+    """
     package = __package__ or "benchmarks"
     task = {**task, "weights": build.WEIGHTS, "threads": torch.get_num_threads()}
     environment = dict(os.environ)
@@ -151,10 +162,13 @@ def in_child(task: dict[str, Any], *, plain_environment: bool = False) -> Any:
             environment.pop(name, None)
     done = subprocess.run(
         [sys.executable, "-m", f"{package}.child", json.dumps(task)],
-        env=environment, capture_output=True, text=True, check=False,
+        env=environment, stdout=subprocess.PIPE, stderr=None if speaks else subprocess.PIPE, text=True,
+        check=False,
     )  # fmt: skip
     if done.returncode != 0:
-        return {"missing": (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1][:200]}
+        killed = KILLED if done.returncode == -signal.SIGKILL else ""
+        said = killed or (done.stderr or "").strip() or f"exit code {done.returncode}"
+        return {"missing": said.splitlines()[-1][:200]}
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -181,27 +195,104 @@ def default_environment(device: torch.device, say: Say) -> list[Row]:
     return [{**row, "seconds": seconds} for row, seconds in zip(rows, answer["seconds"], strict=True)]
 
 
-def record(quick: bool, device: torch.device, command: list[str], say: Say) -> dict[str, Any]:
-    """Everything, as it is written to bench.json."""
-    start = time.time()
+def group_in_child(group: Group, device: torch.device, say: Say) -> list[Row]:
+    """`run_group` in a process of its own, which gives back what it held.
+
+    A group that is too large for this machine's memory is a gap in the record.
+
+    Raises:
+        DoveError: if it fails otherwise.
+    """
+    say(f"{group.name}: begins")
+    answer = in_child({"what": "group", "group": group.name, "device": str(device)}, speaks=True)
+    if answer.get("missing") == KILLED:
+        say(f"{group.name}: {KILLED}")
+        return [
+            {"group": group.name, **describe(system, stage, batch), **answer}
+            for system, batch in group.cases
+            for stage in group.stages
+        ]
+    if "missing" in answer:
+        raise DoveError(
+            f"the group {group.name!r} failed, see above; what was measured before it is kept, and the same "
+            "command goes on from there"
+        )
+    rows: list[Row] = answer["rows"]
+    return rows
+
+
+class Parts:
+    """What a long run has measured so far, on disk; the same command goes on from there.
+
+    Args:
+        path: the file, or None to keep nothing.
+        identity: of commit, command and machine; a file of another is not used.
+        say: told of a file that is.
+    """
+
+    def __init__(self, path: Path | None, identity: dict[str, Any], say: Say) -> None:
+        self.path = path
+        self.held: dict[str, Any] = {"identity": identity, "parts": {}, "seconds": 0.0}
+        if path is not None and path.exists():
+            held = json.loads(path.read_text(encoding="utf-8"))
+            if held["identity"] == identity:
+                self.held = held
+                say(f"going on with {path}, which has {', '.join(held['parts'])}; remove it to start anew")
+
+    def get(self, name: str, measure: Callable[[], Any]) -> Any:
+        """A part as it was measured earlier, or now."""
+        if name not in self.held["parts"]:
+            start = time.time()
+            self.held["parts"][name] = measure()
+            self.held["seconds"] += time.time() - start
+            if self.path is not None:
+                with atomic_write(self.path) as temporary:
+                    temporary.write_text(json.dumps(self.held), encoding="utf-8")
+        return self.held["parts"][name]
+
+    def close(self) -> None:
+        """The record has been written, the parts are of no more use."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+def record(
+    quick: bool, device: torch.device, command: list[str], say: Say, partial: Path | None = None
+) -> tuple[dict[str, Any], Parts]:
+    """Everything, as it is written to bench.json.
+
+    Args:
+        quick: a few systems, all in this process.
+        device: where.
+        command: as it is to stand in the record.
+        say: takes lines of progress.
+        partial: file that holds what is done so far, see `Parts`.
+    """
+    facts = machine(device)
+    commit = timing.commit()
+    parts = Parts(partial, {"commit": commit, "command": command, "machine": facts}, say)
     say("counting FLOPs")
     gflop = flops.table()
     # What runs in processes of its own comes first: later this one holds the memory that it was told to keep.
-    memory = peak_memory(quick, device, say)
-    rows = default_environment(device, say) if device.type == "cpu" and not quick else []
+    memory = parts.get("memory", lambda: peak_memory(quick, device, say))
+    rows: list[Row] = []
+    if device.type == "cpu" and not quick:
+        rows += parts.get("default environment", lambda: default_environment(device, say))
     for group in systems.plan(quick):
-        rows += run_group(group, device, say)
-    return {
+        run = run_group if quick else group_in_child
+        rows += parts.get(group.name, functools.partial(run, group, device, say))
+    whole = {
         "benchmark": "bench",
         "mode": "quick" if quick else "full",
         "command": command,
-        "commit": timing.commit(),
-        "utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(start)),
-        "wall_s": round(time.time() - start),
-        "machine": machine(device),
+        "commit": commit,
+        "utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "wall_s": round(parts.held["seconds"]),
+        "machine": facts,
         "environment": environment() if device.type == "cpu" else {},
         "weights": {name: Path(path).name for name, path in build.WEIGHTS.items()},
         "rows": rows,
         "memory": memory,
         "gflop": gflop,
     }
+    return whole, parts

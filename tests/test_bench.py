@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -300,6 +301,40 @@ def test_a_peer_that_fails_is_a_gap_and_ours_is_an_error() -> None:
     with pytest.raises(ZeroDivisionError):
         measure.run_group(systems.Group("g", ("encode",), ((ours, 1),), 0.0, 1), CPU, lambda _: None)
     assert "pip install 'dove-ext[bench]'" in measure.why_not(ModuleNotFoundError("no", name="onnxruntime"))
+
+
+def test_a_group_too_large_for_memory_is_a_gap(monkeypatch: pytest.MonkeyPatch) -> None:
+    group = systems.Group("g", ("encode",), ((systems.REFERENCE, 64),), 0.0)
+    monkeypatch.setattr(
+        measure.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], -9, "", None)
+    )
+    (row,) = measure.group_in_child(group, CPU, lambda _: None)
+    assert row["missing"] == "killed, probably for want of memory"
+    assert (row["group"], row["system"], row["batch"]) == ("g", "VQGAN-256", 64)
+    monkeypatch.setattr(
+        measure.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 1, "", None)
+    )
+    with pytest.raises(DoveError, match="the group 'g' failed, see above"):
+        measure.group_in_child(group, CPU, lambda _: None)
+
+
+def test_a_run_that_was_cut_short_goes_on(tmp_path: Path) -> None:
+    path, heard, ran = tmp_path / "bench.partial.json", [], []
+
+    def part(name: str) -> list[str]:
+        ran.append(name)
+        return [name]
+
+    first = measure.Parts(path, {"commit": "a"}, heard.append)
+    assert first.get("one", lambda: part("one")) == ["one"]
+    second = measure.Parts(path, {"commit": "a"}, heard.append)
+    assert second.get("one", lambda: part("one")) == ["one"]
+    assert second.get("two", lambda: part("two")) == ["two"]
+    assert ran == ["one", "two"] and "which has one; remove it" in heard[0]
+    other = measure.Parts(path, {"commit": "b"}, heard.append)
+    assert other.get("one", lambda: part("again")) == ["again"]
+    other.close()
+    assert not path.exists()
 
 
 def test_every_stage_of_the_peers_runs(monkeypatch: pytest.MonkeyPatch) -> None:
