@@ -259,7 +259,7 @@ def test_a_random_model_stops_where_it_is_told_to() -> None:
         assert model.encode(pictures).lengths.tolist() == [256] * 4
         fit_eos(model, model.vqgan.encode(pictures / 127.5 - 1), wanted)
     found = model.encode(pictures).lengths.tolist()
-    assert all(abs(a - b) <= 8 for a, b in zip(found, wanted, strict=True)), found
+    assert all(abs(a - b) <= 1 for a, b in zip(found, wanted, strict=True)), found
 
 
 def test_eager_computes_what_the_model_computes() -> None:
