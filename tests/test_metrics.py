@@ -21,28 +21,11 @@ from dove_ext.errors import CheckpointError, DoveError, ImageError
 from dove_ext.images import prepare_images
 from dove_ext.metrics import PERCEPTUAL_DISTANCES, laplacian_variance, perceptual_distance, psnr
 from dove_ext.metrics.distance import FeatureDistance, Trunk
-from dove_ext.metrics.mobilenet import MobileNetDistance, mobilenet_v2_trunk
+from dove_ext.metrics.mobilenet import MobileNetDistance
 
 PHOTOS = sorted((Path(__file__).parents[1] / "examples" / "photos").glob("*.jpg"))
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def random_file(path: Path, trunk: torch.nn.Module) -> Path:
-    """A file with torchvision's names; norms get statistics that are not the ones of a fresh network."""
-    generator = torch.Generator().manual_seed(0)
-    for name, tensor in trunk.state_dict().items():
-        if name.endswith("running_mean"):
-            tensor.uniform_(-0.1, 0.1, generator=generator)
-        elif name.endswith("running_var"):  # about what comes out of a fresh convolution
-            tensor.uniform_(0.05, 0.2, generator=generator)
-    torch.save({f"features.{name}": tensor for name, tensor in trunk.state_dict().items()}, path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def mobilenet_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return random_file(tmp_path_factory.mktemp("weights") / "mobilenet.pth", mobilenet_v2_trunk())
 
 
 @pytest.fixture(scope="module")

@@ -33,6 +33,7 @@ def test_python_blocks_run_one_after_the_other(tmp_path: Path) -> None:
     assert (tmp_path / "tokens.safetensors").exists()
 
 
+@pytest.mark.usefixtures("mobilenet_package")
 def test_commands_succeed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     commands = re.findall(r"^    dove (.*?)(?:  +#.*)?$", README, flags=re.MULTILINE)
     assert [c.split()[0] for c in commands] == ["encode", "decode", "reconstruct", "info", "models", "train"]

@@ -123,7 +123,23 @@ class MobileNetDistance(FeatureDistance):
         Raises:
             ImageError: if the shape is another.
         """
-        x = self.normalise(images)
-        for layer in self.trunk:
+        return self.features_and_grid(images)[0]
+
+    def features_and_grid(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """`features`, and on the way there what the last layer at a sixteenth of the resolution says.
+
+        Args:
+            images: as for `features`.
+
+        Returns:
+            (Tensor, Tensor): float32 [B, 1280], and float32 [B, 96, H / 16, W / 16], rounded up.
+
+        Raises:
+            ImageError: if the shape is another.
+        """
+        x = grid = self.normalise(images).contiguous(memory_format=torch.channels_last)
+        for number, layer in enumerate(self.trunk):
             x = layer(x)
-        return x.float().mean((2, 3))
+            if number == TAPS[-1]:
+                grid = x
+        return x.float().mean((2, 3)), grid.float()

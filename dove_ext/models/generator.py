@@ -124,6 +124,17 @@ class Generator(nn.Module):
         x = torch.cat([x, self.positions(0, count, x, base)], dim=1)
         return self.stack(x, prefix=self.prefix, last=count)
 
+    def image_states(self, latents: Tensor, layers: int) -> Tensor:
+        """Hidden states of the image positions behind the first `layers` layers: [B, P, hidden].
+
+        They see neither query nor time positions, so none of these runs. Not normalised, whatever the depth.
+
+        Args:
+            latents: as for `sequence`.
+            layers: 0 (the stack's input) to all of them.
+        """
+        return self.stack.states(self.from_latent(latents), layers, prefix=self.prefix)
+
     def _changed(self, hidden: Tensor, base: Tensor | None) -> Tensor:
         return hidden if self.to_token is None or base is None else base + self.to_token(hidden)
 

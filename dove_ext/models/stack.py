@@ -158,6 +158,13 @@ class Stack(nn.Module):
         out: Tensor = self.final_layer_norm(x)
         return out
 
+    def states(self, x: Tensor, layers: int, *, prefix: int | None) -> Tensor:
+        """What comes out of the first `layers` layers for x [B, N, hidden], before any final LayerNorm."""
+        rotary = rotary_table(x.shape[1], self.config.rotary_dim, self.config.rotary_base, x.device)
+        for layer in self.layers[:layers]:
+            x = layer(x, rotary, prefix)
+        return x
+
     def reset_parameters(self) -> None:
         """Initialise as GPT-NeoX does for training from scratch: normal 0.02, branches scaled by depth."""
         for name, parameter in self.named_parameters():

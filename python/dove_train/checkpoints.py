@@ -20,7 +20,8 @@ _NAME = re.compile(r"step-(\d+)\.pt")
 
 # What a resumed run may change; everything else would make it another run.
 _FREE_SETTINGS = {
-    "data", "validation", "validation_limit", "workers", "max_unreadable", "perceptual_weights", "device",
+    "data", "validation", "validation_limit", "workers", "max_unreadable", "perceptual_weights",
+    "alignment_weights", "device",
     "minutes", "log_every", "checkpoint_every", "keep_checkpoints", "evaluate_every", "picture_every",
     "tensorboard", "activation_checkpointing", "compile", "batch_size", "accumulate",
 }  # fmt: skip

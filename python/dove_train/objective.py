@@ -59,6 +59,10 @@ class Objective:
         """
         s = self.settings
         images = s.batch_size * s.accumulate
+        if outputs.reconstruction is None:
+            assert outputs.alignment is not None
+            loss = outputs.alignment
+            return loss.sum() / images, {"images": torch.ones_like(loss).sum(), "loss": loss.detach().sum()}
         loss = reconstruction_loss(
             outputs.reconstruction,
             pixels,

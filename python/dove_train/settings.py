@@ -11,7 +11,12 @@ from typing import Any
 from dove_ext.errors import DoveError
 
 # What a stage may train, see `stages.PARTS`.
-PART_NAMES = ("encoder", "decoder", "codebook", "linear", "generator", "tokens", "token_decoder", "head")
+PART_NAMES = (
+    "encoder", "decoder", "codebook", "linear", "generator", "features", "last_layer", "tokens",
+    "token_decoder", "head",
+)  # fmt: skip
+ALIGNED_PARTS = ("encoder", "linear", "features")  # what the path 'features' runs through
+PATHS = ("tokens", "autoencoder", "features")
 
 
 class TrainingError(DoveError, ValueError):
@@ -35,7 +40,9 @@ class Stage:
         default_factory=list, metadata=_help(f"parts that learn, of {', '.join(PART_NAMES)}")
     )
     path: str = _setting(
-        "tokens", "'tokens': through the whole model at sampled lengths; 'autoencoder': VQGAN"
+        "tokens",
+        "'tokens': through the whole model at sampled lengths; 'autoencoder': VQGAN; 'features': the image "
+        "positions of the generator, aligned with a backbone",
     )
     learning_rate: float = _setting(0.0, "peak of AdamW's learning rate (0: the run's)")
     crop: int = _setting(
@@ -43,13 +50,18 @@ class Stage:
     )
 
     def __post_init__(self) -> None:
-        if self.path not in ("tokens", "autoencoder"):
-            raise TrainingError(f"a stage's path must be 'tokens' or 'autoencoder', got {self.path!r}")
+        if self.path not in PATHS:
+            raise TrainingError(f"a stage's path must be one of {', '.join(PATHS)}, got {self.path!r}")
         for name in self.train:
             if name not in PART_NAMES:
                 raise TrainingError(f"a stage can train {', '.join(PART_NAMES)}; {name!r} is none of these")
         if not self.train:
             raise TrainingError(f"a stage must train something: give `train` some of {', '.join(PART_NAMES)}")
+        if self.path == "features" and not set(self.train) <= set(ALIGNED_PARTS):
+            raise TrainingError(
+                f"a stage with path 'features' can train {', '.join(ALIGNED_PARTS)}, "
+                f"got {', '.join(self.train)}"
+            )
         _at_least(self, 0, "steps", "learning_rate", "crop")
 
 
@@ -84,6 +96,9 @@ class Settings:
     perceptual: str = _setting("", "distance: lpips-vgg, mobilenet, st-lpips, st-lpips-vgg (empty: none)")
     perceptual_weight: float = _setting(0.1, "of the perceptual distance")
     perceptual_weights: str = _setting("", "file with its backbone (empty: from its package, or downloaded)")
+    alignment_weights: str = _setting(
+        "", "path 'features': torchvision's file of MobileNetV2 (empty: from its package)"
+    )
     gan_weight: float = _setting(0.0, "of the adversarial loss; the paper's is 5e-10; 0 leaves it out")
     gan_start: int = _setting(0, "step at which the adversarial loss sets in")
     gan_learning_rate: float = _setting(1e-4, "of the discriminator's own AdamW")

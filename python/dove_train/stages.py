@@ -1,9 +1,10 @@
-"""The two paths through a model that a stage can train, and which parameters its parts are."""
+"""The paths through a model that a stage can train, and which parameters its parts are."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -13,13 +14,14 @@ from torch.utils.checkpoint import checkpoint
 from dove_ext.models.dove import DoveModel
 from dove_ext.models.stack import Layer
 from dove_ext.models.vqgan import VQGAN, Level
-from dove_train.settings import Stage, TrainingError
+from dove_train.alignment import Alignment
+from dove_train.settings import Settings, Stage, TrainingError
 
 
 class Outputs(NamedTuple):
     """What a pass gives the losses; what a path does not have is None."""
 
-    reconstruction: Tensor  # [B, 3, S, S]
+    reconstruction: Tensor | None = None  # [B, 3, S, S]
     lengths: Tensor | None = None  # int32 [B], tokens that were kept
     own_lengths: Tensor | None = None  # int32 [B], where the model would stop
     p_eos: Tensor | None = None  # float32 [B, K]
@@ -27,6 +29,7 @@ class Outputs(NamedTuple):
     latents: Tensor | None = None  # [B, P, C], before the quantiser
     codes: Tensor | None = None  # [B, P, C], chosen by it
     indices: Tensor | None = None  # int64 [B, P]
+    alignment: Tensor | None = None  # float32 [B], distance from the backbone's features
 
 
 class TokensPass(nn.Module):
@@ -70,17 +73,38 @@ class AutoencoderPass(nn.Module):
         return Outputs(self.vqgan.decode(quantised), latents=latents, codes=codes, indices=indices)
 
 
-def make_pass(model: DoveModel | VQGAN, stage: Stage) -> TokensPass | AutoencoderPass:
+class FeaturesPass(nn.Module):
+    """Image -> latents -> hidden states of the image positions, compared with a backbone's features."""
+
+    def __init__(self, model: DoveModel, alignment: Alignment) -> None:
+        super().__init__()
+        self.model, self.alignment = model, alignment
+
+    def forward(self, pixels: Tensor, lengths: Tensor | None = None) -> Outputs:
+        """One pass over [B, 3, S, S] in [-1, 1]."""
+        sharp, seen = self.alignment.views(pixels)
+        generator = self.model.generator
+        hidden = generator.image_states(self.model.vqgan.encode(seen), len(generator.stack.layers) - 1)
+        return Outputs(alignment=self.alignment(hidden, sharp))
+
+
+def make_pass(
+    model: DoveModel | VQGAN, stage: Stage, settings: Settings
+) -> TokensPass | AutoencoderPass | FeaturesPass:
     """The path that a stage trains.
 
     Raises:
         TrainingError: if the model has no tokens.
+        CheckpointError: if the backbone's weights cannot be had.
     """
     vqgan = model if isinstance(model, VQGAN) else model.vqgan
     if stage.path == "autoencoder":
         return AutoencoderPass(vqgan)
     if isinstance(model, VQGAN):
         raise TrainingError("a VQGAN has no tokens: its stages need path: autoencoder")
+    if stage.path == "features":
+        weights = Path(settings.alignment_weights) if settings.alignment_weights else None
+        return FeaturesPass(model, Alignment(model.config.generator.hidden, model.config.grid, weights))
     return TokensPass(model)
 
 
@@ -91,6 +115,8 @@ def parts_of(model: DoveModel | VQGAN) -> dict[str, list[nn.Module | None]]:
     which is noise to a code whose finest coefficients matter at a thousandth of its coarsest. So it is a part
     of its own, and recipes leave it out. `tokens` is what the generator adds to the shortcut's tokens, and
     the heads of the Gaussian variant; without a shortcut the hidden states are the tokens, and it is empty.
+    `features` is the generator up to its last but one layer, which the path of that name aligns; `last_layer`
+    is the rest of it, which may then learn where to stop and leaves the features as they are.
     """
     vqgan = model if isinstance(model, VQGAN) else model.vqgan
     parts: dict[str, list[nn.Module | None]] = {
@@ -103,6 +129,9 @@ def parts_of(model: DoveModel | VQGAN) -> dict[str, list[nn.Module | None]]:
         generator = model.generator
         parts["linear"].append(model.shortcut)
         parts["generator"] = [generator.from_latent, generator.from_token, generator.stack]
+        *first, last = generator.stack.layers
+        parts["features"] = [generator.from_latent, *first]
+        parts["last_layer"] = [generator.from_token, last, generator.stack.final_layer_norm]
         parts["tokens"] = [generator.to_token, generator.mean, generator.log_variance]
         parts["token_decoder"] = [model.token_decoder]
         parts["head"] = [generator.embed_out]

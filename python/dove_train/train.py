@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from dove_ext.files import make_writable_folder
 from dove_ext.models.dove import DoveModel
+from dove_train.alignment import STATISTICS_IMAGES, Alignment
 from dove_train.averaging import AveragedWeights
 from dove_train.build import build_model
 from dove_train.checkpoints import newest_checkpoint, require_same_run, write_checkpoint
@@ -45,7 +46,7 @@ from dove_train.objective import Objective
 from dove_train.optimizer import eos_weight, learning_rate, load_optimizer, make_optimizer, optimizer_state
 from dove_train.report import Reporter
 from dove_train.settings import Settings, Stage, TrainingError
-from dove_train.stages import make_pass, recompute_activations, trained_parameters
+from dove_train.stages import FeaturesPass, make_pass, recompute_activations, trained_parameters
 
 
 class Run:
@@ -59,7 +60,7 @@ class Run:
         self.report = Reporter(folder, quiet=not world.leads, tensorboard=settings.tensorboard)
         self.model = build_model(settings, folder).to(world.device).train()
         for stage in settings.stages.values():  # a part or a path that the model lacks is found out now
-            make_pass(self.model, stage), list(trained_parameters(self.model, stage))
+            make_pass(self.model, stage, settings), list(trained_parameters(self.model, stage))
         size = self.model.config.image_size if isinstance(self.model, DoveModel) else 256
         validation = [Path(p) for p in settings.validation]
         synsets = Path(settings.synsets) if settings.synsets else None
@@ -84,7 +85,8 @@ class Run:
             for name, stage in settings.stages.items()
         }
         self.broken_steps = 0  # in a row
-        self.resumed: dict[str, Any] | None = None  # an optimiser's state that the next stage goes on with
+        self.resumed: dict[str, Any] | None = None  # a checkpoint in the middle of a stage, to go on with
+        self.alignment: Alignment | None = None  # of a stage that aligns features
 
     # --- Where the run is -----------------------------------------------------------------------------
 
@@ -189,18 +191,30 @@ class Run:
         trained = list(trained_parameters(self.model, stage))
         for parameter in trained:
             parameter.requires_grad_(True)
-        path: nn.Module = make_pass(self.model, stage)
+        path: nn.Module = make_pass(self.model, stage, self.settings)
+        self.alignment = path.alignment.to(self.world.device) if isinstance(path, FeaturesPass) else None
+        if self.alignment is not None:
+            self.start_alignment(self.alignment)
+            trained += self.alignment.heads.parameters()
         if self.settings.activation_checkpointing:
             recompute_activations(path)
         path = self.world.spread(path)
         if self.world.sharded:
-            trained = [p for p in self.model.parameters() if p.requires_grad]
+            trained = [p for p in path.parameters() if p.requires_grad]
             self.averaged.restore(self.averaged.state(), self.model)
         optimizer = make_optimizer(trained, self.settings)
         if self.resumed is not None:
-            load_optimizer(path, optimizer, self.resumed, self.world)
+            load_optimizer(path, optimizer, self.resumed["optimizer"], self.world)
             self.resumed = None
         return torch.compile(path) if self.settings.compile else path, optimizer  # type: ignore[return-value]
+
+    def start_alignment(self, alignment: Alignment) -> None:
+        """Give it its statistics, the same in every process: a checkpoint's, or those of the first images."""
+        if self.resumed is not None:
+            alignment.load_state(self.resumed["alignment"])
+            return
+        pixels = torch.stack([self.images[i].pixels for i in range(STATISTICS_IMAGES)])
+        alignment.measure(to_range(pixels), self.settings.batch_size)
 
     def shorten(self, name: str, seconds: float) -> None:
         """Cut a stage to its share of `minutes`, from the time of its first 20 steps."""
@@ -224,7 +238,9 @@ class Run:
         )
         lengths = sample_lengths(s.seed, self.position, self.global_batch, self.slots, s.full_share)
         undecided = int((lengths < self.slots).sum())
-        adversarial = objective.adversary is not None and self.step >= s.gan_start
+        adversarial = (
+            objective.adversary is not None and self.step >= s.gan_start and stage.path != "features"
+        )
         tally: dict[str, Tensor] = {}
         names, judged = [], []
         optimizer.zero_grad(set_to_none=True)
@@ -316,6 +332,7 @@ class Run:
             "averaged": self.averaged.state(),
             "optimizer": optimizer_state(path, optimizer, self.world),
             "objective": self.objective.state(),
+            "alignment": None if self.alignment is None else self.alignment.state(),
         }
         if self.world.leads:
             write_checkpoint(self.folder / "checkpoints", self.step, state, self.settings.keep_checkpoints)
@@ -335,7 +352,7 @@ class Run:
         self.objective.restore(state["objective"])
         now = self.current()
         # At a stage's end its optimiser has done its work; the next stage makes its own.
-        self.resumed = state["optimizer"] if now is not None and now[1] > 0 else None
+        self.resumed = state if now is not None and now[1] > 0 else None
 
 
 def to_range(pixels: Tensor) -> Tensor:

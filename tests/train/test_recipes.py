@@ -23,11 +23,14 @@ def test_there_are_recipes() -> None:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_dry_run(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run(
+    path: Path, tmp_path: Path, mobilenet_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = [
         "train", str(path), "-o", str(tmp_path),
         "--data", str(PHOTOS), "--validation", str(PHOTOS / "cat.jpg"),
         "--steps", "2", "--batch-size", "1", "--fit-images", "32", "--device", "cpu", "--log-every", "1",
+        "--alignment-weights", str(mobilenet_file),
         *LIGHTER.get(path.stem, []),
     ]  # fmt: skip
     assert main(arguments) == 0, capsys.readouterr().err

@@ -65,7 +65,14 @@ def test_wrong_command_lines(tmp_path: Path, arguments: tuple[str, ...], sentenc
         ("stages: [a]\n", "stages must be a mapping"),
         ("stages: {a: {steps: 1}}\n", "a stage must train something"),
         ("stages: {a: {steps: 1, train: [all]}}\n", "'all' is none of these"),
-        ("stages: {a: {steps: 1, train: [head], path: x}}\n", "path must be 'tokens' or 'autoencoder'"),
+        (
+            "stages: {a: {steps: 1, train: [head], path: x}}\n",
+            "path must be one of tokens, autoencoder, features",
+        ),
+        (
+            "stages: {a: {steps: 1, train: [head], path: features}}\n",
+            "path 'features' can train encoder, linear, features, got head",
+        ),
     ],
 )
 def test_wrong_recipes(tmp_path: Path, text: str, sentence: str) -> None:

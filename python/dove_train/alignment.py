@@ -1,0 +1,126 @@
+"""Features that mean something: hidden states of the image positions, aligned with a backbone's.
+
+Pixels alone teach a code of patches little about what is in a picture. So the mean of the generator's hidden
+states learns to predict, by one linear map, what MobileNetV2 sees in the whole image, and each position what
+it sees there. The backbone looks at the sharp image, the generator often at a coarse copy of it, so that
+small and blurred pictures are understood, too. The paper has no such term: its stack starts from a trained
+language model and learns for far longer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dove_ext.metrics.mobilenet import TAP_WIDTHS, MobileNetDistance
+from dove_train.distributed import whole
+
+STATISTICS_IMAGES = 256  # enough for a mean and a deviation of each feature
+GRID_WEIGHT = 0.5  # of the positions' term beside the whole image's
+LEAST_AREA = 0.35  # of the random square that both look at, as a share of the image
+COARSE_SHARE = 0.7  # of the images of which the generator sees a coarse copy
+COARSE_SIDES = (32, 128)  # least and largest side of such a copy, in pixels, drawn evenly by its logarithm
+
+
+class Alignment(nn.Module):
+    """Squared distance of linear maps of hidden states from a frozen backbone's standardised features.
+
+    Args:
+        hidden: width of the hidden states.
+        grid: positions along a side.
+        weights: see `MobileNetDistance`.
+
+    Raises:
+        CheckpointError: if the backbone's weights cannot be had.
+    """
+
+    def __init__(self, hidden: int, grid: int, weights: Path | None = None) -> None:
+        super().__init__()
+        self.backbone = MobileNetDistance(weights)
+        self.grid = grid
+        widths = {"whole": 1280, "grid": TAP_WIDTHS[-1]}
+        # They serve the loss only and stay outside the model.
+        self.heads = nn.ModuleDict({name: nn.Linear(hidden, width) for name, width in widths.items()})
+        for name, width in widths.items():
+            self.register_buffer(f"{name}_mean", torch.zeros(width))
+            self.register_buffer(f"{name}_deviation", torch.ones(width))
+
+    @torch.compiler.disable  # sizes are drawn
+    def views(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """What the backbone sees, and what the generator sees: a random square of each image, coarse or not.
+
+        Args:
+            pixels: [B, 3, S, S] in [-1, 1].
+
+        Returns:
+            (Tensor, Tensor): of the same shape and range.
+        """
+        side = pixels.shape[-1]
+        sharp, seen = [], []
+        for image, drawn in zip(pixels, torch.rand(len(pixels), 5).tolist(), strict=True):
+            cut = max(1, round(side * math.sqrt(LEAST_AREA + (1 - LEAST_AREA) * drawn[0])))
+            top, left = (int((side - cut) * place) for place in drawn[1:3])
+            view = _scale(image[None, :, top : top + cut, left : left + cut], side)
+            sharp.append(view)
+            if drawn[3] < COARSE_SHARE:
+                low, high = COARSE_SIDES
+                view = _scale(_scale(view, round(low * (high / low) ** drawn[4])), side)
+            seen.append(view)
+        return torch.cat(sharp), torch.cat(seen)
+
+    @torch.no_grad()
+    def targets(self, images: Tensor) -> dict[str, Tensor]:
+        """The backbone's features of images [B, 3, S, S]: "whole" [B, 1, 1280], "grid" [B, P, 96]."""
+        every, grid = self.backbone.features_and_grid(images)
+        grid = F.adaptive_avg_pool2d(grid, self.grid)
+        return {"whole": every[:, None], "grid": grid.flatten(2).transpose(1, 2)}
+
+    @torch.no_grad()
+    def measure(self, images: Tensor, batch_size: int) -> None:
+        """Take the features' means and deviations from images [N, 3, S, S] in [-1, 1]."""
+        device = self.get_buffer("whole_mean").device
+        parts = [self.targets(part.to(device)) for part in images.split(batch_size)]
+        for name in self.heads:
+            values = torch.cat([part[name] for part in parts]).flatten(0, 1)
+            self.get_buffer(f"{name}_mean").copy_(values.mean(0))
+            # A feature that hardly ever fires would be all noise at unit deviation.
+            self.get_buffer(f"{name}_deviation").copy_(values.std(0) + 1e-3)
+
+    def forward(self, hidden: Tensor, images: Tensor) -> Tensor:
+        """The distance of each image.
+
+        Args:
+            hidden: [B, P, hidden], of what the generator saw.
+            images: [B, 3, S, S] in [-1, 1], what the backbone is to see.
+
+        Returns:
+            Tensor: float32 [B]; 1 + GRID_WEIGHT if the maps know nothing but the means.
+        """
+        states = {"whole": hidden.mean(1, keepdim=True), "grid": hidden}
+        loss: dict[str, Tensor] = {}
+        for name, target in self.targets(images).items():
+            target = (target - self.get_buffer(f"{name}_mean")) / self.get_buffer(f"{name}_deviation")
+            loss[name] = (self.heads[name](states[name]).float() - target).square().mean((1, 2))
+        return loss["whole"] + GRID_WEIGHT * loss["grid"]
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps: all but the backbone; every process must call it."""
+        tensors = self.state_dict()
+        return {name: whole(t) for name, t in tensors.items() if not name.startswith("backbone.")}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from `state`'s result."""
+        missing, unexpected = self.load_state_dict(state, strict=False)
+        assert not unexpected and all(name.startswith("backbone.") for name in missing)
+
+
+def _scale(image: Tensor, side: int) -> Tensor:
+    """[1, 3, H, H] to [1, 3, side, side], bicubic, antialiased, within [-1, 1]."""
+    size = (side, side)
+    scaled = F.interpolate(image, size=size, mode="bicubic", antialias=True, align_corners=False)
+    return scaled.clamp(-1, 1)

@@ -1,0 +1,151 @@
+"""Aligning hidden states with a backbone: what is compared, what learns, and going on with a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dove_ext.metrics.mobilenet import MobileNetDistance
+from dove_ext.models.dove import DoveModel
+from dove_train.alignment import COARSE_SIDES, GRID_WEIGHT, Alignment
+from dove_train.distributed import World
+from dove_train.train import Run
+from tests.train.small import recipe, settings
+
+STAGES = {
+    "features": {"steps": 4, "path": "features", "train": ["features"], "learning_rate": 1e-2},
+    "head": {"steps": 2, "train": ["last_layer", "head"], "learning_rate": 1e-2},
+}
+
+
+def changes(mobilenet_file: Path) -> dict[str, Any]:
+    shape = {**recipe()["shape"], "generator": {"hidden": 64, "layers": 2, "heads": 1, "mlp": 64}}
+    return {"shape": shape, "stages": STAGES, "alignment_weights": str(mobilenet_file), "name": "same"}
+
+
+def new_run(folder: Path, mobilenet_file: Path, **more: Any) -> Run:
+    run = Run(settings(**{**changes(mobilenet_file), **more}), folder, World(0, 1, torch.device("cpu")))
+    run.start()
+    return run
+
+
+def pictures(count: int = 3, side: int = 64) -> torch.Tensor:
+    return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+def test_the_distance_is_its_formula(mobilenet_file: Path) -> None:
+    torch.manual_seed(0)
+    alignment = Alignment(8, 4, mobilenet_file)
+    alignment.measure(pictures(5), batch_size=2)
+    images, hidden = pictures(), torch.randn(3, 16, 8)
+    features, grid = MobileNetDistance(mobilenet_file).features_and_grid(images)
+    everything, everywhere = MobileNetDistance(mobilenet_file).features_and_grid(pictures(5))
+    whole_target = (features - everything.mean(0)) / (everything.std(0) + 1e-3)
+    at = everywhere.permute(0, 2, 3, 1).flatten(0, 2)
+    grid_target = (grid.permute(0, 2, 3, 1).flatten(1, 2) - at.mean(0)) / (at.std(0) + 1e-3)
+    whole = alignment.heads["whole"](hidden.mean(1)) - whole_target
+    there = alignment.heads["grid"](hidden) - grid_target
+    expected = whole.square().mean(1) + GRID_WEIGHT * there.square().mean((1, 2))
+    torch.testing.assert_close(alignment(hidden, images), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_views_keep_shape_and_range_and_some_are_coarse(mobilenet_file: Path) -> None:
+    alignment = Alignment(8, 16, mobilenet_file)
+    torch.manual_seed(0)
+    images = pictures(20, 256)
+    sharp, seen = alignment.views(images)
+    assert sharp.shape == seen.shape == images.shape
+    assert sharp.abs().max() <= 1 and seen.abs().max() <= 1
+    coarse = (sharp - seen).flatten(1).abs().amax(1) > 0
+    assert 8 <= coarse.sum() <= 19
+    # A coarse copy holds no frequency above its largest side's.
+    spectrum = torch.fft.rfft2(seen[coarse]).abs()
+    assert spectrum[..., : COARSE_SIDES[1], 100:].mean() < 0.05 * spectrum[..., :, 1:16].mean()
+    torch.manual_seed(0)
+    again = alignment.views(images)
+    assert torch.equal(again[0], sharp) and torch.equal(again[1], seen)
+
+
+def test_image_states_are_the_stacks_own() -> None:
+    torch.manual_seed(0)
+    run_shape = {**recipe()["shape"], "generator": {"hidden": 64, "layers": 3, "heads": 1, "mlp": 64}}
+    from dove_ext.config import change_shape, preset
+
+    model = DoveModel(change_shape(preset("dove-tiny"), run_shape)).eval()
+    seen: list[torch.Tensor] = []
+    hook = model.generator.stack.layers[1].register_forward_hook(lambda _, __, out: seen.append(out))
+    with torch.no_grad():
+        latents = model.vqgan.encode(pictures())
+        model.generator(latents, base=model.base_tokens(latents))
+        hook.remove()
+        states = model.generator.image_states(latents, 2)
+    torch.testing.assert_close(states, seen[0][:, : states.shape[1]], rtol=1e-4, atol=1e-5)
+
+
+def test_each_stage_learns_its_own_and_no_token_changes(tmp_path: Path, mobilenet_file: Path) -> None:
+    run = new_run(tmp_path, mobilenet_file)
+    parameters = dict(run.model.named_parameters())
+    start = {n: p.clone() for n, p in parameters.items()}
+    images = pictures(2)
+    with torch.no_grad():
+        tokens = run.model.generate(images)[0]
+    run.run_stage("features")
+    middle = {n: p.clone() for n, p in parameters.items()}
+    changed = {n for n in middle if not torch.equal(middle[n], start[n])}
+    assert changed and all(
+        n.startswith(("generator.from_latent", "generator.stack.layers.0")) for n in changed
+    )
+    run.run_stage("head")
+    changed = {n for n, p in parameters.items() if not torch.equal(p, middle[n])}
+    last = (
+        "generator.stack.layers.1",
+        "generator.stack.final",
+        "generator.from_token",
+        "generator.embed_out",
+    )
+    assert "generator.embed_out.weight" in changed and all(n.startswith(last) for n in changed)
+    with torch.no_grad():
+        assert torch.equal(run.model.generate(images)[0], tokens)  # the shortcut's
+
+
+def test_the_loss_falls(tmp_path: Path, mobilenet_file: Path) -> None:
+    stages = {"features": {**STAGES["features"], "steps": 60}}
+    run = new_run(tmp_path, mobilenet_file, stages=stages, bf16=False)
+    losses = []
+    finish = run.objective
+
+    def note(*args: Any, **kwargs: Any) -> Any:
+        result = finish(*args, **kwargs)
+        losses.append(float(result[1]["loss"] / result[1]["images"]))
+        return result
+
+    run.objective = note  # type: ignore[assignment]
+    note.update, note.adversary, note.state = finish.update, None, finish.state  # type: ignore[attr-defined]
+    run.run()
+    assert sum(losses[-15:]) < 0.8 * sum(losses[:15])
+
+
+def test_a_resumed_stage_goes_on_to_the_bit(tmp_path: Path, mobilenet_file: Path) -> None:
+    whole = new_run(tmp_path / "a", mobilenet_file)
+    whole.run()
+    first = new_run(tmp_path / "b", mobilenet_file, checkpoint_every=2)
+    save = first.save
+
+    class StopError(Exception):
+        pass
+
+    def save_and_stop(*args: Any) -> None:
+        save(*args)
+        raise StopError
+
+    first.save = save_and_stop  # type: ignore[method-assign]
+    with pytest.raises(StopError):
+        first.run()
+    second = new_run(tmp_path / "b", mobilenet_file)
+    assert second.step == 2
+    second.run()
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, second.model.state_dict()[name]), name
