@@ -100,11 +100,24 @@ class FeatureDistance(nn.Module):
                 f"images and targets must have the same shape, got {list(images.shape)} and "
                 f"{list(targets.shape)}"
             )
-        ours = self.trunk(self.normalise(images))
-        theirs = self.trunk(self.normalise(targets))
-        total = images.new_zeros(len(images), dtype=torch.float32)
-        for index, (a, b) in enumerate(zip(ours, theirs, strict=True)):
-            difference = (_unit_length(a) - _unit_length(b)).square()
+        return self.compare(self.describe(images), self.describe(targets))
+
+    def describe(self, images: Tensor) -> list[Tensor]:
+        """What `compare` wants of images [B, 3, H, W] in [-1, 1], for comparing them with many others.
+
+        Returns:
+            list[Tensor]: of each layer, float32 [B, C, H', W'], every position of unit length.
+
+        Raises:
+            ImageError: if the shape is another.
+        """
+        return [_unit_length(layer) for layer in self.trunk(self.normalise(images))]
+
+    def compare(self, images: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+        """The distance, float32 [B], of images that `describe` has seen."""
+        total = torch.zeros(len(images[0]), device=images[0].device)
+        for index, (a, b) in enumerate(zip(images, targets, strict=True)):
+            difference = (a - b).square()
             total = total + (difference * self.get_buffer(f"weight{index}")).sum(1).mean((1, 2))
         return total
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from dove_eval.rows import weights_digest
 from dove_ext.errors import CheckpointError
 from dove_ext.metrics import perceptual_distance
+from dove_ext.metrics.distance import FeatureDistance
 from dove_ext.metrics.mobilenet import MobileNetDistance
 
 # What a perceptual distance truly is.
@@ -29,12 +30,12 @@ class Distance:
 
     Attributes:
         name: what it truly is, such as "LPIPS (VGG)" or "MobileNetV2 feature distance".
-        measure: images [B, 3, S, S] in [-1, 1], twice, to [B].
+        network: compares images [B, 3, S, S] in [-1, 1].
         identity: of its weights, JSON.
     """
 
     name: str
-    measure: Callable[[Tensor, Tensor], Tensor]
+    network: FeatureDistance
     identity: Any
 
 

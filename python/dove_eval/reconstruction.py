@@ -64,9 +64,11 @@ def measure(images: ImageSet, size: int, setup: Setup, output: Path) -> Rows:
         row: dict[str, Tensor] = {}
         if setup.features is not None:
             row["original-features"] = setup.features.measure(pixels)
+        # Once for all that it is compared with.
+        original = None if setup.distance is None else setup.distance.network.describe(pixels)
         for system in setup.systems:
             for result in system.reconstruct(pixels, setup.counts):
-                row |= _judge(pixels, result, f"{system.key}-{result.point}", setup)
+                row |= _judge(pixels, original, result, f"{system.key}-{result.point}", setup)
         for codec in codecs:
             row |= _rate(codec, pixels)
         return row
@@ -84,7 +86,9 @@ def measure(images: ImageSet, size: int, setup: Setup, output: Path) -> Rows:
     )  # fmt: skip
 
 
-def _judge(pixels: Tensor, result: Reconstruction, prefix: str, setup: Setup) -> dict[str, Tensor]:
+def _judge(
+    pixels: Tensor, original: list[Tensor] | None, result: Reconstruction, prefix: str, setup: Setup
+) -> dict[str, Tensor]:
     # What a viewer would see: 8-bit pictures, for codecs and models alike.
     image = result.images.add(1).mul(127.5).round().div(127.5).sub(1)
     row = {
@@ -95,8 +99,9 @@ def _judge(pixels: Tensor, result: Reconstruction, prefix: str, setup: Setup) ->
         "l1": quality.l1(image, pixels),
         "mse": quality.mse(image, pixels),
     }
-    if setup.distance is not None:
-        row["perceptual"] = setup.distance.measure(image, pixels)
+    if setup.distance is not None and original is not None:
+        network = setup.distance.network
+        row["perceptual"] = network.compare(network.describe(image), original)
     if setup.features is not None:
         row["features"] = setup.features.measure(image)
     return {f"{prefix}-{name}": value for name, value in row.items()}

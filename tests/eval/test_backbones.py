@@ -49,7 +49,7 @@ def test_mobilenet_serves_both_under_its_own_name(mobilenet: None) -> None:
     assert features.name == "Frechet distance (MobileNetV2)" and "not FID" in features.protocol
     images = torch.rand(2, 3, 8, 8)
     assert torch.equal(features.measure(images), images.mean((2, 3)))
-    assert distance.measure(images, images).tolist() == [0, 0]
+    assert distance.network(images, images).tolist() == [0, 0]
 
 
 def test_inception_makes_it_fid(mobilenet: None, monkeypatch: pytest.MonkeyPatch) -> None:
