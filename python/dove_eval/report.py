@@ -30,10 +30,19 @@ class Table:
 
     def html(self) -> str:
         """A table element."""
-        head = "".join(f'<th scope="col">{escape(c)}</th>' for c in self.columns)
+        # Words read from the left; figures stand in line at the right.
+        columns = list(zip(*self.rows, strict=True)) or [()] * len(self.columns)
+        kinds = [
+            "" if any(cell.lstrip("+-")[:1].isdigit() for cell in column) else ' class="words"'
+            for column in columns
+        ]
+        head = "".join(
+            f'<th scope="col"{kind}>{escape(name)}</th>'
+            for name, kind in zip(self.columns, kinds, strict=True)
+        )
         body = "".join(
-            "<tr><th "
-            f'scope="row">{escape(row[0])}</th>{"".join(f"<td>{_cell(c)}</td>" for c in row[1:])}</tr>'
+            f'<tr><th scope="row">{escape(row[0])}</th>'
+            f"{''.join(f'<td{k}>{_cell(c)}</td>' for c, k in zip(row[1:], kinds[1:], strict=True))}</tr>"
             for row in self.rows
         )
         table = (
