@@ -27,7 +27,7 @@ class AveragedWeights:
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """Move the mean towards the current weights, faster in the first steps; buffers are copied."""
+        """Move the mean towards the current weights, faster in a stage's first steps; buffers are copied."""
         decay = min(self.decay, (1 + step) / (10 + step))
         trained = {name for name, _ in model.named_parameters()}
         for name, tensor in model.state_dict().items():

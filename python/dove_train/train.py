@@ -181,12 +181,17 @@ class Run:
                 self.save(path, optimizer)
 
     def prepare(self, stage: Stage) -> tuple[nn.Module, torch.optim.AdamW]:
-        """What a stage runs: its path, spread over the processes, and a new optimiser."""
+        """What a stage runs: its path, spread over the processes, and a new optimiser.
+
+        It begins with the averaged weights of the stage before, which are what is saved: what it trains has
+        to fit them.
+        """
+        state = self.averaged.state() if self.resumed is None else self.model.state_dict()
+        weights = {name: whole(t) for name, t in state.items()}
         if self.world.sharded:  # shards are laid out for one stage: the next starts from whole weights
-            weights = {name: whole(t) for name, t in self.model.state_dict().items()}
             self.model = copy.deepcopy(self.averaged.model()).train()
-            self.model.load_state_dict(weights)
             self.model.to(memory_format=torch.contiguous_format)  # FSDP2 shards no channels-last weights
+        self.model.load_state_dict(weights)
         self.model.requires_grad_(False)
         trained = list(trained_parameters(self.model, stage))
         for parameter in trained:
@@ -276,7 +281,7 @@ class Run:
             means |= {"threshold": objective.threshold.value(0.0), "lambda": lambda_eos}
             self.report.check_lengths(means["length"], self.slots, lambda_eos)
         self.step += 1
-        self.averaged.update(self.model, self.step)
+        self.averaged.update(self.model, place + 1)
         return {**means, "norm": norm, "lr": rate}
 
     def pixels(self, batch: Batch, stage: Stage, part: int) -> Tensor:

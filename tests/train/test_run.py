@@ -68,10 +68,26 @@ def test_closed_form_reconstructs_before_training(tmp_path: Path) -> None:
 def test_a_stage_trains_its_parts_and_nothing_else(tmp_path: Path) -> None:
     run = new_run(tmp_path)
     run.run_stage("joint")
-    before = {n: p.clone() for n, p in run.model.named_parameters()}
+    before = {n: value.clone() for n, value in run.averaged.values.items()}
     run.run_stage("head")
     changed = {n for n, p in run.model.named_parameters() if not torch.equal(p, before[n])}
     assert changed == {"generator.embed_out.weight", "generator.embed_out.bias"}
+
+
+def test_a_stage_starts_from_the_average_of_the_one_before(tmp_path: Path) -> None:
+    run = new_run(tmp_path, ema=0.9)
+    run.run_stage("joint")
+    averaged = {name: value.clone() for name, value in run.averaged.values.items()}
+    raw = run.model.state_dict()
+    assert not torch.equal(raw["token_decoder.to_latent.weight"], averaged["token_decoder.to_latent.weight"])
+    run.run_stage("head")
+    for name, value in run.model.state_dict().items():
+        if "embed_out" not in name:
+            assert torch.equal(value, averaged[name]), name
+    # A new average, which hardly remembers where the stage began after two steps.
+    name = "generator.embed_out.weight"
+    now = run.model.state_dict()[name]
+    assert (run.averaged.values[name] - now).norm() < 0.5 * (averaged[name] - now).norm()
 
 
 @pytest.mark.parametrize("changes", [
@@ -206,6 +222,7 @@ def test_a_loss_that_is_not_finite_is_named_and_ends_the_run(
     run = new_run(tmp_path, stages={"joint": {"steps": 20, "train": PARTS}})
     with torch.no_grad():
         run.model.vqgan.decoder.conv_out.bias.fill_(float("nan"))
+    run.averaged.reset(run.model)  # what a stage begins with
     before = run.model.generator.embed_out.bias.clone()
     with pytest.raises(TrainingError, match="ten steps in a row had a loss or gradient that is not finite"):
         run.run()
