@@ -180,11 +180,13 @@ class Vqgan:
             and "before-quantisation" [B, width]: means over positions, of the encoder's levels from fine to
             coarse and of the latents.
         """
-        levels: list[Tensor] = []
+        # On a CPU the encoder takes a batch in parts, one after the other.
+        levels: dict[nn.Module, list[Tensor]] = {}
 
-        def keep(_: nn.Module, __: Any, stream: tuple[Tensor, Tensor | None]) -> None:
+        def keep(module: nn.Module, _: Any, stream: tuple[Tensor, Tensor | None]) -> None:
             x, branch = stream
-            levels.append((x if branch is None else x + branch).float().mean((2, 3)))
+            level = (x if branch is None else x + branch).float().mean((2, 3))
+            levels.setdefault(module, []).append(level)
 
         modules = [*self.vqgan.encoder.down, self.vqgan.encoder.mid]
         hooks = [module.register_forward_hook(keep) for module in modules]
@@ -194,7 +196,8 @@ class Vqgan:
             for hook in hooks:
                 hook.remove()
         out = {"latents": mean_and_max(latents), "before-quantisation": latents.mean(1)}
-        return out | {f"level-{number}": level for number, level in enumerate(levels, 1)}
+        means = [torch.cat(levels[module]) for module in modules]
+        return out | {f"level-{number}": level for number, level in enumerate(means, 1)}
 
 
 class Pixels:

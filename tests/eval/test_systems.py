@@ -66,6 +66,9 @@ def test_vqgan_with_and_without_codebook(pixels: torch.Tensor) -> None:
     assert torch.allclose(features["latents"], mean_and_max(latents), atol=1e-5)
     assert torch.allclose(features["before-quantisation"], latents.mean(1), atol=1e-5)
     assert [n for n in features if n.startswith("level-")] == ["level-1", "level-2", "level-3"]
+    many = quantised.features(pixels.repeat(5, 1, 1, 1), (4,))  # more than the encoder takes at once on a CPU
+    for name, value in features.items():
+        assert torch.allclose(many[name], value.repeat(5, 1), atol=1e-5), name
     plain = Vqgan(
         micro(vqgan=vqgan.config.__class__(**{**vqgan.config.__dict__, "codebook_size": 0})).vqgan, 32, "a"
     )
