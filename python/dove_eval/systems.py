@@ -107,7 +107,8 @@ class Dove:
         Returns:
             dict: "tokens-N" and "tokens-own" [B, 2 D]: mean and maximum over the first tokens (3.2);
             "image-L" and "time-L" [B, hidden]: mean of hidden layer L over the image's and the time
-            positions, L from 0 (the stack's input) to its number of layers, whose output is normalised.
+            positions, L from 0 (the stack's input) to its number of layers, whose output is normalised and
+            which has no "image" column: nothing reads the image positions there, so they are not computed.
         """
         layers: list[Tensor] = []
         stack = self.model.generator.stack
@@ -125,7 +126,8 @@ class Dove:
         each = zip(tokens, own.tolist(), strict=True)
         out[f"tokens-{OWN}"] = torch.cat([mean_and_max(image[None, :n]) for image, n in each])
         for number, hidden in enumerate(layers):
-            out[f"image-{number}"] = hidden[:, :slots].float().mean(1)
+            if hidden.shape[1] > slots:  # the last layer runs at the time positions only
+                out[f"image-{number}"] = hidden[:, :slots].float().mean(1)
             out[f"time-{number}"] = hidden[:, -slots:].float().mean(1)
         return out
 

@@ -44,6 +44,8 @@ def test_dove_features(dove: Dove, pixels: torch.Tensor) -> None:
         assert torch.allclose(features[f"tokens-{OWN}"][b], expected, atol=1e-5)
     layers = [name for name in features if name.startswith("time-")]
     assert layers == ["time-0", "time-1", "time-2"], "the stack's input and its two layers"
+    layers = [name for name in features if name.startswith("image-")]
+    assert layers == ["image-0", "image-1"], "the last layer does not run there"
     # The last layer at the time positions, normalised, is what the head reads.
     _, hidden = dove.model.generate(pixels)
     assert torch.allclose(features["time-2"], hidden.mean(1), atol=1e-5)
