@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,16 +18,13 @@ import torch
 
 from dove_ext import DoveTokens
 from dove_ext.errors import DoveError
-from dove_ext.files import atomic_write
 
 from . import build, flops, systems, timing
 from .build import Call, System
+from .parts import KILLED, Parts, Say
 from .systems import Group
 
 Row = dict[str, Any]
-Say = Callable[[str], None]
-
-KILLED = "killed, probably for want of memory"
 
 
 def describe(system: System, stage: str, batch: int) -> Row:
@@ -211,6 +207,7 @@ def group_in_child(group: Group, device: torch.device, say: Say) -> list[Row]:
             {"group": group.name, **describe(system, stage, batch), **answer}
             for system, batch in group.cases
             for stage in group.stages
+            if stage in system.build(system, batch, device)
         ]
     if "missing" in answer:
         raise DoveError(
@@ -219,41 +216,6 @@ def group_in_child(group: Group, device: torch.device, say: Say) -> list[Row]:
         )
     rows: list[Row] = answer["rows"]
     return rows
-
-
-class Parts:
-    """What a long run has measured so far, on disk; the same command goes on from there.
-
-    Args:
-        path: the file, or None to keep nothing.
-        identity: of commit, command and machine; a file of another is not used.
-        say: told of a file that is.
-    """
-
-    def __init__(self, path: Path | None, identity: dict[str, Any], say: Say) -> None:
-        self.path = path
-        self.held: dict[str, Any] = {"identity": identity, "parts": {}, "seconds": 0.0}
-        if path is not None and path.exists():
-            held = json.loads(path.read_text(encoding="utf-8"))
-            if held["identity"] == identity:
-                self.held = held
-                say(f"going on with {path}, which has {', '.join(held['parts'])}; remove it to start anew")
-
-    def get(self, name: str, measure: Callable[[], Any]) -> Any:
-        """A part as it was measured earlier, or now."""
-        if name not in self.held["parts"]:
-            start = time.time()
-            self.held["parts"][name] = measure()
-            self.held["seconds"] += time.time() - start
-            if self.path is not None:
-                with atomic_write(self.path) as temporary:
-                    temporary.write_text(json.dumps(self.held), encoding="utf-8")
-        return self.held["parts"][name]
-
-    def close(self) -> None:
-        """The record has been written, the parts are of no more use."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
 
 
 def record(
@@ -270,10 +232,21 @@ def record(
     """
     facts = machine(device)
     commit = timing.commit()
-    parts = Parts(partial, {"commit": commit, "command": command, "machine": facts}, say)
+    around = environment() if device.type == "cpu" else {}
+    weights = {
+        name: [str(Path(path).resolve()), Path(path).stat().st_mtime] for name, path in build.WEIGHTS.items()
+    }
+    identity = {
+        "commit": commit,
+        "command": command,
+        "machine": facts,
+        "environment": around,
+        "weights": weights,
+    }
+    parts = Parts(partial, identity, say)
     say("counting FLOPs")
     gflop = flops.table()
-    # What runs in processes of its own comes first: later this one holds the memory that it was told to keep.
+    # First, before this process holds the memory that it was told to keep (--quick).
     memory = parts.get("memory", lambda: peak_memory(quick, device, say))
     rows: list[Row] = []
     if device.type == "cpu" and not quick:
@@ -289,7 +262,7 @@ def record(
         "utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "wall_s": round(parts.held["seconds"]),
         "machine": facts,
-        "environment": environment() if device.type == "cpu" else {},
+        "environment": around,
         "weights": {name: Path(path).name for name, path in build.WEIGHTS.items()},
         "rows": rows,
         "memory": memory,

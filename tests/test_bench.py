@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import dove_ext.cli
-from benchmarks import bars, build, flops, measure, report, systems, timing
+from benchmarks import bars, build, flops, measure, parts, report, systems, timing
 from benchmarks.eager import Eager
 from benchmarks.peers.alit import ALIT
 from benchmarks.peers.maskgit_vqgan import MaskGitVQGAN
@@ -321,20 +321,27 @@ def test_a_group_too_large_for_memory_is_a_gap(monkeypatch: pytest.MonkeyPatch) 
 def test_a_run_that_was_cut_short_goes_on(tmp_path: Path) -> None:
     path, heard, ran = tmp_path / "bench.partial.json", [], []
 
-    def part(name: str) -> list[str]:
+    def part(name: str) -> list[dict[str, str]]:
         ran.append(name)
-        return [name]
+        return [{"missing": name}]
 
-    first = measure.Parts(path, {"commit": "a"}, heard.append)
-    assert first.get("one", lambda: part("one")) == ["one"]
-    second = measure.Parts(path, {"commit": "a"}, heard.append)
-    assert second.get("one", lambda: part("one")) == ["one"]
-    assert second.get("two", lambda: part("two")) == ["two"]
-    assert ran == ["one", "two"] and "which has one; remove it" in heard[0]
-    other = measure.Parts(path, {"commit": "b"}, heard.append)
-    assert other.get("one", lambda: part("again")) == ["again"]
+    first = parts.Parts(path, {"commit": "a"}, heard.append)
+    assert first.get("one", lambda: part("one")) == [{"missing": "one"}]
+    second = parts.Parts(path, {"commit": "a"}, heard.append)
+    assert second.get("one", lambda: part("one")) == [{"missing": "one"}]
+    assert second.get("two", lambda: part(parts.KILLED)) == [{"missing": parts.KILLED}]
+    third = parts.Parts(path, {"commit": "a"}, heard.append)
+    third.get("two", lambda: part("again"))  # what was killed is tried again
+    assert ran == ["one", parts.KILLED, "again"] and "which has one; remove it" in heard[0]
+    other = parts.Parts(path, {"commit": "b"}, heard.append)
+    assert "is of another commit" in heard[-1] and (tmp_path / "bench.partial.old.json").exists()
+    other.get("one", lambda: part("anew"))
+    assert ran[-1] == "anew" and path.exists()
     other.close()
     assert not path.exists()
+    path.write_text("{")
+    with pytest.raises(DoveError, match=r"bench.partial.json is damaged; remove it"):
+        parts.Parts(path, {}, heard.append)
 
 
 def test_every_stage_of_the_peers_runs(monkeypatch: pytest.MonkeyPatch) -> None:

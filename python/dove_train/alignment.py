@@ -10,9 +10,10 @@ language model and learns for far longer.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -41,7 +42,8 @@ class Alignment(nn.Module):
 
     def __init__(self, hidden: int, grid: int, weights: Path | None = None) -> None:
         super().__init__()
-        self.backbone = MobileNetDistance(weights)
+        # In a tuple, so that it is no part of this module: it is neither trained, nor spread, nor kept.
+        self.backbone = (MobileNetDistance(weights),)
         self.grid = grid
         widths = {"whole": 1280, "grid": TAP_WIDTHS[-1]}
         # They serve the loss only and stay outside the model.
@@ -50,19 +52,24 @@ class Alignment(nn.Module):
             self.register_buffer(f"{name}_mean", torch.zeros(width))
             self.register_buffer(f"{name}_deviation", torch.ones(width))
 
+    def _apply(self, *args: Any, **kwargs: Any) -> Alignment:
+        self.backbone[0]._apply(*args, **kwargs)  # it goes to the same device
+        return super()._apply(*args, **kwargs)
+
     @torch.compiler.disable  # sizes are drawn
-    def views(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def views(self, pixels: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
         """What the backbone sees, and what the generator sees: a random square of each image, coarse or not.
 
         Args:
             pixels: [B, 3, S, S] in [-1, 1].
+            draws: `draw_views` of these images.
 
         Returns:
             (Tensor, Tensor): of the same shape and range.
         """
         side = pixels.shape[-1]
         sharp, seen = [], []
-        for image, drawn in zip(pixels, torch.rand(len(pixels), 5).tolist(), strict=True):
+        for image, drawn in zip(pixels, draws.tolist(), strict=True):
             cut = max(1, round(side * math.sqrt(LEAST_AREA + (1 - LEAST_AREA) * drawn[0])))
             top, left = (int((side - cut) * place) for place in drawn[1:3])
             view = _scale(image[None, :, top : top + cut, left : left + cut], side)
@@ -76,7 +83,7 @@ class Alignment(nn.Module):
     @torch.no_grad()
     def targets(self, images: Tensor) -> dict[str, Tensor]:
         """The backbone's features of images [B, 3, S, S]: "whole" [B, 1, 1280], "grid" [B, P, 96]."""
-        every, grid = self.backbone.features_and_grid(images)
+        every, grid = self.backbone[0].features_and_grid(images)
         grid = F.adaptive_avg_pool2d(grid, self.grid)
         return {"whole": every[:, None], "grid": grid.flatten(2).transpose(1, 2)}
 
@@ -99,7 +106,7 @@ class Alignment(nn.Module):
             images: [B, 3, S, S] in [-1, 1], what the backbone is to see.
 
         Returns:
-            Tensor: float32 [B]; 1 + GRID_WEIGHT if the maps know nothing but the means.
+            Tensor: float32 [B]; about 1 + GRID_WEIGHT if the maps know nothing but the means.
         """
         states = {"whole": hidden.mean(1, keepdim=True), "grid": hidden}
         loss: dict[str, Tensor] = {}
@@ -109,14 +116,17 @@ class Alignment(nn.Module):
         return loss["whole"] + GRID_WEIGHT * loss["grid"]
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps: all but the backbone; every process must call it."""
-        tensors = self.state_dict()
-        return {name: whole(t) for name, t in tensors.items() if not name.startswith("backbone.")}
+        """What a checkpoint keeps, whole; every process must call it."""
+        return {name: whole(tensor) for name, tensor in self.state_dict().items()}
 
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from `state`'s result."""
-        missing, unexpected = self.load_state_dict(state, strict=False)
-        assert not unexpected and all(name.startswith("backbone.") for name in missing)
+
+def draw_views(seed: int, first: int, count: int) -> Tensor:
+    """Five numbers in [0, 1) for each of the samples `first`, `first` + 1, ... of a run: float64 [count, 5].
+
+    They depend on the seed and a sample's place in the run alone, as its length does.
+    """
+    rows = [np.random.default_rng((seed, 5, first + row)).random(5) for row in range(count)]
+    return torch.from_numpy(np.stack(rows))
 
 
 def _scale(image: Tensor, side: int) -> Tensor:

@@ -15,7 +15,6 @@ PART_NAMES = (
     "encoder", "decoder", "codebook", "linear", "generator", "features", "last_layer", "tokens",
     "token_decoder", "head",
 )  # fmt: skip
-ALIGNED_PARTS = ("encoder", "linear", "features")  # what the path 'features' runs through
 PATHS = ("tokens", "autoencoder", "features")
 
 
@@ -57,10 +56,10 @@ class Stage:
                 raise TrainingError(f"a stage can train {', '.join(PART_NAMES)}; {name!r} is none of these")
         if not self.train:
             raise TrainingError(f"a stage must train something: give `train` some of {', '.join(PART_NAMES)}")
-        if self.path == "features" and not set(self.train) <= set(ALIGNED_PARTS):
+        if self.path == "features" and (self.train != ["features"] or self.crop):
             raise TrainingError(
-                f"a stage with path 'features' can train {', '.join(ALIGNED_PARTS)}, "
-                f"got {', '.join(self.train)}"
+                "a stage with path 'features' trains features, nothing else, and draws its own squares: give "
+                "it train: [features] and no crop"
             )
         _at_least(self, 0, "steps", "learning_rate", "crop")
 

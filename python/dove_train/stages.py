@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from dove_ext.errors import CheckpointError
 from dove_ext.models.dove import DoveModel
 from dove_ext.models.stack import Layer
 from dove_ext.models.vqgan import VQGAN, Level
@@ -80,9 +81,9 @@ class FeaturesPass(nn.Module):
         super().__init__()
         self.model, self.alignment = model, alignment
 
-    def forward(self, pixels: Tensor, lengths: Tensor | None = None) -> Outputs:
-        """One pass over [B, 3, S, S] in [-1, 1]."""
-        sharp, seen = self.alignment.views(pixels)
+    def forward(self, pixels: Tensor, draws: Tensor) -> Outputs:
+        """One pass over [B, 3, S, S] in [-1, 1], with `draw_views` of these images."""
+        sharp, seen = self.alignment.views(pixels, draws)
         generator = self.model.generator
         hidden = generator.image_states(self.model.vqgan.encode(seen), len(generator.stack.layers) - 1)
         return Outputs(alignment=self.alignment(hidden, sharp))
@@ -94,8 +95,8 @@ def make_pass(
     """The path that a stage trains.
 
     Raises:
-        TrainingError: if the model has no tokens.
-        CheckpointError: if the backbone's weights cannot be had.
+        TrainingError: if the model has no tokens,
+            or the backbone's weights cannot be had.
     """
     vqgan = model if isinstance(model, VQGAN) else model.vqgan
     if stage.path == "autoencoder":
@@ -104,7 +105,12 @@ def make_pass(
         raise TrainingError("a VQGAN has no tokens: its stages need path: autoencoder")
     if stage.path == "features":
         weights = Path(settings.alignment_weights) if settings.alignment_weights else None
-        return FeaturesPass(model, Alignment(model.config.generator.hidden, model.config.grid, weights))
+        try:
+            return FeaturesPass(model, Alignment(model.config.generator.hidden, model.config.grid, weights))
+        except CheckpointError as error:
+            raise TrainingError(
+                f"a stage of path 'features' needs MobileNetV2 (--alignment-weights): {error}"
+            ) from error
     return TokensPass(model)
 
 

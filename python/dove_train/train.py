@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from dove_ext.files import make_writable_folder
 from dove_ext.models.dove import DoveModel
-from dove_train.alignment import STATISTICS_IMAGES, Alignment
+from dove_train.alignment import STATISTICS_IMAGES, Alignment, draw_views
 from dove_train.averaging import AveragedWeights
 from dove_train.build import build_model
 from dove_train.checkpoints import newest_checkpoint, require_same_run, write_checkpoint
@@ -59,8 +59,13 @@ class Run:
         self.folder = make_writable_folder(folder)
         self.report = Reporter(folder, quiet=not world.leads, tensorboard=settings.tensorboard)
         self.model = build_model(settings, folder).to(world.device).train()
-        for stage in settings.stages.values():  # a part or a path that the model lacks is found out now
-            make_pass(self.model, stage, settings), list(trained_parameters(self.model, stage))
+        self.planned = {
+            name: min(stage.steps, settings.steps) if settings.steps else stage.steps
+            for name, stage in settings.stages.items()
+        }
+        for name, stage in settings.stages.items():  # a part or a path that the model lacks is found out now
+            if self.planned[name]:
+                make_pass(self.model, stage, settings), list(trained_parameters(self.model, stage))
         size = self.model.config.image_size if isinstance(self.model, DoveModel) else 256
         validation = [Path(p) for p in settings.validation]
         synsets = Path(settings.synsets) if settings.synsets else None
@@ -80,10 +85,6 @@ class Run:
         self.step = 0  # of all stages
         self.position = 0  # samples of all processes
         self.seconds = 0.0
-        self.planned = {
-            name: min(stage.steps, settings.steps) if settings.steps else stage.steps
-            for name, stage in settings.stages.items()
-        }
         self.broken_steps = 0  # in a row
         self.resumed: dict[str, Any] | None = None  # a checkpoint in the middle of a stage, to go on with
         self.alignment: Alignment | None = None  # of a stage that aligns features
@@ -196,6 +197,7 @@ class Run:
         trained = list(trained_parameters(self.model, stage))
         for parameter in trained:
             parameter.requires_grad_(True)
+        self.seed_noise(6, self.step)  # of layers that the path brings along
         path: nn.Module = make_pass(self.model, stage, self.settings)
         self.alignment = path.alignment.to(self.world.device) if isinstance(path, FeaturesPass) else None
         if self.alignment is not None:
@@ -213,10 +215,15 @@ class Run:
             self.resumed = None
         return torch.compile(path) if self.settings.compile else path, optimizer  # type: ignore[return-value]
 
+    def seed_noise(self, *place: int) -> None:
+        """Start torch's generator from the seed and a place in the run."""
+        state = np.random.SeedSequence((self.settings.seed, *place)).generate_state(1)
+        torch.manual_seed(state[0].item())
+
     def start_alignment(self, alignment: Alignment) -> None:
         """Give it its statistics, the same in every process: a checkpoint's, or those of the first images."""
         if self.resumed is not None:
-            alignment.load_state(self.resumed["alignment"])
+            alignment.load_state_dict(self.resumed["alignment"])
             return
         pixels = torch.stack([self.images[i].pixels for i in range(STATISTICS_IMAGES)])
         alignment.measure(to_range(pixels), self.settings.batch_size)
@@ -238,9 +245,7 @@ class Run:
         for group in optimizer.param_groups:
             group["lr"] = rate
         # Noise of this step alone: a resumed run needs no state of the generator.
-        torch.manual_seed(
-            np.random.SeedSequence((s.seed, 4, self.step, world.rank)).generate_state(1)[0].item()
-        )
+        self.seed_noise(4, self.step, world.rank)
         lengths = sample_lengths(s.seed, self.position, self.global_batch, self.slots, s.full_share)
         undecided = int((lengths < self.slots).sum())
         adversarial = (
@@ -255,11 +260,13 @@ class Run:
             names += batch.names
             pixels = self.pixels(batch, stage, part)
             first = (part * world.size + world.rank) * s.batch_size
-            drawn = lengths[first : first + s.batch_size].to(world.device)
+            drawn = None if s.eos_rule == "paper" else lengths[first : first + s.batch_size].to(world.device)
+            if stage.path == "features":
+                drawn = draw_views(s.seed, self.position + first, s.batch_size)
             hold = part < s.accumulate - 1 and hasattr(path, "no_sync")
             with path.no_sync() if hold else nullcontext():  # type: ignore[operator]
                 with torch.autocast(world.device.type, torch.bfloat16, enabled=s.bf16):
-                    outputs = path(pixels, None if s.eos_rule == "paper" else drawn)
+                    outputs = path(pixels, drawn)
                     loss, values = objective(
                         outputs, pixels, lambda_eos=lambda_eos, undecided=undecided, adversarial=adversarial
                     )

@@ -11,9 +11,9 @@ import torch
 from dove_ext.config import change_shape, preset
 from dove_ext.metrics.mobilenet import MobileNetDistance
 from dove_ext.models.dove import DoveModel
-from dove_train.alignment import COARSE_SIDES, GRID_WEIGHT, Alignment
+from dove_train.alignment import COARSE_SIDES, GRID_WEIGHT, Alignment, draw_views
 from dove_train.distributed import World
-from dove_train.stages import make_pass, trained_parameters
+from dove_train.stages import make_pass, parts_of, trained_parameters
 from dove_train.train import Run
 from tests.train.small import recipe, settings
 
@@ -56,9 +56,8 @@ def test_the_distance_is_its_formula(mobilenet_file: Path) -> None:
 
 def test_views_keep_shape_and_range_and_some_are_coarse(mobilenet_file: Path) -> None:
     alignment = Alignment(8, 16, mobilenet_file)
-    torch.manual_seed(0)
-    images = pictures(20, 256)
-    sharp, seen = alignment.views(images)
+    images, draws = pictures(20, 256), draw_views(0, 40, 20)
+    sharp, seen = alignment.views(images, draws)
     assert sharp.shape == seen.shape == images.shape
     assert sharp.abs().max() <= 1 and seen.abs().max() <= 1
     coarse = (sharp - seen).flatten(1).abs().amax(1) > 0
@@ -66,9 +65,8 @@ def test_views_keep_shape_and_range_and_some_are_coarse(mobilenet_file: Path) ->
     # A coarse copy holds no frequency above its largest side's.
     spectrum = torch.fft.rfft2(seen[coarse]).abs()
     assert spectrum[..., : COARSE_SIDES[1], 100:].mean() < 0.05 * spectrum[..., :, 1:16].mean()
-    torch.manual_seed(0)
-    again = alignment.views(images)
-    assert torch.equal(again[0], sharp) and torch.equal(again[1], seen)
+    again = alignment.views(images[5:8], draw_views(0, 45, 3))  # an image's place decides, not its batch
+    assert torch.equal(again[0], sharp[5:8]) and torch.equal(again[1], seen[5:8])
 
 
 def test_image_states_are_the_stacks_own() -> None:
@@ -118,12 +116,12 @@ def test_it_can_be_learned(mobilenet_file: Path, monkeypatch: pytest.MonkeyPatch
     path = make_pass(model, given.stages["features"], given)
     images = pictures(4)
     path.alignment.measure(images, batch_size=4)
-    monkeypatch.setattr(path.alignment, "views", lambda pixels: (pixels, pixels))
+    monkeypatch.setattr(path.alignment, "views", lambda pixels, _: (pixels, pixels))
     learned = [*trained_parameters(model, given.stages["features"]), *path.alignment.heads.parameters()]
     optimizer = torch.optim.Adam(learned, lr=3e-3)
     losses = []
     for _ in range(60):
-        loss = path(images).alignment.mean()
+        loss = path(images, draw_views(0, 0, 4)).alignment.mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -131,10 +129,12 @@ def test_it_can_be_learned(mobilenet_file: Path, monkeypatch: pytest.MonkeyPatch
     assert losses[-1] < 0.5 * losses[0]
 
 
-def test_a_resumed_stage_goes_on_to_the_bit(tmp_path: Path, mobilenet_file: Path) -> None:
-    whole = new_run(tmp_path / "a", mobilenet_file)
+@pytest.mark.parametrize("stop", [2, 3], ids=["at the stage's start", "in the stage"])
+def test_a_resumed_stage_goes_on_to_the_bit(tmp_path: Path, mobilenet_file: Path, stop: int) -> None:
+    stages = {"joint": {"steps": 2, "train": ["decoder", "head"]}, **STAGES}
+    whole = new_run(tmp_path / "a", mobilenet_file, stages=stages)
     whole.run()
-    first = new_run(tmp_path / "b", mobilenet_file, checkpoint_every=2)
+    first = new_run(tmp_path / "b", mobilenet_file, stages=stages, checkpoint_every=stop)
     save = first.save
 
     class StopError(Exception):
@@ -142,13 +142,23 @@ def test_a_resumed_stage_goes_on_to_the_bit(tmp_path: Path, mobilenet_file: Path
 
     def save_and_stop(*args: Any) -> None:
         save(*args)
-        raise StopError
+        if first.step == stop:
+            raise StopError
 
     first.save = save_and_stop  # type: ignore[method-assign]
     with pytest.raises(StopError):
         first.run()
-    second = new_run(tmp_path / "b", mobilenet_file)
-    assert second.step == 2
+    second = new_run(tmp_path / "b", mobilenet_file, stages=stages)
+    assert second.step == stop
     second.run()
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, second.model.state_dict()[name]), name
+
+
+def test_features_and_last_layer_are_the_generator() -> None:
+    parts = parts_of(DoveModel("dove-tiny"))
+
+    def names(part: str) -> list[int]:
+        return sorted(id(p) for module in parts[part] if module is not None for p in module.parameters())
+
+    assert sorted(names("features") + names("last_layer")) == names("generator")

@@ -18,12 +18,13 @@ from tests.train.small import PARTS, recipe
 
 _STAGES = {"joint": {"steps": 4, "train": PARTS}, "head": {"steps": 2, "train": ["head"]}}
 _COMMON = {"bf16": False, "stages": _STAGES, "name": "same", "ramp_start": 0.0, "ramp_end": 0.0}
+_ALIGNED = {"features": {"steps": 4, "path": "features", "train": ["features"]}, "head": _STAGES["head"]}
 _MAIN = "from dove_ext.cli import main; raise SystemExit(main())"
 
 
 def train(folder: Path, processes: int, **changes: Any) -> list[dict[str, Any]]:
     folder.mkdir(exist_ok=True)
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe(**_COMMON, **changes), sort_keys=False))
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe(**{**_COMMON, **changes}), sort_keys=False))
     (folder / "main.py").write_text(_MAIN)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -50,10 +51,15 @@ def train(folder: Path, processes: int, **changes: Any) -> list[dict[str, Any]]:
         {"parallel": "ddp", "gan_weight": 1e-3, "gan_start": 1},
         {"parallel": "ddp", "eos_rule": "paper"},
         {"parallel": "fsdp2"},
+        {"parallel": "ddp", "stages": _ALIGNED},
+        {"parallel": "fsdp2", "stages": _ALIGNED},
     ],
-    ids=["ddp, adversarial", "ddp, paper's rule", "fsdp2"],
+    ids=["ddp, adversarial", "ddp, paper's rule", "fsdp2", "ddp, features", "fsdp2, features"],
 )
-def test_two_processes_equal_one_with_the_doubled_batch(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_two_processes_equal_one_with_the_doubled_batch(
+    tmp_path: Path, mobilenet_file: Path, changes: dict[str, Any]
+) -> None:
+    changes = {**changes, "alignment_weights": str(mobilenet_file)}
     one = train(tmp_path / "one", 1, batch_size=4, **changes)
     two = train(tmp_path / "two", 2, batch_size=2, **changes)
     assert len(one) == len(two) == 6

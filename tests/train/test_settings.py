@@ -71,7 +71,7 @@ def test_wrong_command_lines(tmp_path: Path, arguments: tuple[str, ...], sentenc
         ),
         (
             "stages: {a: {steps: 1, train: [head], path: features}}\n",
-            "path 'features' can train encoder, linear, features, got head",
+            "path 'features' trains features, nothing else",
         ),
     ],
 )
