@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,10 @@ from dove_ext.files import atomic_write
 Say = Callable[[str], None]
 
 KILLED = "killed, probably for want of memory"
+
+
+def _was_killed(rows: Sequence[Mapping[str, Any]]) -> bool:
+    return any(row.get("missing") == KILLED for row in rows)
 
 
 class Parts:
@@ -48,12 +52,13 @@ class Parts:
         """A part as it was measured earlier, or now."""
         if name not in self.held["parts"]:
             start = time.time()
-            part = self.held["parts"][name] = measure()
+            self.held["parts"][name] = measure()
             self.held["seconds"] += time.time() - start
-            # What was killed may fit another time: it is not kept.
-            if self.path is not None and not any(row.get("missing") == KILLED for row in part):
+            if self.path is not None:
+                # What was killed may fit another time: it is not kept.
+                parts = {n: p for n, p in self.held["parts"].items() if not _was_killed(p)}
                 with atomic_write(self.path) as temporary:
-                    temporary.write_text(json.dumps(self.held), encoding="utf-8")
+                    temporary.write_text(json.dumps({**self.held, "parts": parts}), encoding="utf-8")
         return self.held["parts"][name]
 
     def close(self) -> None:

@@ -259,7 +259,6 @@ def markdown(record: Row) -> str:
         f"{machine.get('python')}. Environment of all: "
         f"{', '.join(f'{k} {v}' for k, v in record.get('environment', {}).items()) or 'as it is'}. "
         "Medians; ratios are of neighbouring calls, with their 20% and 80% quantiles.",
-        *([record["note"]] if "note" in record else []),
     ]
     for title, table in _sections(record):
         if table.rows:

@@ -330,9 +330,10 @@ def test_a_run_that_was_cut_short_goes_on(tmp_path: Path) -> None:
     second = parts.Parts(path, {"commit": "a"}, heard.append)
     assert second.get("one", lambda: part("one")) == [{"missing": "one"}]
     assert second.get("two", lambda: part(parts.KILLED)) == [{"missing": parts.KILLED}]
+    second.get("three", lambda: part("three"))  # does not write down what was killed before it
     third = parts.Parts(path, {"commit": "a"}, heard.append)
     third.get("two", lambda: part("again"))  # what was killed is tried again
-    assert ran == ["one", parts.KILLED, "again"] and "which has one; remove it" in heard[0]
+    assert ran == ["one", parts.KILLED, "three", "again"] and "which has one; remove it" in heard[0]
     other = parts.Parts(path, {"commit": "b"}, heard.append)
     assert "is of another commit" in heard[-1] and (tmp_path / "bench.partial.old.json").exists()
     other.get("one", lambda: part("anew"))
