@@ -45,6 +45,7 @@ from dove_train.lengths import sample_lengths
 from dove_train.objective import Objective
 from dove_train.optimizer import eos_weight, learning_rate, load_optimizer, make_optimizer, optimizer_state
 from dove_train.report import Reporter
+from dove_train.schedule import Schedule
 from dove_train.settings import Settings, Stage, TrainingError
 from dove_train.stages import FeaturesPass, make_pass, recompute_activations, trained_parameters
 
@@ -59,12 +60,9 @@ class Run:
         self.folder = make_writable_folder(folder)
         self.report = Reporter(folder, quiet=not world.leads, tensorboard=settings.tensorboard)
         self.model = build_model(settings, folder).to(world.device).train()
-        self.planned = {
-            name: min(stage.steps, settings.steps) if settings.steps else stage.steps
-            for name, stage in settings.stages.items()
-        }
+        self.schedule = Schedule(settings)
         for name, stage in settings.stages.items():  # a part or a path that the model lacks is found out now
-            if self.planned[name]:
+            if self.schedule.planned[name]:
                 make_pass(self.model, stage, settings), list(trained_parameters(self.model, stage))
         size = self.model.config.image_size if isinstance(self.model, DoveModel) else 256
         validation = [Path(p) for p in settings.validation]
@@ -82,7 +80,6 @@ class Run:
         self.skipped = SkippedImages(settings.max_unreadable, self.report.warn)
         self.objective = Objective(settings, world)
         self.averaged = AveragedWeights(self.model, settings.ema)
-        self.step = 0  # of all stages
         self.position = 0  # samples of all processes
         self.seconds = 0.0
         self.broken_steps = 0  # in a row
@@ -97,23 +94,14 @@ class Run:
         return self.model.config.num_tokens if isinstance(self.model, DoveModel) else 1
 
     @property
-    def total_steps(self) -> int:
-        """Steps of all stages."""
-        return sum(self.planned.values())
+    def step(self) -> int:
+        """The next step, over all stages, from 0."""
+        return self.schedule.step
 
     @property
     def global_batch(self) -> int:
         """Images of one step, over passes and processes."""
         return self.settings.batch_size * self.settings.accumulate * self.world.size
-
-    def current(self) -> tuple[str, int, int] | None:
-        """Stage of the next step, that step's place in it, and the stage's steps; None at the end."""
-        step = self.step
-        for name, steps in self.planned.items():
-            if step < steps:
-                return name, step, steps
-            step -= steps
-        return None
 
     def start(self) -> None:
         """Go on from the newest checkpoint of the folder, or begin."""
@@ -121,7 +109,7 @@ class Run:
         if state is not None:
             self.restore(state)
             self.report.resume_at(self.step)
-            self.report.say(f"going on at step {self.step} of {self.total_steps}")
+            self.report.say(f"going on at step {self.step} of {self.schedule.total}")
             return
         s = self.settings
         if s.closed_form and not s.start_from and has_closed_form(self.model):
@@ -136,8 +124,8 @@ class Run:
 
     def run(self) -> dict[str, Any]:
         """Train to the end and save the averaged weights; returns the last evaluation."""
-        while (now := self.current()) is not None:
-            self.run_stage(now[0])
+        while (place := self.schedule.place()) is not None:
+            self.run_stage(place.stage)
         result = self.evaluate()
         self.report.log({"step": self.step, "seconds": round(self.seconds)})
         model = self.averaged.model()
@@ -160,19 +148,19 @@ class Run:
         )
         began, first = time.perf_counter(), self.step
         since = [0.0, 0.0]  # seconds and images of the steps since the last progress line
-        while (now := self.current()) is not None and now[0] == name:
+        while self.schedule.within(name):
             tick = time.perf_counter()
             values = self.take_step(stage, path, optimizer, stream)
             took = time.perf_counter() - tick
             self.seconds += took
             since = [since[0] + took, since[1] + self.global_batch]
             if s.minutes and self.step == first + 20:
-                self.shorten(name, time.perf_counter() - began)
+                self.schedule.shorten(name, self.mean(time.perf_counter() - began) / 20)
             if self.step % s.log_every == 0:
                 values = {"images/s": since[1] / since[0], **values}
-                self.report.progress(self.step, self.total_steps, name, values)
+                self.report.progress(self.step, self.schedule.total, name, values)
                 since = [0.0, 0.0]
-            ended = (self.current() or ("",))[0] != name
+            ended = not self.schedule.within(name)
             if s.picture_every and self.step % s.picture_every == 0:
                 shown = self.held_out[:4].to(self.world.device)
                 self.report.pictures(self.step, self.averaged.model(), shown, self.held_out_names[:4])
@@ -228,20 +216,19 @@ class Run:
         pixels = torch.stack([self.images[i].pixels for i in range(STATISTICS_IMAGES)])
         alignment.measure(to_range(pixels), self.settings.batch_size)
 
-    def shorten(self, name: str, seconds: float) -> None:
-        """Cut a stage to its share of `minutes`, from the time of its first 20 steps."""
-        share = self.settings.stages[name].steps / sum(s.steps for s in self.settings.stages.values())
-        pace = self.world.sum(torch.tensor(seconds, device=self.world.device)).item() / self.world.size / 20
-        affordable = int(60 * self.settings.minutes * share / pace)
-        self.planned[name] = max(20, min(self.planned[name], affordable))
+    def mean(self, value: float) -> float:
+        """The mean of a number over all processes."""
+        return self.world.sum(torch.tensor(value, device=self.world.device)).item() / self.world.size
 
     def take_step(
         self, stage: Stage, path: nn.Module, optimizer: torch.optim.AdamW, stream: Iterator[Batch]
     ) -> dict[str, float]:
         """One optimiser step; returns what is logged."""
         s, world, objective = self.settings, self.world, self.objective
-        _, place, total = self.current() or ("", 0, 1)
-        rate, lambda_eos = learning_rate(s, stage, place, total), eos_weight(s, place, total)
+        place = self.schedule.place()
+        assert place is not None
+        rate = learning_rate(s, stage, place.step, place.steps)
+        lambda_eos = eos_weight(s, place.step, place.steps)
         for group in optimizer.param_groups:
             group["lr"] = rate
         # Noise of this step alone: a resumed run needs no state of the generator.
@@ -287,8 +274,8 @@ class Run:
         if "length" in means:
             means |= {"threshold": objective.threshold.value(0.0), "lambda": lambda_eos}
             self.report.check_lengths(means["length"], self.slots, lambda_eos)
-        self.step += 1
-        self.averaged.update(self.model, place + 1)
+        self.schedule.step += 1
+        self.averaged.update(self.model, place.step + 1)
         return {**means, "norm": norm, "lr": rate}
 
     def pixels(self, batch: Batch, stage: Stage, part: int) -> Tensor:
@@ -339,7 +326,7 @@ class Run:
             "global_batch": self.global_batch,
             "position": self.position,
             "seconds": self.seconds,
-            "planned": self.planned,
+            "planned": self.schedule.planned,
             "model": {name: whole(tensor) for name, tensor in self.model.state_dict().items()},
             "averaged": self.averaged.state(),
             "optimizer": optimizer_state(path, optimizer, self.world),
@@ -357,14 +344,14 @@ class Run:
             TrainingError: if it was another run.
         """
         require_same_run(state, self.settings, self.global_batch, self.folder / "checkpoints")
-        self.step, self.position, self.seconds = state["step"], state["position"], state["seconds"]
-        self.planned = state["planned"]
+        self.schedule.step, self.schedule.planned = state["step"], state["planned"]
+        self.position, self.seconds = state["position"], state["seconds"]
         self.model.load_state_dict(state["model"])
         self.averaged.restore(state["averaged"], self.model)
         self.objective.restore(state["objective"])
-        now = self.current()
+        place = self.schedule.place()
         # At a stage's end its optimiser has done its work; the next stage makes its own.
-        self.resumed = state if now is not None and now[1] > 0 else None
+        self.resumed = state if place is not None and place.step > 0 else None
 
 
 def to_range(pixels: Tensor) -> Tensor:

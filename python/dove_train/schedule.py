@@ -1,0 +1,57 @@
+"""The stages of a run in order, and which of their steps comes next."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from dove_train.settings import Settings
+
+
+class Place(NamedTuple):
+    """Where a step stands."""
+
+    stage: str
+    step: int  # in the stage, from 0
+    steps: int  # of the stage
+
+
+class Schedule:
+    """Counts a run's steps through its stages.
+
+    Attributes:
+        planned: steps of each stage; `steps` of the settings makes them fewer, and so may `minutes`.
+        step: the next step, over all stages, from 0.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.planned = {
+            name: min(stage.steps, settings.steps) if settings.steps else stage.steps
+            for name, stage in settings.stages.items()
+        }
+        self.step = 0
+
+    @property
+    def total(self) -> int:
+        """Steps of all stages."""
+        return sum(self.planned.values())
+
+    def place(self) -> Place | None:
+        """Where the next step stands; None at the end."""
+        step = self.step
+        for name, steps in self.planned.items():
+            if step < steps:
+                return Place(name, step, steps)
+            step -= steps
+        return None
+
+    def within(self, stage: str) -> bool:
+        """Whether the next step is one of `stage`."""
+        place = self.place()
+        return place is not None and place.stage == stage
+
+    def shorten(self, stage: str, pace: float) -> None:
+        """Cut a stage to its share of `minutes`, at `pace` seconds a step; 20 steps are left in any case."""
+        steps = {name: s.steps for name, s in self.settings.stages.items()}
+        seconds = 60 * self.settings.minutes * steps[stage] / sum(steps.values())
+        self.planned[stage] = max(20, min(self.planned[stage], int(seconds / pace)))
