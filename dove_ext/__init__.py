@@ -75,11 +75,25 @@ __all__ = [  # noqa: RUF022 (what a newcomer needs first comes first)
 
 
 def __getattr__(name: str) -> Any:
+    if name == "_C":  # not imported yet
+        return _compiled()
     if name not in _HOMES:
         raise AttributeError(f"module 'dove_ext' has no attribute {name!r}")
     value = getattr(import_module(f"dove_ext.{_HOMES[name]}"), name)
     globals()[name] = value
     return value
+
+
+def _compiled() -> Any:
+    """The compiled module, or a word on what is most likely wrong where there is none."""
+    try:
+        return import_module("dove_ext._C")
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"{__path__[0]} has no compiled module: it is a source folder that was not built, and it hides "
+            "an installed dove_ext from Python started beside it; run `pip install -e .` there, or start "
+            "Python in another folder"
+        ) from error
 
 
 def __dir__() -> list[str]:

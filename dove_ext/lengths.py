@@ -1,4 +1,4 @@
-"""Lengths for a batch that must share a fixed number of tokens."""
+"""A caller's control of lengths, and lengths for a batch that must share a fixed number of tokens."""
 
 from __future__ import annotations
 
@@ -35,3 +35,35 @@ def lengths_for_budget(p_eos: Tensor, budget: int) -> Tensor:
     # Position-major order makes the stable sort break ties by position first.
     chosen = claim.T.flatten().argsort(stable=True)[:budget]
     return torch.bincount(chosen % images, minlength=images).int()
+
+
+def require_length_controls(
+    slots: int,
+    num_tokens: int | None,
+    max_tokens: int | None,
+    eos_threshold: float | None,
+    token_budget: int | None,
+) -> None:
+    """Refuse arguments of `DoveModel.encode` that contradict one another or are out of range.
+
+    Args:
+        slots: K of the model, the most tokens of an image.
+        num_tokens: as for `encode`, like the others.
+        max_tokens: see there.
+        eos_threshold: see there.
+        token_budget: see there; its range depends on the number of images and is not checked here.
+
+    Raises:
+        ValueError: which names the argument.
+    """
+    for name, value in (("num_tokens", num_tokens), ("max_tokens", max_tokens)):
+        if value is not None and not (type(value) is int and 1 <= value <= slots):
+            raise ValueError(f"{name} must be between 1 and {slots}, got {value!r}")
+    if eos_threshold is not None and not 0 <= eos_threshold <= 1:
+        raise ValueError(f"eos_threshold must be between 0 and 1, got {eos_threshold}")
+    given = [n for n, v in (("max_tokens", max_tokens), ("eos_threshold", eos_threshold)) if v is not None]
+    for name, value in (("num_tokens", num_tokens), ("token_budget", token_budget)):
+        if value is not None and given:
+            raise ValueError(f"{name} fixes the lengths; it cannot be combined with {' or '.join(given)}")
+    if num_tokens is not None and token_budget is not None:
+        raise ValueError("num_tokens and token_budget both fix the lengths; give one of them")

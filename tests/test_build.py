@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -120,3 +123,17 @@ def test_no_framework_header_below_the_binding() -> None:
     assert sources
     for source in sources:
         assert not re.search(r"#include [<\"](torch|ATen|c10|pybind11|Python)", source.read_text()), source
+
+
+def test_a_source_folder_without_its_compiled_module_says_what_to_do(tmp_path: Path) -> None:
+    source = Path(dove_ext.__file__).parent
+    shutil.copytree(source, tmp_path / "dove_ext", ignore=shutil.ignore_patterns("_C*.so", "weights"))
+    # Without an editable install's own finder, which would fetch the module from its checkout.
+    plain = "import sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in str(f)]; "
+    for code in ("import dove_ext; dove_ext.info()", "from dove_ext import _C"):
+        ran = subprocess.run(
+            [sys.executable, "-c", plain + code], cwd=tmp_path, capture_output=True, text=True
+        )
+        last = ran.stderr.strip().splitlines()[-1]
+        assert ran.returncode == 1 and "has no compiled module" in last and "pip install -e ." in last
+        assert str(tmp_path / "dove_ext") in last

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dove_ext import ops
 from dove_ext.config import DoveConfig, preset
 from dove_ext.images import prepare_images
-from dove_ext.lengths import lengths_for_budget
+from dove_ext.lengths import lengths_for_budget, require_length_controls
 from dove_ext.models.generator import Generator, TokenDecoder
 from dove_ext.models.graphs import EncodeGraphs
 from dove_ext.models.shortcut import FrequencyShortcut
@@ -160,7 +160,7 @@ class DoveModel(nn.Module):
                 asked for where there is no CUDA.
             ImageError: if an input is not an image or not in range.
         """
-        self._check_lengths(num_tokens, max_tokens, eos_threshold, token_budget)
+        require_length_controls(self.config.num_tokens, num_tokens, max_tokens, eos_threshold, token_budget)
         if batch_size < 1 or block_size < 1:
             raise ValueError(
                 f"batch_size and block_size must be at least 1, got {batch_size} and {block_size}"
@@ -299,27 +299,46 @@ class DoveModel(nn.Module):
         tokens = self.encode(images, **lengths)
         return self.decode(tokens), tokens
 
-    def _check_lengths(
+    @torch.no_grad()
+    def features(
         self,
-        num_tokens: int | None,
-        max_tokens: int | None,
-        eos_threshold: float | None,
-        token_budget: int | None,
-    ) -> None:
-        slots = self.config.num_tokens
-        for name, value in (("num_tokens", num_tokens), ("max_tokens", max_tokens)):
-            if value is not None and not (type(value) is int and 1 <= value <= slots):
-                raise ValueError(f"{name} must be between 1 and {slots}, got {value!r}")
-        if eos_threshold is not None and not 0 <= eos_threshold <= 1:
-            raise ValueError(f"eos_threshold must be between 0 and 1, got {eos_threshold}")
-        given = [
-            n for n, v in (("max_tokens", max_tokens), ("eos_threshold", eos_threshold)) if v is not None
+        images: Any,
+        *,
+        layer: int | None = None,
+        fit: Literal["crop", "squash", "pad"] = "crop",
+        batch_size: int = 32,
+    ) -> Tensor:
+        """What is in a picture, and where: the generator's hidden states at the image's positions (4.3).
+
+        No tokens are made for it. The mean over the positions is what `dove eval probe` classifies.
+
+        Args:
+            images: as for `encode`.
+            layer: behind how many layers, 0 (the stack's input) to all; None: all but the last, whose output
+                at these positions nothing reads.
+            fit: how an image becomes square, see `prepare_images`.
+            batch_size: images that run at once.
+
+        Returns:
+            Tensor: [B, P, hidden] in the model's dtype and on its device; P positions, row by row of a
+            square grid, 16 x 16 for 256 x 256 pixels. Not normalised.
+
+        Raises:
+            ValueError: if `layer` or `batch_size` is out of range.
+            ImageError: if an input is not an image or not in range.
+        """
+        layers = len(self.generator.stack.layers)
+        layer = layers - 1 if layer is None else layer
+        if not 0 <= layer <= layers:
+            raise ValueError(f"layer must be between 0 and {layers}, got {layer}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        pixels = prepare_images(images, self.config.image_size, fit=fit)
+        parts = [
+            self.generator.image_states(self.vqgan.encode(part.to(self.device, self.dtype)), layer)
+            for part in pixels.split(batch_size)
         ]
-        for name, value in (("num_tokens", num_tokens), ("token_budget", token_budget)):
-            if value is not None and given:
-                raise ValueError(f"{name} fixes the lengths; it cannot be combined with {' or '.join(given)}")
-        if num_tokens is not None and token_budget is not None:
-            raise ValueError("num_tokens and token_budget both fix the lengths; give one of them")
+        return torch.cat(parts)
 
     # --- Files ----------------------------------------------------------------------------------------
 

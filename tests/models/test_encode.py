@@ -268,3 +268,20 @@ def test_time_encodings() -> None:
             angle = i / 10000 ** (2 * j / 8)
             assert times[i, 2 * j].item() == pytest.approx(np.sin(angle), abs=1e-6)
             assert times[i, 2 * j + 1].item() == pytest.approx(np.cos(angle), abs=1e-6)
+
+
+def test_features_are_the_hidden_states_of_the_images_positions(model: DoveModel) -> None:
+    layers: list[torch.Tensor] = []
+    hook = model.generator.stack.layers[0].register_forward_hook(lambda _, __, out: layers.append(out))
+    with torch.no_grad():
+        model.generate(photos(5).float() / 127.5 - 1)
+    hook.remove()
+    positions = model.config.grid**2
+    features = model.features(photos(5), batch_size=2)  # two layers: behind the first
+    assert features.shape == (5, positions, model.config.generator.hidden)
+    torch.testing.assert_close(features, layers[0][:, :positions], **TOLERANCE)
+    assert not torch.allclose(model.features(photos(5), layer=0), features)
+    with pytest.raises(ValueError, match="layer must be between 0 and 2, got 3"):
+        model.features(photos(1), layer=3)
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        model.features(photos(1), batch_size=0)
