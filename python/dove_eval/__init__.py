@@ -5,3 +5,5 @@ report). What they share: `datasets` finds images, `rows` keeps one row of numbe
 run can go on where it stopped, `systems` is what is compared, `bootstrap` says how sure a mean is, and
 `report` and `plots` draw.
 """
+
+COUNTS = (16, 32, 64, 128, 256)  # token counts that curves are drawn through

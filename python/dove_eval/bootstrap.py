@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,11 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its confidence interval (`LEVEL`), from `count` images."""
+    """A value with its confidence interval (`LEVEL`), from `count` images; None where they are too few."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     count: int
 
     def to_json(self) -> dict[str, Any]:
@@ -28,6 +29,8 @@ class Estimate:
 
     def text(self, digits: int = 2) -> str:
         """Such as "31.04 [30.80, 31.29]"."""
+        if self.low is None or self.high is None:
+            return f"{self.value:.{digits}f}"
         return f"{self.value:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
 
 
@@ -41,33 +44,34 @@ def bootstrap(
 
     Args:
         statistic: of rows [n, ...]. A resample for which it is not finite is left out.
-        values: [n, ...].
+        values: [n, ...]; one row has no interval.
         resamples: how many.
         seed: of the draws; fixed, so that a report can be repeated.
     """
     random = np.random.default_rng(seed)
     count = len(values)
+    value = float(statistic(values))
+    if count < 2:
+        return Estimate(value, None, None, count)
+    # One resample at a time: memory stays at one copy of the values.
     draws = np.array([statistic(values[random.integers(count, size=count)]) for _ in range(resamples)])
     draws = draws[np.isfinite(draws)]
-    value = float(statistic(values))
-    low, high = _interval(draws) if len(draws) else (value, value)
-    return Estimate(value, low, high, count)
+    if not len(draws):
+        return Estimate(value, None, None, count)
+    tail = (1 - LEVEL) / 2 * 100
+    low, high = np.percentile(draws, [tail, 100 - tail])
+    return Estimate(value, float(low), float(high), count)
 
 
 def mean(values: np.ndarray, resamples: int = RESAMPLES, seed: int = SEED) -> Estimate:
     """Mean of [n] with its percentile bootstrap interval."""
-    random = np.random.default_rng(seed)
-    count = len(values)
-    # One resample at a time: memory stays at one copy of the values.
-    draws = np.array([values[random.integers(count, size=count)].mean() for _ in range(resamples)])
-    low, high = _interval(draws)
-    return Estimate(float(values.mean()), low, high, count)
+    return bootstrap(lambda rows: float(rows.mean()), values, resamples, seed)
 
 
 def jackknife(
     value: float, without_group: Callable[[np.ndarray], float], count: int, groups: int = 10, seed: int = SEED
 ) -> Estimate:
-    """Delete-a-group jackknife: a normal interval from the spread of `groups` values.
+    """Delete-a-group jackknife: an interval of Student's t from the spread of `groups` values.
 
     For statistics that drawing with replacement biases, such as a Frechet distance, which falls when rows
     repeat.
@@ -83,10 +87,20 @@ def jackknife(
     group = np.random.default_rng(seed).permutation(count) % groups
     left = np.array([without_group(group != g) for g in range(groups)])
     error = float(np.sqrt((groups - 1) / groups * np.square(left - left.mean()).sum()))
-    return Estimate(value, value - 1.96 * error, value + 1.96 * error, count)
+    half = student_quantile(groups - 1) * error
+    return Estimate(value, value - half, value + half, count)
 
 
-def _interval(draws: np.ndarray) -> tuple[float, float]:
-    tail = (1 - LEVEL) / 2 * 100
-    low, high = np.percentile(draws, [tail, 100 - tail])
-    return float(low), float(high)
+def student_quantile(freedom: int) -> float:
+    """Student's t that `LEVEL` of its values lie within, for at least 3 degrees of freedom.
+
+    The expansion around the normal quantile z (Abramowitz and Stegun 26.7.5); off by 1% at 3 degrees, by
+    1e-4 from 9 on.
+    """
+    z, n = NormalDist().inv_cdf((1 + LEVEL) / 2), freedom
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+    )
+    return z + sum(term / n**power for power, term in enumerate(terms, 1))

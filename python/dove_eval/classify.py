@@ -1,4 +1,8 @@
-"""`dove eval classify`: an MLP on pooled frozen tokens, at several token counts (3.2, Figure 5)."""
+"""`dove eval classify`: an MLP on pooled frozen tokens, at several token counts (3.2, Figure 5).
+
+The paper pools "the final layer representations", which are its tokens. Where a shortcut makes the tokens of
+something else, there are two things to pool, and both are measured.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,17 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from dove_eval import COUNTS
 from dove_eval.datasets import ImageSet
-from dove_eval.features import COUNTS, Extracted, describe
+from dove_eval.features import Extracted, describe
 from dove_eval.heads import MLP, HeadSettings, Score
 from dove_eval.plots import Line, Point, axis, line_chart
 from dove_eval.report import Block, Plot, Section, Table
 from dove_eval.systems import OWN
 from dove_ext.cli.pictures import progress
+
+KINDS = {"tokens-": "", "states-": "last layer at "}
+WHOLE = {"latents": "all positions", "thumbnail": "16 x 16 thumbnail"}
 
 
 def measure(extracted: Sequence[Extracted], settings: HeadSettings = MLP) -> dict[str, Any]:
@@ -31,7 +39,15 @@ def measure(extracted: Sequence[Extracted], settings: HeadSettings = MLP) -> dic
 
 def columns(e: Extracted) -> list[str]:
     """The feature columns that stand for whole images, not for hidden layers."""
-    return [n for n in e.rows.names if n.startswith("tokens-") or n in ("latents", "thumbnail")]
+    return [n for n in e.rows.names if n.startswith(tuple(KINDS)) or n in WHOLE]
+
+
+def column_name(column: str) -> str:
+    """A column for people."""
+    kind, _, point = column.partition("-")
+    if column in WHOLE:
+        return WHOLE[column]
+    return f"{KINDS[kind + '-']}{'its own lengths' if point == OWN else f'{point} tokens'}"
 
 
 def show(images: ImageSet, result: dict[str, Any], fit: str) -> Section:
@@ -39,18 +55,20 @@ def show(images: ImageSet, result: dict[str, Any], fit: str) -> Section:
     lines, cells = [], []
     baselines = []
     for series in result["series"]:
-        points = []
+        points: dict[str, list[Point]] = {kind: [] for kind in KINDS}
         for column, score in series["points"].items():
-            text = Score(**score).text()
-            point = column.removeprefix("tokens-")
-            where = {OWN: "its own lengths", "latents": "all positions", "thumbnail": "16 x 16 thumbnail"}
-            cells.append((f"{series['name']}, {where.get(point, f'{point} tokens')}", text))
+            text, name = Score(**score).text(), f"{series['name']}, {column_name(column)}"
+            cells.append((name, text))
+            kind, _, point = column.partition("-")
             if point.isdigit():
-                points.append(_point(float(point), score, f"{series['name']}, {point} tokens: {text} %"))
-            elif point != OWN:
+                points[f"{kind}-"].append(_point(float(point), score, f"{name}: {text} %"))
+            elif column in WHOLE:
                 baselines.append((series, score, text))
-        if points:
-            lines.append(Line(series["system"], series["name"], points))
+        if points["tokens-"]:
+            lines.append(Line(series["system"], f"{series['name']}, tokens", points["tokens-"]))
+        if points["states-"]:
+            name = f"{series['name']}, last layer"
+            lines.append(Line(series["system"], name, points["states-"], hollow=True))
     span = [p.x for line in lines for p in line.points] or [float(n) for n in COUNTS]
     span = [min(span), max(span)]
     for series, score, text in baselines:  # no token count of their own: level lines
@@ -75,8 +93,9 @@ def show(images: ImageSet, result: dict[str, Any], fit: str) -> Section:
     method = [
         f"{result['train']} training and {result['test']} test images of {result['classes']} classes from "
         f"{images.source}, fitted by '{fit}'.",
-        "DOVE: mean and maximum over the first tokens, concatenated. VQGAN: the same over all latents "
-        "before quantisation. Raw pixels: a 16 x 16 thumbnail.",
+        "DOVE: mean and maximum over the first tokens, concatenated; where a linear shortcut makes the "
+        "tokens, also over the generator's last layer at their positions, which decides where to stop. "
+        "VQGAN: the same over all latents before quantisation. Raw pixels: a 16 x 16 thumbnail.",
         f"Head: one hidden layer of {head['hidden']}, GELU, standardised features, Adam "
         f"{head['learning_rate']} with cosine decay, {head['epochs']} epochs or {head['min_steps']} steps, "
         f"batches of {head['batch_size']}; weight decay out of {', '.join(map(str, head['weight_decays']))} "
@@ -86,18 +105,35 @@ def show(images: ImageSet, result: dict[str, Any], fit: str) -> Section:
 
 
 def _finding(result: dict[str, Any]) -> str:
-    first = result["series"][0]
-    scores = {column.removeprefix("tokens-"): s["accuracy"] for column, s in first["points"].items()}
-    most = max((n for n in scores if n.isdigit()), key=int, default=OWN)
-    where = "the lengths that it chooses" if most == OWN else f"{most} tokens"
-    text = f"Frozen {first['name']} tokens give {100 * scores[most]:.1f} % at {where}"
-    if most not in (OWN, "32") and "32" in scores:
-        text += f" and {100 * scores['32']:.1f} % at 32 ({scores['32'] / max(scores[most], 1e-9):.0%} of it)"
+    first, *others = result["series"]
+    point = _most(first)
+    text = f"Frozen {first['name']} tokens give {_at(first, 'tokens-', point)}"
+    if f"states-{point}" in first["points"]:
+        text += f", the generator's last layer {_at(first, 'states-', point)}"
     rest = []
-    for s in result["series"][1:]:
-        last = list(s["points"].values())[-1]
-        rest.append(f"{s['name']} {100 * last['accuracy']:.1f} %")
-    return text + (f"; {', '.join(rest)}." if rest else ".")
+    for s in others:
+        if f"tokens-{_most(s)}" in s["points"]:
+            rest.append(f"{s['name']} tokens {_at(s, 'tokens-', _most(s))}")
+        else:
+            rest.append(f"{s['name']} {100 * next(iter(s['points'].values()))['accuracy']:.1f} %")
+    return "; ".join([text, *rest]) + "."
+
+
+def _most(series: dict[str, Any]) -> str:
+    """The largest token count of a series, or `OWN`."""
+    counts = (column.partition("-")[2] for column in series["points"])
+    return max((n for n in counts if n.isdigit()), key=int, default=OWN)
+
+
+def _at(series: dict[str, Any], kind: str, point: str) -> str:
+    """Such as "54.3 % at 256 tokens and 52.1 % at 32 (96% of it)"."""
+    scores = {column: score["accuracy"] for column, score in series["points"].items()}
+    most = scores[kind + point]
+    text = f"{100 * most:.1f} % at {'the lengths that it chooses' if point == OWN else f'{point} tokens'}"
+    few = scores.get(f"{kind}32")
+    if point != "32" and few is not None:
+        text += f" and {100 * few:.1f} % at 32 ({few / max(most, 1e-9):.0%} of it)"
+    return text
 
 
 def _point(x: float, score: dict[str, Any], label: str) -> Point:

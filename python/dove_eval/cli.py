@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from typing import TYPE_CHECKING
 
+from dove_eval import COUNTS
 from dove_ext.cli.command import EXIT_OK, Command, UsageError
 from dove_ext.cli.options import add_json_option, add_model_options, positive
 
@@ -21,7 +22,6 @@ VERBS = {
     "all": "everything that the data allows, as one report",
 }
 LABELS = ("classify", "probe")  # need classes
-COUNTS = (16, 32, 64, 128, 256)
 
 
 def configure(parser: ArgumentParser) -> None:
@@ -111,16 +111,16 @@ def _add_systems(parser: ArgumentParser, verb: str) -> None:
     if verb in ("reconstruction", "compare", "all"):
         group.add_argument(
             "--counts", type=positive, nargs="+", default=list(COUNTS), metavar="N",
-            help="token counts (default: 16 32 64 128 256)",
+            help=f"token counts (default: {' '.join(map(str, COUNTS))})",
         )  # fmt: skip
         group.add_argument(
             "--perceptual", metavar="NAME", help="perceptual distance: mobilenet, lpips-vgg or st-lpips"
         )
         group.add_argument("--perceptual-weights", metavar="FILE", help="its local weights file")
+    if verb in ("reconstruction", "all"):
         group.add_argument(
             "--inception", metavar="FILE", help="FID's InceptionV3, pt_inception-2015-12-05-6726825d.pth"
         )
-    if verb in ("reconstruction", "all"):
         group.add_argument(
             "--no-codecs",
             dest="codecs",
@@ -144,6 +144,8 @@ def run(args: Namespace) -> int:
 
     if getattr(args, "null_query", None) and not args.qdove:
         raise UsageError("--null-query belongs to --qdove; give the model, too")
+    if getattr(args, "labelled_test", None) and not args.labelled:
+        raise UsageError("--labelled-test belongs to --labelled; give images to train on, too")
     let_idle_threads_sleep()
 
     from dove_eval.run import Evaluation

@@ -50,13 +50,12 @@ def show(images: ImageSet, size: int, rows: Rows, setup: Setup) -> Section:
                 continue
             heading, digits, better = METRICS.get(name, ("tokens", 1, ""))
             e = Estimate(**p[name]["difference"])
-            sure = (
-                "" if e.low <= 0 <= e.high else (first if (e.value > 0) == (better == "higher") else second)
-            )
+            sure = e.low is not None and e.high is not None and not e.low <= 0 <= e.high
+            winner = first if (e.value > 0) == (better == "higher") else second
             where = "own length" if p["point"] == OWN else f"{p['point']} tokens"
             cells.append(
                 (f"{heading}, {where}", f"{p[name]['first']:.{digits}f}", f"{p[name]['second']:.{digits}f}",
-                 _signed(e, digits), f"{p[name]['first_larger']:.0%}", sure if better else "")
+                 _signed(e, digits), f"{p[name]['first_larger']:.0%}", winner if sure and better else "")
             )  # fmt: skip
     fixed = [p for p in result["points"] if p["point"] != OWN]
     line = Line(
@@ -75,7 +74,7 @@ def show(images: ImageSet, size: int, rows: Rows, setup: Setup) -> Section:
         Table(
             heads, cells, f"Paired differences on {result['images']} images, {LEVEL:.0%} bootstrap intervals"
         ),
-        _extremes(images, size, rows, setup),
+        *_extremes(images, size, rows, setup),
     ]
     method = [
         f"{result['images']} images from {images.source}, fitted by '{setup.fit}'; both models see the same "
@@ -93,6 +92,8 @@ def show(images: ImageSet, size: int, rows: Rows, setup: Setup) -> Section:
 
 
 def _signed(e: Estimate, digits: int) -> str:
+    if e.low is None or e.high is None:
+        return f"{e.value:+.{digits}f}"
     return f"{e.value:+.{digits}f} [{e.low:+.{digits}f}, {e.high:+.{digits}f}]"
 
 
@@ -100,13 +101,15 @@ def _mark(x: float, e: dict[str, Any], point: str) -> Point:
     return Point(x, e["value"], e["low"], e["high"], f"{point} tokens: {e['value']:+.3f} dB")
 
 
-def _extremes(images: ImageSet, size: int, rows: Rows, setup: Setup) -> Pictures:
+def _extremes(images: ImageSet, size: int, rows: Rows, setup: Setup) -> list[Pictures]:
     first, second = setup.systems[:2]
     assert isinstance(first, Dove) and isinstance(second, Dove)
     gap = rows.values(f"{first.key}-{OWN}-psnr") - rows.values(f"{second.key}-{OWN}-psnr")
-    order = rows.good[np.argsort(gap, kind="stable")]
-    count = min(SHOWN, len(order) // 2) or 1
-    chosen = list(dict.fromkeys([*order[::-1][:count].tolist(), *order[:count].tolist()]))
+    order = np.argsort(-gap, kind="stable")
+    ahead, behind = order[gap[order] > 0][:SHOWN], order[gap[order] < 0][::-1][:SHOWN]
+    chosen = rows.good[np.concatenate([ahead, behind])].tolist()
+    if not chosen:
+        return []
     _, pixels = images.read(chosen, size, setup.fit)
     assert pixels is not None
     grid: list[list[Any]] = [[] for _ in chosen]
@@ -117,5 +120,8 @@ def _extremes(images: ImageSet, size: int, rows: Rows, setup: Setup) -> Pictures
         for b, picture in enumerate(to_pil((own.images + 1) / 2)):
             decibel = rows[f"{system.key}-{OWN}-psnr"][chosen[b]]
             grid[b].append((picture, f"{int(own.tokens[b])} tokens, {decibel:.1f} dB"))
-    caption = "The images where each is furthest ahead of the other in PSNR at its own length."
-    return Pictures(("original", first.name, second.name), grid, caption)
+    caption = (
+        f"The {len(ahead)} images on which {first.name} is furthest ahead in PSNR at its own length, then "
+        f"the {len(behind)} on which {second.name} is."
+    )
+    return [Pictures(("original", first.name, second.name), grid, caption)]

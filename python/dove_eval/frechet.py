@@ -52,11 +52,11 @@ def estimate(real: np.ndarray, other: np.ndarray, rows: np.ndarray, groups: int 
     """Distance of paired features [N, D] on `rows`, with a grouped jackknife's interval.
 
     An image's two features leave together. The value is biased upwards on few images, as every such distance
-    is; the interval does not speak of that.
+    is; the interval does not speak of that. Fewer than four images have none.
     """
     value = frechet_distance(moments(real, rows), moments(other, rows))
     if len(rows) < 4:
-        return Estimate(value, value, value, len(rows))
+        return Estimate(value, None, None, len(rows))
 
     def without(keep: np.ndarray) -> float:
         return frechet_distance(moments(real, rows[keep]), moments(other, rows[keep]))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,34 +22,39 @@ from dove_ext.image_io import to_pil
 from dove_ext.images import Fit
 from dove_ext.metrics import laplacian_variance
 
-COUNTS = (4, 8, 16, 32, 64, 96, 128, 192, 256)
+COUNTS = (4, 8, 16, 32, 64, 96, 128, 192)  # and full length
 BINS = 32
 SHEET = 8  # images with the fewest and the most tokens
 SCATTER = 1500  # points drawn at most
 
 
-def measure(
-    images: ImageSet, model: Dove, output: Path, *, fit: Fit, batch_size: int, counts: Sequence[int] = COUNTS
-) -> Rows:
-    """Length, complexity and the squared error at each of `counts` and at the own length, for each image."""
+def counts_of(model: Dove) -> list[int]:
+    """Where the loss of a model is measured: those of `COUNTS` below its full length, and this."""
+    slots = model.model.config.num_tokens
+    return [*(n for n in COUNTS if n < slots), slots]
+
+
+def measure(images: ImageSet, model: Dove, output: Path, *, fit: Fit, batch_size: int) -> Rows:
+    """Length, complexity and the squared error at `counts_of` and at the own length, for each image."""
+    counts = counts_of(model)
 
     def compute(_: list[int], pixels: Tensor) -> dict[str, Tensor]:
         row = {"complexity": laplacian_variance(pixels)}
         for r in model.reconstruct(pixels, counts):
-            row[f"mse-{r.point}"] = quality.mse(r.images, pixels)
+            row[f"mse-{r.point}"] = quality.mse(quality.as_shown(r.images), pixels)
             if r.point == OWN:
                 row["length"] = r.tokens
         return row
 
     size = model.model.config.image_size
-    identity = [model.identity, list(counts), torch.__version__]
+    identity = [model.identity, counts, torch.__version__]
     return fill(
         output, f"lengths-{model.key}", images, compute, identity=identity, size=size, fit=fit,
         batch_size=batch_size,
     )  # fmt: skip
 
 
-def summarise(rows: Rows, model: Dove, counts: Sequence[int] = COUNTS) -> dict[str, Any]:
+def summarise(rows: Rows, model: Dove) -> dict[str, Any]:
     """The figures as JSON."""
     length, complexity = rows.values("length"), rows.values("complexity")
     pairs = np.stack([length, complexity], 1)
@@ -60,7 +66,7 @@ def summarise(rows: Rows, model: Dove, counts: Sequence[int] = COUNTS) -> dict[s
         "length": mean(length).to_json(),
         "percentiles": {str(p): float(np.percentile(length, p)) for p in (5, 25, 50, 75, 95)},
         "histogram": {"counts": frequency.tolist(), "edges": edges.tolist()},
-        "mse": {str(n): mean(rows.values(f"mse-{n}")).to_json() for n in [*model.counts(counts), OWN]},
+        "mse": {str(n): mean(rows.values(f"mse-{n}")).to_json() for n in [*counts_of(model), OWN]},
         "pearson": _correlate(lambda rows: correlation(*rows.T), pairs),
         "spearman": _correlate(lambda rows: correlation(*(ranks(column) for column in rows.T)), pairs),
     }
@@ -90,9 +96,9 @@ def ranks(values: np.ndarray) -> np.ndarray:
     return np.asarray((first + (count + 1) / 2)[inverse])
 
 
-def show(images: ImageSet, rows: Rows, model: Dove, fit: Fit, counts: Sequence[int] = COUNTS) -> Section:
+def show(images: ImageSet, rows: Rows, model: Dove, fit: Fit) -> Section:
     """The report's section."""
-    result = summarise(rows, model, counts)
+    result = summarise(rows, model)
     length, complexity = rows.values("length"), rows.values("complexity")
     pearson, spearman = (
         None if result[n] is None else Estimate(**result[n]) for n in ("pearson", "spearman")
@@ -108,7 +114,7 @@ def show(images: ImageSet, rows: Rows, model: Dove, fit: Fit, counts: Sequence[i
             *((f"{p}th percentile", f"{v:.0f}") for p, v in result["percentiles"].items()),
             ("Pearson, length and Laplacian variance", _text(pearson)),
             ("Spearman, length and Laplacian variance", _text(spearman)),
-            ("squared error at own length over that at full length", f"{_ratio(result, model):.2f}"),
+            ("squared error at own length over that at full length", f"{_ratio(result):.2f}"),
         ],
         f"{LEVEL:.0%} bootstrap intervals in brackets",
         beside=True,
@@ -143,8 +149,8 @@ def show(images: ImageSet, rows: Rows, model: Dove, fit: Fit, counts: Sequence[i
         "Length: the position where the model's end-of-sequence wins the head's arg-max, at least 1.",
         "Complexity: variance of the 4-neighbour Laplacian of the luminance (0.299 R + 0.587 G + 0.114 B, "
         "0..255).",
-        "Loss: mean squared error of pixels in 0..1. The paper reports a Pearson correlation of 0.742 on "
-        "COCO.",
+        "Loss: mean squared error of pixels in 0..1, rounded to 8 bits. The paper reports a Pearson "
+        "correlation of 0.742 on COCO.",
     ]
     tiles = [
         (f"{1 - share:.0%}", f"fewer tokens than {result['tokens']} an image"),
@@ -156,8 +162,9 @@ def show(images: ImageSet, rows: Rows, model: Dove, fit: Fit, counts: Sequence[i
     return Section("lengths", "Lengths", finding, blocks, method, result, tiles)
 
 
-def _ratio(result: dict[str, Any], model: Dove) -> float:
-    return float(result["mse"][OWN]["value"] / result["mse"][str(max(model.counts(COUNTS)))]["value"])
+def _ratio(result: dict[str, Any]) -> float:
+    full = result["mse"][str(result["tokens"])]["value"]
+    return float(result["mse"][OWN]["value"] / full) if full else math.inf
 
 
 def _loss_plot(result: dict[str, Any], model: Dove) -> Plot:

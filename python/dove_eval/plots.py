@@ -29,13 +29,17 @@ class Point:
 
 @dataclass(frozen=True)
 class Line:
-    """A series. `key` chooses colour and shape; a lone `star` point marks the model's own choice."""
+    """A series. `key` chooses colour and shape; a lone `star` point marks the model's own choice.
+
+    A `hollow` line is a second one of the same system: dashed, with hollow marks.
+    """
 
     key: str
     name: str
     points: Sequence[Point]
     joined: bool = True
     star: Point | None = None
+    hollow: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,7 @@ def line_chart(lines: Sequence[Line], x: Axis, y: Axis, title: str) -> str:
     """Lines with bands; the legend stands below the drawing."""
     body = [_frame(x, y)]
     for line in lines:
-        body.append(f'<g class="s-{line.key}">')
+        body.append(f'<g class="{_class(line)}">')
         body += _band(line, x, y)
         if line.joined and len(line.points) > 1:
             path = " ".join(f"{_x(x, p.x):.1f},{_y(y, p.y):.1f}" for p in line.points)
@@ -127,8 +131,7 @@ def line_chart(lines: Sequence[Line], x: Axis, y: Axis, title: str) -> str:
         if line.star is not None:
             body.append(_mark("star", _x(x, line.star.x), _y(y, line.star.y), 9, line.star.label))
         body.append("</g>")
-    names = [(line.key, line.name) for line in lines]
-    return _svg(body, title) + (_legend(names) if len(lines) > 1 else "")
+    return _svg(body, title) + (_legend(lines) if len(lines) > 1 else "")
 
 
 def histogram(counts: Sequence[int], edges: Sequence[float], name: str, title: str, mark: float) -> str:
@@ -283,12 +286,16 @@ def _mark(shape: str, x: float, y: float, r: float, label: str) -> str:
     return f'<polygon class="mark {shape}" points="{points}">{title}</polygon>'
 
 
-def _legend(entries: Sequence[tuple[str, str]]) -> str:
+def _class(line: Line) -> str:
+    return f"s-{line.key} hollow" if line.hollow else f"s-{line.key}"
+
+
+def _legend(lines: Sequence[Line]) -> str:
     items = []
-    for key, name in entries:
-        shape = _mark(SHAPES.get(key, "circle"), 8, 8, 4.2, "")
+    for line in lines:
+        shape = _mark(SHAPES.get(line.key, "circle"), 8, 8, 4.2, "")
         items.append(
-            f'<span class="key s-{key}"><svg viewBox="0 0 16 16" width="16" height="16" aria-hidden="true">'
-            f"{shape}</svg>{escape(name)}</span>"
+            f'<span class="key {_class(line)}"><svg viewBox="0 0 16 16" width="16" height="16" '
+            f'aria-hidden="true">{shape}</svg>{escape(line.name)}</span>'
         )
     return f'<div class="legend">{"".join(items)}</div>'

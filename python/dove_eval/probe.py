@@ -84,7 +84,7 @@ def show(images: ImageSet, result: dict[str, Any], fit: str) -> Section:
         f"{head['epochs']} epochs, batches of {head['batch_size']}, at least {head['min_steps']} steps; "
         f"weight decay out of {', '.join(map(str, head['weight_decays']))} and epoch chosen on the same "
         "tenth.",
-        "The paper reports on all of CIFAR-10: DOVE 54.31, VQGAN 41.23.",
+        "For comparison, the paper on all of CIFAR-10: DOVE 54.31, VQGAN 41.23.",
     ]
     return Section("probe", "Linear probe", _finding(result), blocks, method, result, _tiles(result))
 

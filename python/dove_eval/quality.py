@@ -9,6 +9,11 @@ from torch.nn import functional as F
 from dove_ext import metrics
 
 
+def as_shown(images: Tensor) -> Tensor:
+    """Images [B, 3, H, W] in [-1, 1] rounded to 8 bits, as a viewer gets them."""
+    return images.add(1).mul(127.5).round().div(127.5).sub(1)
+
+
 def l1(a: Tensor, b: Tensor) -> Tensor:
     """Mean absolute error of images [B, 3, H, W] in [-1, 1], on the scale 0..1: [B]."""
     return (a.float() - b.float()).div(2).abs().flatten(1).mean(1)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dove_eval import frechet, quality
+from dove_eval import COUNTS, frechet, quality
 from dove_eval.backbones import Distance, Features
 from dove_eval.bootstrap import mean
 from dove_eval.datasets import ImageSet
@@ -20,7 +20,6 @@ from dove_eval.systems import OWN, Codec, Dove, Reconstruction, Vqgan
 from dove_ext.image_io import to_pil
 from dove_ext.images import Fit
 
-COUNTS = (16, 32, 64, 128, 256)
 QUALITIES = (5, 10, 25, 50, 75, 90)  # of the plain rate table
 
 # column -> heading, digits, the direction that is better
@@ -89,8 +88,7 @@ def measure(images: ImageSet, size: int, setup: Setup, output: Path) -> Rows:
 def _judge(
     pixels: Tensor, original: list[Tensor] | None, result: Reconstruction, prefix: str, setup: Setup
 ) -> dict[str, Tensor]:
-    # What a viewer would see: 8-bit pictures, for codecs and models alike.
-    image = result.images.add(1).mul(127.5).round().div(127.5).sub(1)
+    image = quality.as_shown(result.images)
     row = {
         "tokens": result.tokens,
         "bytes": result.bytes,

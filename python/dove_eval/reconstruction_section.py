@@ -87,11 +87,15 @@ def _lines(result: dict[str, Any], metric: str, across: str = "tokens") -> list[
 
 
 def _chart(lines: list[Line], heading: str, caption: str) -> Plot:
-    marks = [p for line in lines for p in [*line.points, *([line.star] if line.star else [])]]
+    marks = _marks(lines)
     x = axis("tokens", [p.x for p in marks], log=True)
     y = axis(heading, [v for p in marks for v in (p.low, p.high) if v is not None])
     star = " The star is the model's own choice." if any(line.star for line in lines) else ""
     return Plot(line_chart(lines, x, y, caption), caption + star)
+
+
+def _marks(lines: list[Line]) -> list[Point]:
+    return [p for line in lines for p in [*line.points, *([line.star] if line.star else [])]]
 
 
 def _bytes_chart(result: dict[str, Any]) -> Plot:
@@ -108,13 +112,10 @@ def _bytes_chart(result: dict[str, Any]) -> Plot:
                 for r in rate
             ]
             lines.append(Line(key, f"{rate[0]['name']} at fixed qualities", points))
-    marks = [p for line in lines for p in line.points]
-    caption = (
-        "PSNR against bytes. Tokens are kept as float16 without entropy coding and are made for "
-        "transformers; picture codecs, made for storage, need fewer bytes for the same error."
-        if result["rate"]
-        else "PSNR against bytes; tokens are kept as float16."
-    )
+    marks = _marks(lines)
+    caption = "PSNR against bytes. Tokens are kept as float16 without entropy coding."
+    if result["rate"]:
+        caption += " They are made for transformers, picture codecs for storage."
     x = axis("bytes an image", [p.x for p in marks], log=True)
     return Plot(line_chart(lines, x, axis("PSNR (dB)", [p.y for p in marks]), "PSNR against bytes"), caption)
 
@@ -152,7 +153,8 @@ def examples(images: ImageSet, size: int, setup: Setup, good: np.ndarray) -> Pic
     for b, index in enumerate(chosen):
         row = [(to_pil((pixels[b] + 1) / 2)[0], Path(images.items[index].name).name)]
         for r in results:
-            decibel = f"{float(quality.psnr(r.images[b : b + 1], pixels[b : b + 1])):.1f} dB"
+            shown = quality.as_shown(r.images[b : b + 1])
+            decibel = f"{float(quality.psnr(shown, pixels[b : b + 1])):.1f} dB"
             text = f"{int(r.tokens[b])} tokens, {decibel}" if r.point == OWN else decibel
             row.append((to_pil((r.images[b] + 1) / 2)[0], text))
         grid.append(row)

@@ -53,9 +53,10 @@ class Evaluation:
         self.labelled = self._labelled()
         self.dove = Dove(load_model(args))
         self.size = self.dove.model.config.image_size
-        self.vqgan = self._vqgan()
         self.qdove = self._second("qdove", "qdove")
         self.against = self._second("against", "other")
+        self.vqgan = self._vqgan()  # may be named after the model, whose name is known by now
+        self._check_layer()
         self.output = make_writable_folder(args.output)  # last: a wrong name leaves no empty folder behind
 
     # --- What is loaded -------------------------------------------------------------------------------
@@ -97,10 +98,23 @@ class Evaluation:
                 f"{self.size}; only models of one size stand side by side"
             )
         query = torch.tensor(self.args.null_query) if key == "qdove" and self.args.null_query else None
+        words = model.config.query_vocab_size
+        if query is not None and not (query.min() >= 0 and query.max() < words):
+            raise DoveError(
+                f"--null-query {' '.join(map(str, query.tolist()))} does not fit {name!r}, which "
+                + (f"takes ids from 0 to {words - 1}" if words else "takes no ids of words; leave it out")
+            )
         second = Dove(model, key, query)
         if second.name == self.dove.name:  # two trainings of one preset
             self.dove.name, second.name = _apart(str(self.args.model), str(name))
         return second
+
+    def _check_layer(self) -> None:
+        layer = getattr(self.args, "layer", None)
+        for system in (self.dove, self.qdove):
+            layers = 0 if system is None else len(system.model.generator.stack.layers)
+            if system is not None and layer is not None and layer > layers:
+                raise DoveError(f"--layer {layer} is above the {layers} layers of {system.name}'s generator")
 
     # --- What is measured -----------------------------------------------------------------------------
 
@@ -122,10 +136,8 @@ class Evaluation:
         sections = [parts[name]() for name in wanted]
         images = self.images if self.images is not None else self.labelled
         assert images is not None
-        readable = len(images) - len(images.failed)
-        subtitle = (
-            f"Measured on {readable} images from {images.source}, {datetime.now(timezone.utc):%d %B %Y}."
-        )
+        readable = f"{len(images) - len(images.failed)} images" if wanted != ["segment"] else "images"
+        subtitle = f"Measured on {readable} from {images.source}, {datetime.now(timezone.utc):%d %B %Y}."
         for found in (self.images, self.labelled):
             self.notes += unreadable(found) if found is not None else []
         return Report(f"{self.dove.name}: evaluation", subtitle, sections, self._origin(), self.notes)
@@ -141,7 +153,7 @@ class Evaluation:
                 f"{self.dove.name}"
             )
         distance, features = backbones.load(
-            args.perceptual, args.perceptual_weights, args.inception, self.notes
+            args.perceptual, args.perceptual_weights, getattr(args, "inception", None), self.notes
         )
         return reconstruction.Setup([self.dove], counts, distance, features, args.fit, args.batch_size)
 
@@ -193,7 +205,8 @@ class Evaluation:
     def compare(self) -> Section:
         """Two models, paired."""
         assert self.images is not None and self.against is not None
-        setup = replace(self.setup, systems=[self.dove, self.against])
+        # A Frechet distance has no pairs.
+        setup = replace(self.setup, systems=[self.dove, self.against], features=None)
         rows = reconstruction.measure(self.images, self.size, setup, self.output)
         return compare.show(self.images, self.size, rows, setup)
 
@@ -202,17 +215,16 @@ class Evaluation:
     def write(self, report: Report) -> tuple[Path, Path]:
         """Write report.html and report.json, each whole or not at all."""
         page, numbers = self.output / "report.html", self.output / "report.json"
-        with atomic_write(page) as temporary:
-            temporary.write_text(report.html(), encoding="utf-8")
-        with atomic_write(numbers) as temporary:
-            temporary.write_text(
-                json.dumps(report.json(), indent=1, allow_nan=False) + "\n", encoding="utf-8"
-            )
+        texts = {page: report.html(), numbers: json.dumps(report.json(), indent=1, allow_nan=False) + "\n"}
+        for file, text in texts.items():
+            with atomic_write(file) as temporary:
+                temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
         return page, numbers
 
     def _origin(self) -> dict[str, str]:
         model = self.dove.model
-        systems = [s for s in (self.dove, self.qdove, self.against) if s is not None]
+        baseline = self.vqgan if getattr(self.args, "vqgan", None) else None
+        systems = [s for s in (self.dove, self.qdove, self.against, baseline) if s is not None]
         return {
             "command": "dove " + shlex.join(sys.argv[1:]),
             "date": f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC",

@@ -21,23 +21,19 @@ from dove_ext.images import Fit
 IMAGES = 8
 
 
+@torch.no_grad()
 def hidden_grid(model: Dove, pixels: Tensor, layer: int | None = None) -> Tensor:
     """A generator layer at the image's positions: float32 [B, P, hidden].
 
     Args:
         model: a DOVE model.
         pixels: [B, 3, S, S] in [-1, 1].
-        layer: 1..L; None: the last but one, as the last one serves the next positions' tokens.
+        layer: 1..L; None: the last but one, as nothing reads these positions of the last one.
     """
-    layers = list(model.model.generator.stack.layers)
-    module = layers[(max(1, len(layers) - 1) if layer is None else layer) - 1]
-    kept: list[Tensor] = []
-    hook = module.register_forward_hook(lambda _, __, output: kept.append(output))
-    try:
-        model.generate(pixels)
-    finally:
-        hook.remove()
-    return kept[0][:, : model.model.config.num_tokens].float()
+    dove = model.model
+    layer = max(1, len(dove.generator.stack.layers) - 1) if layer is None else layer
+    latents = dove.vqgan.encode(pixels.to(dove.device, dove.dtype))
+    return dove.generator.image_states(latents, layer).float()
 
 
 def decoder_grid(model: Dove, pixels: Tensor) -> Tensor:
@@ -110,13 +106,18 @@ def show(
         "images": [few.items[i].name for i in chosen],
         "variance_share": {name: share for name, _, share in shown},
     }
+    side = round(grids[-1][1].shape[1] ** 0.5)
+    causal = [m.name for m in models if m.model.config.prefix_attention == "causal"]
     shares = ", ".join(f"{name} {share:.0%}" for name, _, share in shown)
     method = [
         f"{len(chosen)} images of {images.source}, evenly spread, not chosen.",
         f"PCA over all positions of these images together. Share of variance in three components: {shares}.",
-        "Generator: a hidden layer at the 16 x 16 positions of the image, last but one unless said "
-        "otherwise. It is causal: a position sees the rows above it and what is left of it. Token decoder: "
-        "the last hidden layer at all tokens.",
+        f"Generator: {'the last but one layer' if layer is None else f'layer {layer}'} at the "
+        f"{side} x {side} positions of the image. Token decoder: the last hidden layer at all tokens.",
+        *(
+            f"{name}'s generator is causal: a position sees the rows above it and what is left of it."
+            for name in causal
+        ),
     ]
     finding = (
         f"What the hidden layers of {models[0].name} tell apart without any label: patches of one colour "

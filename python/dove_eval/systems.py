@@ -69,7 +69,13 @@ class Dove:
         self.model, self.key, self.query = model.eval(), key, query
         self.name = model.config.name
         asked = "" if query is None else str(query.tolist())
-        self.identity = [weights_digest(model), asked, str(model.dtype)]
+        self.identity = [
+            weights_digest(model),
+            asked,
+            str(model.dtype),
+            model.device.type,
+            model.config.to_json(),
+        ]
         self.token_bytes = model.config.token_width * BYTES_PER_VALUE
         self.cost = f"{self.token_bytes} ({model.config.token_width} float16 values)"
 
@@ -106,9 +112,11 @@ class Dove:
 
         Returns:
             dict: "tokens-N" and "tokens-own" [B, 2 D]: mean and maximum over the first tokens (3.2);
-            "image-L" and "time-L" [B, hidden]: mean of hidden layer L over the image's and the time
-            positions, L from 0 (the stack's input) to its number of layers, whose output is normalised and
-            which has no "image" column: nothing reads the image positions there, so they are not computed.
+            "states-N" and "states-own" [B, 2 hidden]: the same of the generator's last layer at their
+            positions, where a shortcut makes tokens of something else; "image-L" and "time-L" [B, hidden]:
+            mean of hidden layer L over the image's and the time positions, L from 0 (the stack's input) to
+            its number of layers, whose output is normalised and which has no "image" column: nothing reads
+            the image positions there, so they are not computed.
         """
         layers: list[Tensor] = []
         stack = self.model.generator.stack
@@ -120,11 +128,15 @@ class Dove:
         finally:
             for hook in hooks:
                 hook.remove()
-        tokens = tokens.float()
         slots = self.model.config.num_tokens
-        out = {f"tokens-{n}": mean_and_max(tokens[:, :n]) for n in self.counts(counts)}
-        each = zip(tokens, own.tolist(), strict=True)
-        out[f"tokens-{OWN}"] = torch.cat([mean_and_max(image[None, :n]) for image, n in each])
+        sequences = {"tokens": tokens.float()}
+        if self.model.shortcut is not None:
+            sequences["states"] = layers[-1].float()
+        out = {}
+        for kind, sequence in sequences.items():
+            out |= {f"{kind}-{n}": mean_and_max(sequence[:, :n]) for n in self.counts(counts)}
+            each = zip(sequence, own.tolist(), strict=True)
+            out[f"{kind}-{OWN}"] = torch.cat([mean_and_max(image[None, :n]) for image, n in each])
         for number, hidden in enumerate(layers):
             if hidden.shape[1] > slots:  # the last layer runs at the time positions only
                 out[f"image-{number}"] = hidden[:, :slots].float().mean(1)
@@ -140,7 +152,7 @@ class Vqgan:
 
     def __init__(self, vqgan: VQGAN, image_size: int, name: str, key: str = "vqgan") -> None:
         self.vqgan, self.key, self.name = vqgan.eval(), key, name
-        self.identity = weights_digest(vqgan)
+        self.identity = [weights_digest(vqgan), vqgan.quant_conv.weight.device.type, vqgan.config.to_json()]
         self.positions = (image_size // vqgan.config.downsampling) ** 2
 
     @property

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -133,8 +134,14 @@ def test_the_numbers(report: Path, place: Path) -> None:
     assert (results["probe"]["train"], results["probe"]["test"]) == (20, 4)
     assert set(probe) == {"dove", "vqgan", "pixels"} and probe["dove"]["chosen"] in probe["dove"]["layers"]
     assert len(results["classify"]["series"][0]["points"]["tokens-16"]["seeds"]) == 2
-    difference = results["compare"]["points"][-1]["tokens"]
-    assert difference["difference"]["value"] == pytest.approx(difference["first"] - difference["second"])
+    compared = results["compare"]["points"][-1]
+    other = DoveModel.from_pretrained(place / "other").encode(pixels).lengths.double()
+    difference = (tokens.lengths.double() - other).numpy()
+    assert compared["tokens"]["first_larger"] == pytest.approx((difference > 0).mean())
+    paired, spread = compared["tokens"]["difference"], np.std(difference) / len(difference) ** 0.5
+    assert paired["value"] == pytest.approx(difference.mean())
+    # Of pairs: the spread of unpaired lengths would be another.
+    assert paired["high"] - paired["low"] == pytest.approx(2 * 1.96 * spread, rel=0.15)
 
 
 def test_a_second_run_computes_nothing_anew(
@@ -171,6 +178,21 @@ def test_one_image(place: Path, tmp_path: Path, capsys: Any) -> None:
     code, _, err = run(capsys, place, "all", "--data", image, "-o", tmp_path, "--counts", 4, "--no-codecs")
     assert (code, err) == (0, "")
     Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    arguments = ("--data", image, "--against", place / "other", "-o", tmp_path / "b", "--markdown")
+    code, out, _ = run(capsys, place, "compare", *arguments)
+    rows = [line for line in out.splitlines() if line.startswith("| PSNR")]
+    assert code == 0 and rows and not any("[" in row for row in rows), "one image has no interval"
+    assert all(row.endswith("|  |") for row in rows), "and proves nothing"
+
+
+def test_segment_shows_the_layer_that_was_asked_for(place: Path, tmp_path: Path, capsys: Any) -> None:
+    shares = set()
+    for layer in (1, 2):
+        arguments = ("--data", place / "photos", "-o", tmp_path / str(layer), "--layer", layer, "--json")
+        code, out, _ = run(capsys, place, "segment", *arguments)
+        assert code == 0
+        shares.add(json.loads(out)["results"]["segment"]["variance_share"]["micro: generator"])
+    assert len(shares) == 2
 
 
 def test_refusals(place: Path, tmp_path: Path, capsys: Any) -> None:
@@ -182,6 +204,19 @@ def test_refusals(place: Path, tmp_path: Path, capsys: Any) -> None:
         ("reconstruction", ("--data", photos_folder, "--counts", 300, *out), 1, "all above the 64 tokens"),
         ("compare", ("--data", photos_folder, "--against", tmp_path, *out), 1, "config.json"),
         ("lengths", ("--data", photos_folder, "--null-query", 3, *out), 2, "belongs to --qdove"),
+        (
+            "lengths",
+            ("--data", photos_folder, "--qdove", place / "other", "--null-query", 3, *out),
+            1,
+            "takes no ids of words",
+        ),
+        (
+            "all",
+            ("--data", photos_folder, "--labelled-test", photos_folder, *out),
+            2,
+            "belongs to --labelled",
+        ),
+        ("segment", ("--data", photos_folder, "--layer", 3, *out), 1, "above the 2 layers of micro's"),
         ("reconstruction", ("--data", photos_folder, "--inception", tmp_path / "x", *out), 1, "is missing"),
     ]:
         got, _, err = run(capsys, place, verb, *arguments)

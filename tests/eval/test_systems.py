@@ -55,6 +55,20 @@ def test_dove_features(dove: Dove, pixels: torch.Tensor) -> None:
     assert torch.equal(again["image-1"], features["image-1"]), "hooks are gone after each call"
 
 
+def test_the_last_layer_is_pooled_where_a_shortcut_makes_the_tokens(pixels: torch.Tensor) -> None:
+    dove = Dove(stop_at_share(micro(shortcut=True)))
+    features = dove.features(pixels, (4, 16))
+    _, hidden = dove.model.generate(pixels)
+    assert torch.allclose(features["states-16"], mean_and_max(hidden[:, :16]), atol=1e-3)
+    assert not torch.allclose(features["states-4"], features["tokens-4"], atol=0.1)
+    assert not any(name.startswith("states-") for name in Dove(micro()).features(pixels, (4,)))
+
+
+def test_what_decides_the_numbers_is_in_the_identity() -> None:
+    assert Dove(micro()).identity == Dove(micro()).identity
+    assert Dove(micro()).identity != Dove(micro(prefix_attention="bidirectional")).identity
+
+
 def test_vqgan_with_and_without_codebook(pixels: torch.Tensor) -> None:
     vqgan = micro().vqgan
     quantised = Vqgan(vqgan, 32, "vqgan")
