@@ -31,7 +31,7 @@ def configure(parser: ArgumentParser) -> None:
     what.add_argument(
         "--full",
         action="store_true",
-        help="everything: about 40 minutes on two cores, written to -o; cut short, it goes on",
+        help="everything: about an hour on two cores, written to -o; cut short, it goes on",
     )
     what.add_argument(
         "--report", nargs="?", const="", metavar="RECORD",
