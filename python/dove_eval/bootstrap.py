@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
 from typing import Any
@@ -68,25 +68,28 @@ def mean(values: np.ndarray, resamples: int = RESAMPLES, seed: int = SEED) -> Es
     return bootstrap(lambda rows: float(rows.mean()), values, resamples, seed)
 
 
-def jackknife(
-    value: float, without_group: Callable[[np.ndarray], float], count: int, groups: int = 10, seed: int = SEED
-) -> Estimate:
-    """Delete-a-group jackknife: an interval of Student's t from the spread of `groups` values.
+def leave_out(count: int, groups: int = 10, seed: int = SEED) -> list[np.ndarray]:
+    """Masks bool [count] for a jackknife: each leaves out one of at most `groups` groups of rows."""
+    groups = min(groups, count)
+    group = np.random.default_rng(seed).permutation(count) % groups
+    return [group != g for g in range(groups)]
+
+
+def jackknife(value: float, left: Sequence[float], count: int) -> Estimate:
+    """Delete-a-group jackknife: an interval of Student's t from the spread of a statistic.
 
     For statistics that drawing with replacement biases, such as a Frechet distance, which falls when rows
     repeat.
 
     Args:
         value: on all rows.
-        without_group: the statistic on the rows that a mask bool [count] keeps.
+        left: on the rows of each mask of `leave_out`; without any there is no interval.
         count: rows.
-        groups: how many; each is left out once.
-        seed: of the assignment of rows to groups.
     """
-    groups = min(groups, count)
-    group = np.random.default_rng(seed).permutation(count) % groups
-    left = np.array([without_group(group != g) for g in range(groups)])
-    error = float(np.sqrt((groups - 1) / groups * np.square(left - left.mean()).sum()))
+    if not left:
+        return Estimate(value, None, None, count)
+    groups = len(left)
+    error = float(np.sqrt((groups - 1) / groups * np.square(left - np.mean(left)).sum()))
     half = student_quantile(groups - 1) * error
     return Estimate(value, value - half, value + half, count)
 

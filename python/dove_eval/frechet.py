@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dove_eval.bootstrap import Estimate, jackknife
+from dove_eval.bootstrap import Estimate, jackknife, leave_out
 
 CHUNK = 512  # rows in memory at once
+LEAST_IMAGES = 4  # for an interval
 
 
 @dataclass(frozen=True)
@@ -48,17 +49,25 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     return float(np.square(a.mean - b.mean).sum() + a.trace + b.trace - 2 * cross)
 
 
-def estimate(real: np.ndarray, other: np.ndarray, rows: np.ndarray, groups: int = 10) -> Estimate:
-    """Distance of paired features [N, D] on `rows`, with a grouped jackknife's interval.
+class Reference:
+    """The real images' side of Frechet distances: its moments are taken once, for every jackknife group.
 
-    An image's two features leave together. The value is biased upwards on few images, as every such distance
-    is; the interval does not speak of that. Fewer than four images have none.
+    Args:
+        features: [N, D], may be memory-mapped.
+        rows: which of them count, int64.
+        groups: of the jackknife.
     """
-    value = frechet_distance(moments(real, rows), moments(other, rows))
-    if len(rows) < 4:
-        return Estimate(value, None, None, len(rows))
 
-    def without(keep: np.ndarray) -> float:
-        return frechet_distance(moments(real, rows[keep]), moments(other, rows[keep]))
+    def __init__(self, features: np.ndarray, rows: np.ndarray, groups: int = 10) -> None:
+        self.rows = rows
+        kept = leave_out(len(rows), groups) if len(rows) >= LEAST_IMAGES else []
+        self.sides = [(part, moments(features, part)) for part in (rows, *(rows[keep] for keep in kept))]
 
-    return jackknife(value, without, len(rows), groups)
+    def distance(self, other: np.ndarray) -> Estimate:
+        """From paired features [N, D], with a grouped jackknife's interval.
+
+        An image's two features leave together. The value is biased upwards on few images, as every such
+        distance is; the interval does not speak of that. Fewer than four images have none.
+        """
+        value, *left = (frechet_distance(real, moments(other, part)) for part, real in self.sides)
+        return jackknife(value, left, len(self.rows))

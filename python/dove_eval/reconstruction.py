@@ -119,6 +119,9 @@ def _rate(codec: Codec, pixels: Tensor) -> dict[str, Tensor]:
 def summarise(rows: Rows, setup: Setup) -> dict[str, Any]:
     """Means with confidence intervals of every system at every point (JSON)."""
     series = []
+    reference = None
+    if setup.features is not None and len(rows.good) > 1:
+        reference = frechet.Reference(rows["original-features"], rows.good)
     for system in setup.systems:
         points = []
         for point in measured(rows, system.key):
@@ -127,9 +130,8 @@ def summarise(rows: Rows, setup: Setup) -> dict[str, Any]:
             for name in ("tokens", "bytes", *METRICS):
                 if f"{prefix}-{name}" in rows.names:
                     entry[name] = mean(rows.values(f"{prefix}-{name}")).to_json()
-            if setup.features is not None and len(rows.good) > 1:
-                distance = frechet.estimate(rows["original-features"], rows[f"{prefix}-features"], rows.good)
-                entry["frechet"] = distance.to_json()
+            if reference is not None:
+                entry["frechet"] = reference.distance(rows[f"{prefix}-features"]).to_json()
             points.append(entry)
         series.append({"system": system.key, "name": system.name, "points": points})
     rate = [

@@ -97,7 +97,8 @@ def test_frechet_distance_of_few_and_many_rows_is_one_formula() -> None:
     assert frechet.frechet_distance(frechet.moments(a, rows), frechet.moments(a, rows)) == pytest.approx(
         0, abs=1e-9
     )
-    estimate = frechet.estimate(a, b, rows)
+    estimate = frechet.Reference(a, rows).distance(b)
+    assert estimate.value == many
     assert estimate.low is not None and 0 < estimate.value - estimate.low < 0.2 * estimate.value
     assert estimate.count == 100
 
@@ -125,7 +126,8 @@ def test_bootstrap_against_scipy() -> None:
 
 def test_jackknife_of_a_mean_is_its_standard_error() -> None:
     values = np.random.default_rng(2).normal(size=200)
-    estimate = bootstrap.jackknife(values.mean(), lambda keep: values[keep].mean(), 200, groups=200)
+    left = [values[keep].mean() for keep in bootstrap.leave_out(200, groups=200)]
+    estimate = bootstrap.jackknife(values.mean(), left, 200)
     half = bootstrap.student_quantile(199) * values.std(ddof=1) / np.sqrt(200)
     assert estimate.high is not None
     assert estimate.high - estimate.value == pytest.approx(half, rel=1e-6)
@@ -142,7 +144,7 @@ def test_too_few_images_have_no_interval() -> None:
     assert bootstrap.mean(np.array([3.0])).text() == "3.00"
     assert "[" in bootstrap.mean(np.array([3.0, 4.0])).text()
     a, b = features(3, 8)
-    assert frechet.estimate(a, b, np.arange(3)).low is None
+    assert frechet.Reference(a, np.arange(3)).distance(b).low is None
 
 
 def test_principal_components_against_scikit_learn() -> None:
