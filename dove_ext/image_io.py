@@ -7,6 +7,7 @@ import stat
 import threading
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -67,10 +68,27 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
     file = Path(path)
     _check_file(file, name)
     try:
-        with file.open("rb") as stream, _open(stream, name) as picture:
-            return pil_to_tensor(picture, name)
+        with file.open("rb") as stream:
+            return read_stream(stream, name)
     except OSError as error:
         raise ImageError(f"{name} cannot be read: {error.strerror or error}") from error
+
+
+def read_stream(stream: BinaryIO, name: str) -> Tensor:
+    """Read a picture from an open file, by the rules of `read_image`.
+
+    Args:
+        stream: seekable; `io.BytesIO` for a picture out of an archive.
+        name: how an error calls it.
+
+    Returns:
+        Tensor: uint8 [3, H, W] on the CPU.
+
+    Raises:
+        ImageError: if it is not a picture, truncated or too large.
+    """
+    with _open(stream, name) as picture:
+        return pil_to_tensor(picture, name)
 
 
 def pil_to_tensor(picture: Image.Image, name: str = "the PIL image") -> Tensor:
@@ -166,7 +184,7 @@ def _check_file(file: Path, name: str) -> None:
         raise ImageError(f"{name} is empty (0 bytes); get a whole copy of it")
 
 
-def _open(stream: object, name: str) -> Image.Image:
+def _open(stream: BinaryIO, name: str) -> Image.Image:
     """Read the header only."""
     Image.init()
     formats = [f for f in FORMATS if f in Image.OPEN]
@@ -174,7 +192,7 @@ def _open(stream: object, name: str) -> Image.Image:
         with _open_lock, warnings.catch_warnings():
             # Our own limit is checked from the size that the header gives.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return Image.open(stream, formats=formats)  # type: ignore[arg-type]
+            return Image.open(stream, formats=formats)
     except UnidentifiedImageError as error:
         remedy = "use JPEG, PNG, WebP, GIF, BMP or TIFF"
         raise ImageError(f"{name} is not a picture in a format that can be read; {remedy}") from error

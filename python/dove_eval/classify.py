@@ -74,10 +74,12 @@ def show(images: ImageSet, result: dict[str, Any], fit: str) -> Section:
     for series, score, text in baselines:  # no token count of their own: level lines
         ends = [_point(x, score, f"{series['name']}: {text} %") for x in span]
         lines.append(Line(series["system"], series["name"], ends))
-    values = [v for line in lines for p in line.points for v in (p.low, p.high) if v is not None]
+    values = [v for line in lines for p in line.points for v in (p.y, p.low, p.high) if v is not None]
+    seeds = result["head"]["seeds"]
     caption = (
-        "Accuracy of an MLP on pooled tokens against token count; bands: one standard deviation over "
-        f"{result['head']['seeds']} seeds. Chance is {100 / result['classes']:.1f} %."
+        "Accuracy of an MLP on pooled tokens against token count; "
+        f"{f'bands: one standard deviation over {seeds} seeds' if seeds > 1 else 'one seed'}. "
+        f"Chance is {100 / result['classes']:.1f} %."
     )
     chart = line_chart(lines, axis("tokens", span, log=True), axis("accuracy (%)", values), caption)
     blocks: list[Block] = [
@@ -85,7 +87,7 @@ def show(images: ImageSet, result: dict[str, Any], fit: str) -> Section:
         Table(
             ("frozen features", "test accuracy (%)"),
             cells,
-            "Mean and standard deviation over seeds",
+            "Mean and standard deviation over seeds" if seeds > 1 else "One seed",
             beside=True,
         ),
     ]
@@ -137,5 +139,8 @@ def _at(series: dict[str, Any], kind: str, point: str) -> str:
 
 
 def _point(x: float, score: dict[str, Any], label: str) -> Point:
-    value, deviation = 100 * score["accuracy"], 100 * score["deviation"]
+    value = 100 * score["accuracy"]
+    if score["deviation"] is None:  # of one seed
+        return Point(x, value, label=label)
+    deviation = 100 * score["deviation"]
     return Point(x, value, value - deviation, value + deviation, label)

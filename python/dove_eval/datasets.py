@@ -1,12 +1,13 @@
 """Sets of images: found, cut down, split into training and test, and read a few at a time.
 
-Only names and places are held in memory; pixels are read when they are needed (npz files excepted, which can
-only be read whole).
+Only names and places are held in memory; pixels are read when they are needed. Compressed npz files are the
+exception: they can only be read whole.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,9 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dove_eval.layouts import TEST, TRAIN, DatasetError, Item, list_items
+from dove_eval.layouts import TEST, TORCHVISION, TRAIN, DatasetError, Item, list_items
 from dove_ext.errors import ImageError
-from dove_ext.image_io import IMAGE_SUFFIXES
 from dove_ext.images import Fit, prepare_images
 
 TEST_SHARE = 5  # one image in this many is a test image where the data does not say
@@ -57,7 +57,7 @@ class ImageSet:
         return replace(self, items=chosen)
 
     def limit_per_class(self, count: int | None) -> ImageSet:
-        """At most `count` images of each class and split, the first ones."""
+        """At most `count` images of each class and split, the first ones (of a set that is `labelled`)."""
         if count is None:
             return self
         seen: dict[tuple[str | None, str | None], int] = {}
@@ -97,7 +97,8 @@ class ImageSet:
         Where no image says what it is for, every fifth one of a class is for the test.
 
         Raises:
-            DatasetError: if there are fewer than two classes, or a split is empty.
+            DatasetError: if there are fewer than two classes, some images say what they are for and others do
+                not or in an unknown word, a split is empty, or a class is in the test only.
         """
         items = [item for item in self.items if item.label is not None]
         if len({item.label for item in items}) < 2:
@@ -106,7 +107,18 @@ class ImageSet:
                 "needs at least two: a folder for each class, labels in the shards' JSON, or `labels` in an "
                 "npz"
             )
-        if all(item.split is None for item in items):
+        strange = next((item for item in items if item.split not in (None, TRAIN, TEST)), None)
+        if strange is not None:
+            raise DatasetError(
+                f"{strange.name!r} of {self.source} has the split {strange.split!r}; call it train or test"
+            )
+        silent = [item for item in items if item.split is None]
+        if 0 < len(silent) < len(items):
+            raise DatasetError(
+                f"{len(silent)} of the {len(items)} images of {self.source} are neither for training nor for "
+                f"the test, {silent[0].name!r} to begin with; say it for all of them or for none"
+            )
+        if silent:
             seen: dict[str | None, int] = {}
             for i, item in enumerate(items):
                 seen[item.label] = seen.get(item.label, 0) + 1
@@ -117,11 +129,19 @@ class ImageSet:
                 raise DatasetError(
                     f"{self.source} has no images for {split}; give more images, or the other part too"
                 )
+        known = {item.label for item in items if item.split == TRAIN}
+        unknown = [name for name in self.classes if name not in known]
+        if unknown:
+            more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+            raise DatasetError(
+                f"no training image of {self.source} has the class {', '.join(map(repr, unknown[:3]))}{more} "
+                "of its test images; name the classes alike in both parts"
+            )
         return replace(self, items=items)
 
 
 def find_images(paths: Sequence[str | Path]) -> ImageSet:
-    """Everything that `paths` name, in order.
+    """Everything that `paths` name, in order; a file that they name twice is taken once.
 
     Args:
         paths: image folders (all depths; a folder of images is their class), tar shards (`<key>.jpg` with an
@@ -134,20 +154,25 @@ def find_images(paths: Sequence[str | Path]) -> ImageSet:
     """
     items: list[Item] = []
     stamps: list[str] = []
-    for path in paths:
-        found = list(list_items(path))
+    taken: set[Path] = set()
+    distinct = {Path(path).absolute(): path for path in paths}
+    for path in distinct.values():
+        found, files = list_items(path)
         if not found:
             raise DatasetError(
                 f"{str(path)!r} holds no images; give folders, tar shards, npz or picture files"
             )
-        items += found
-        stamps.append(_stamp(path))
+        found = [item for item in found if item.file is None or item.file.absolute() not in taken]
+        items += [replace(item, name=_escape(item.name)) for item in found]
+        taken.update(item.file.absolute() for item in found if item.file is not None)
+        stamps.append(_stamp(path, files))
     names: dict[str, int] = {}
     for i, item in enumerate(items):
         names[item.name] = names.get(item.name, 0) + 1
         if names[item.name] > 1:
             items[i] = replace(item, name=f"{item.name} ({names[item.name]})")
-    return ImageSet(items, ", ".join(str(path) for path in paths), "\n".join(stamps))
+    source = ", ".join(_escape(str(path)) for path in distinct.values())
+    return ImageSet(items, source, "\n".join(stamps))
 
 
 def with_test_set(train: ImageSet, test: ImageSet) -> ImageSet:
@@ -157,18 +182,26 @@ def with_test_set(train: ImageSet, test: ImageSet) -> ImageSet:
     return ImageSet(items, f"{train.source}, tested on {test.source}", f"{train.stamp}\n{test.stamp}")
 
 
-def _stamp(path: str | Path) -> str:
-    """Changes when the file, or an image in the folder, does (a report may be written into that folder)."""
-    place = Path(str(path).split(":", 2)[-1])
-    kinds = IMAGE_SUFFIXES | {".bin"}
-    files = [p for p in sorted(place.rglob("*")) if p.suffix in kinds] if place.is_dir() else [place]
+def _stamp(path: str | Path, files: Sequence[Path]) -> str:
+    """Changes when one of the files does."""
     digest = hashlib.sha256()
+    if str(path).startswith(TORCHVISION):  # one root may hold several sets, which name their images alike
+        digest.update(os.fsencode(path))
     for file in files:
-        status = file.stat()
-        digest.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+        try:
+            status = file.stat()
+            state = f"{status.st_size}\0{status.st_mtime_ns}"
+        except OSError:  # a link that leads nowhere: reading the image will say so
+            state = "none"
+        digest.update(os.fsencode(file) + f"\0{state}\0".encode())
     return digest.hexdigest()
+
+
+def _escape(text: str) -> str:
+    """Old file names may hold bytes that are no UTF-8, and a report cannot: they become escapes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _natural(text: str) -> tuple[int, int, str]:
     """Numbers by value, before words."""
-    return (0, int(text), text) if text.isdigit() else (1, 0, text)
+    return (0, int(text), text) if text.isdecimal() else (1, 0, text)

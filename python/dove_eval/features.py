@@ -10,14 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dove_eval import COUNTS
 from dove_eval.datasets import ImageSet
 from dove_eval.heads import HeadSettings, Score, train_and_test
-from dove_eval.layouts import TEST, TRAIN
+from dove_eval.layouts import TEST, TRAIN, DatasetError
 from dove_eval.rows import Rows, fill
 from dove_eval.systems import Dove, Pixels, Vqgan
 from dove_ext.images import Fit
-
-COUNTS = (16, 32, 64, 128, 256)
 
 FeatureSystem = Dove | Vqgan | Pixels
 
@@ -59,12 +58,16 @@ def extract(
         output: the report's folder.
         fit: how an image becomes square.
         batch_size: images at once.
+
+    Raises:
+        DatasetError: if too few images can be read for a classifier.
     """
     classes = images.classes
     number = {name: i for i, name in enumerate(classes)}
     labels = np.array([-1 if item.label is None else number[item.label] for item in images.items])
     split = np.array([item.split for item in images.items])
-    extracted = []
+    readable = np.ones(len(images), bool)
+    tables = []
     for system in systems:
 
         def compute(_: list[int], pixels: Tensor, system: FeatureSystem = system) -> dict[str, Tensor]:
@@ -75,12 +78,27 @@ def extract(
             identity=[system.identity, list(COUNTS), torch.__version__], size=size, fit=fit,
             batch_size=batch_size,
         )  # fmt: skip
-        readable = np.zeros(len(images), bool)
-        readable[rows.good] = True
+        readable[rows.bad] = False  # for all systems: they stand side by side on the same images
         train = (readable & (split == TRAIN)).nonzero()[0]
         test = (readable & (split == TEST)).nonzero()[0]
-        extracted.append(Extracted(system, rows, labels, train, test, classes))
-    return extracted
+        _require_enough(images, labels[train], len(test))
+        tables.append(rows)
+    return [
+        Extracted(system, rows, labels, train, test, classes)
+        for system, rows in zip(systems, tables, strict=True)
+    ]
+
+
+def _require_enough(images: ImageSet, train_labels: np.ndarray, tests: int) -> None:
+    """A head needs two classes, with them one image to learn from and one to choose by, and a test image."""
+    classes = len(np.unique(train_labels))
+    if classes < 2 or tests < 1:
+        first = next(iter(images.failed.values()), None)
+        raise DatasetError(
+            f"{len(train_labels)} training images ({classes} classes) and {tests} test images of "
+            f"{images.source} can be read; a classifier needs training images of two classes and a test image"
+            + ("" if first is None else f" (the first that cannot be read: {first})")
+        )
 
 
 def describe(extracted: Extracted) -> dict[str, int]:

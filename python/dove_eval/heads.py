@@ -40,13 +40,13 @@ MLP = HeadSettings(hidden=256, weight_decays=(1e-2, 0.3), learning_rate=1e-3, ep
 
 @dataclass(frozen=True)
 class Score:
-    """Test accuracy in 0..1: mean and standard deviation (n - 1) over seeds, and each seed's.
+    """Test accuracy in 0..1: mean and standard deviation (n - 1; None of one) over seeds, and each seed's.
 
     `held_out` is the mean accuracy on the training images that chose decay and epoch; it chooses layers, too.
     """
 
     accuracy: float
-    deviation: float
+    deviation: float | None
     seeds: tuple[float, ...]
     held_out: float
 
@@ -55,8 +55,9 @@ class Score:
         return {**asdict(self), "seeds": list(self.seeds)}
 
     def text(self) -> str:
-        """Percent, such as "54.3 +- 0.4"."""
-        return f"{100 * self.accuracy:.1f} ± {100 * self.deviation:.1f}"
+        """Percent, such as "54.3 ± 0.4"."""
+        spread = "" if self.deviation is None else f" ± {100 * self.deviation:.1f}"
+        return f"{100 * self.accuracy:.1f}{spread}"
 
 
 class _Heads(nn.Module):
@@ -95,8 +96,8 @@ def train_and_test(
     Args:
         features: float32 [N, D], may be memory-mapped.
         labels: int64 [N], classes 0..C-1.
-        train: row indices int64.
-        test: row indices int64.
+        train: row indices int64, at least two.
+        test: row indices int64, at least one.
         settings: see `HeadSettings`.
     """
     classes = int(labels.max()) + 1
@@ -145,7 +146,7 @@ def train_and_test(
             now.copy_(keep)
     right = _accuracy(heads, load, labels, np.stack([test] * seeds), settings.batch_size)
     chosen = right.gather(1, best.argmax(1, keepdim=True))[:, 0].double()
-    deviation = float(chosen.std()) if seeds > 1 else 0.0
+    deviation = float(chosen.std()) if seeds > 1 else None
     held = float(best.max(1).values.mean())
     return Score(float(chosen.mean()), deviation, tuple(chosen.tolist()), held)
 

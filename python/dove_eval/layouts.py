@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import math
+import re
+import struct
 import tarfile
-from collections.abc import Callable, Iterator
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,15 +17,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from dove_ext.cli.pictures import Failures, Source, find_pictures
 from dove_ext.errors import DoveError, ImageError
-from dove_ext.image_io import IMAGE_SUFFIXES, pil_to_tensor
+from dove_ext.image_io import IMAGE_SUFFIXES, read_stream
 from dove_ext.images import ImageLike
 
 TRAIN, TEST = "train", "test"
+TORCHVISION = "torchvision:"
 _SPLITS = {"train": TRAIN, "training": TRAIN, "test": TEST, "val": TEST, "valid": TEST, "validation": TEST}
+_CIFAR_NAMES = re.compile(r"(data_batch_\d+|test_batch|train|test)\.bin")
+_KINDS = "give image folders, tar shards, npz or pictures"
 
 
 class DatasetError(DoveError, ValueError):
@@ -36,126 +43,199 @@ class Item:
         name: unique within its set; what a report calls it.
         open: reads it; anything `prepare_images` takes as one image.
         label: class name.
-        split: "train" or "test".
+        split: "train", "test", or a word that the data has and `ImageSet.labelled` does not know.
+        file: the file that holds this image and nothing else, if there is one.
     """
 
     name: str
     open: Callable[[], ImageLike]
     label: str | None = None
     split: str | None = None
+    file: Path | None = None
 
 
-def list_items(path: str | Path) -> Iterator[Item]:
-    """The images of one path in order; for what a path may be see `dove_eval.datasets.find_images`.
+def list_items(path: str | Path) -> tuple[list[Item], list[Path]]:
+    """The images of one path; for what a path may be see `dove_eval.datasets.find_images`.
+
+    Returns:
+        (list[Item], list[Path]): the images in order, and the files that they come from.
 
     Raises:
         DatasetError: naming the path and what was expected.
     """
-    if str(path).startswith("torchvision:"):
-        return _torchvision(str(path))
+    if str(path).startswith(TORCHVISION):
+        return list(_torchvision(str(path))), _torchvision_files(str(path))
     path = Path(path)
-    if not path.exists():
-        raise DatasetError(f"{str(path)!r} does not exist; give image folders, tar shards, npz or pictures")
+    try:
+        exists = path.exists()
+    except OSError as error:
+        raise DatasetError(f"{str(path)!r} cannot be read: {error.strerror}; {_KINDS}") from error
+    if not exists:
+        raise DatasetError(f"{str(path)!r} does not exist; {_KINDS}")
     if path.is_dir():
-        binary = sorted(path.rglob("*.bin"))
-        return _cifar(path, binary) if binary else _folder(path)
-    if path.suffix == ".tar":
-        return _tar(path)
-    if path.suffix == ".npz":
-        return _npz(path)
-    return iter([Item(path.name, lambda: path)])
+        binary = [p for p in sorted(path.rglob("*.bin")) if _CIFAR_NAMES.fullmatch(p.name)]
+        if binary:
+            return list(_cifar(binary)), binary
+        items = list(_folder(path))
+        return items, [item.file for item in items if item.file is not None]
+    reader = {".tar": _tar, ".npz": _npz}.get(path.suffix.lower(), _picture)
+    return list(reader(path)), [path]
+
+
+def _picture(path: Path) -> Iterator[Item]:
+    yield _file_item(Source(path, path.name))
 
 
 def _folder(root: Path) -> Iterator[Item]:
-    files = sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    files = [p for p in files if not p.name.startswith(".")]
-    for file in files:
-        parts = file.relative_to(root).parts
-        # train/cat/1.jpg, cat/1.jpg, cat/train/1.jpg: the first folder that names no split is the class.
-        split = next((_SPLITS[p.lower()] for p in parts[:-1] if p.lower() in _SPLITS), None)
-        label = next((p for p in parts[:-1] if p.lower() not in _SPLITS), None)
-        yield Item("/".join(parts), partial(Path, file), label, split)
+    failures = Failures("eval")
+    sources = find_pictures([str(root)], failures)
+    for _, message in failures.failed:  # no pictures at all, or a folder that cannot be looked into
+        raise DatasetError(f"{message}; {_KINDS}")
+    yield from map(_file_item, sources)
+
+
+def _file_item(source: Source) -> Item:
+    folders = source.name.split("/")[:-1]
+    # train/cat/1.jpg, cat/1.jpg, cat/train/1.jpg: the first folder that names no split is the class.
+    split = next((_SPLITS[name.lower()] for name in folders if name.lower() in _SPLITS), None)
+    label = next((name for name in folders if name.lower() not in _SPLITS), None)
+    return Item(source.name, partial(Path, source.path), label, split, source.path)
 
 
 def _tar(path: Path) -> Iterator[Item]:
     """Index a shard; members are read later by their place in the file."""
     found: dict[str, tuple[str, int, int]] = {}
-    notes: dict[str, dict[str, Any]] = {}
+    notes: dict[str, bytes] = {}
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
                 key, _, suffix = member.name.rpartition(".")
                 if f".{suffix.lower()}" in IMAGE_SUFFIXES:
                     found[key] = (member.name, member.offset_data, member.size)
-                elif suffix == "json" and (stream := tar.extractfile(member)) is not None:
-                    notes[key] = json.loads(stream.read())
-    except (tarfile.TarError, json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+                elif suffix == "json" and member.isreg() and (stream := tar.extractfile(member)) is not None:
+                    notes[key] = stream.read()
+    except Exception as error:  # besides TarError and OSError, damaged headers raise ValueError and its like
         raise DatasetError(
             f"{str(path)!r} is not an uncompressed tar shard or is damaged ({error})"
         ) from error
     for key, (name, offset, size) in found.items():
-        note = notes.get(key, {})
-        label = note.get("label")
-        split = _SPLITS.get(str(note.get("split")).lower())
+        note = _note(notes.get(key, b"{}"), repr(f"{path}: {key}.json"))
+        label, split = note.get("label"), note.get("split")
+        if split is not None:
+            split = _SPLITS.get(str(split).lower(), str(split))
         read = partial(_read_member, path, name, offset, size)
         yield Item(name, read, None if label is None else str(label), split)
 
 
+def _note(data: bytes, name: str) -> dict[str, Any]:
+    """What a shard says about one image."""
+    try:
+        note = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(f"{name} is not JSON ({error}); rebuild the shard") from error
+    if not isinstance(note, dict):
+        raise DatasetError(f'{name} must be a JSON object such as {{"label": "cat"}}; rebuild the shard')
+    return note
+
+
 def _read_member(path: Path, name: str, offset: int, size: int) -> Tensor:
+    title = repr(f"{path}: {name}")
     try:
         with path.open("rb") as file:
             file.seek(offset)
             data = file.read(size)
-        with Image.open(io.BytesIO(data)) as picture:
-            return pil_to_tensor(picture, repr(f"{path}: {name}"))
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ImageError(f"{name!r} in {str(path)!r} is not a picture or is damaged ({error})") from error
+    except OSError as error:
+        raise ImageError(f"{title} cannot be read: {error.strerror or error}") from error
+    return read_stream(io.BytesIO(data), title)
 
 
 def _npz(path: Path) -> Iterator[Item]:
+    """Images stay on disk if the file is not compressed (`np.savez`); else all of them are in memory."""
+    content: dict[str, np.ndarray] = {}
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            content = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError) as error:
+        with zipfile.ZipFile(path) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+            for name in ("images", "labels", "classes"):
+                if name in names:
+                    content[name] = _array(path, archive, name)
+    except Exception as error:  # damaged archives raise nearly anything, from BadZipFile to zlib.error
         raise DatasetError(f"{str(path)!r} is not an npz file or is damaged ({error})") from error
-    images, labels = content.get("images"), content.get("labels")
+    images, labels, classes = content.get("images"), content.get("labels"), content.get("classes")
     if images is None or images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+        held = [_shapes(content)] if content else []
+        held += [name for name in names if name not in content]
         raise DatasetError(
-            f"{str(path)!r} must hold `images` uint8 [N, H, W, 3]; it holds {_shapes(content)}"
+            f"{str(path)!r} must hold `images` uint8 [N, H, W, 3]; it holds {', '.join(held) or 'nothing'}"
         )
     if labels is not None and (labels.shape != images.shape[:1] or labels.dtype.kind not in "iu"):
         raise DatasetError(
             f"{str(path)!r}: `labels` must be integers [{len(images)}], got {_shapes(content)}"
         )
-    classes = content.get("classes")
+    if classes is not None and classes.ndim != 1:
+        raise DatasetError(f"{str(path)!r}: `classes` must be names [C], got {_shapes(content)}")
     for i in range(len(images)):
-        label = None if labels is None else int(labels[i])
-        name = None if label is None else str(classes[label]) if classes is not None else str(label)
-        yield Item(f"{path.stem}-{i:06d}", partial(images.__getitem__, i), name)
+        label = None if labels is None else _class_name(int(labels[i]), classes, repr(str(path)))
+        yield Item(f"{path.stem}-{i:06d}", partial(images.__getitem__, i), label)
+
+
+def _array(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """One array of an npz file; `images` are memory-mapped where their bytes lie in the file as they are."""
+    member = archive.getinfo(f"{name}.npy")
+    with archive.open(member) as stream:
+        version = np.lib.format.read_magic(stream)
+        if name == "images" and version == (1, 0) and member.compress_type == zipfile.ZIP_STORED:
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+            head = stream.tell()
+            if head + math.prod(shape) * dtype.itemsize != member.file_size:
+                raise ValueError(f"{name} has not the size that its header says")
+            if 0 not in shape:  # nothing cannot be mapped
+                with path.open("rb") as file:  # the lengths of two fields in front of the array
+                    file.seek(member.header_offset + 26)
+                    fields = struct.unpack("<HH", file.read(4))
+                offset = member.header_offset + 30 + sum(fields) + head
+                return np.memmap(path, dtype, "r", offset, shape, "F" if fortran else "C")
+    with archive.open(member) as stream:
+        return np.asarray(np.lib.format.read_array(stream, allow_pickle=False))
 
 
 def _shapes(arrays: dict[str, np.ndarray]) -> str:
-    return ", ".join(f"{name} {a.dtype} {list(a.shape)}" for name, a in arrays.items()) or "nothing"
+    return ", ".join(f"{name} {a.dtype} {list(a.shape)}" for name, a in arrays.items())
 
 
-def _cifar(root: Path, files: list[Path]) -> Iterator[Item]:
+def _class_name(label: int, classes: Sequence[Any] | np.ndarray | None, where: str) -> str:
+    """The class that a label stands for; its number where the classes have no names."""
+    if label < 0:
+        raise DatasetError(f"{where} has the label {label}; classes count from 0, so leave such images out")
+    if classes is None:
+        return str(label)
+    if label >= len(classes):
+        raise DatasetError(
+            f"{where} has the label {label}, but names {len(classes)} classes (0 to {len(classes) - 1}); "
+            "correct the labels or the names"
+        )
+    return str(classes[label])
+
+
+def _cifar(files: list[Path]) -> Iterator[Item]:
     """The binary version: label bytes (CIFAR-100: coarse and fine), then 3 x 32 x 32 bytes, red first."""
     for file in files:
         fine = file.stem in ("train", "test")  # CIFAR-100
         head = 2 if fine else 1
-        if file.stat().st_size % (head + 3072) or not (fine or "batch" in file.stem):
-            raise DatasetError(
-                f"{str(file)!r} is not a file of CIFAR's binary version (data_batch_1.bin, train.bin ...)"
-            )
-        rows = np.memmap(file, np.uint8, "r").reshape(-1, head + 3072)
-        listing = next(
-            (n for name in ("fine_label_names.txt", "batches.meta.txt") for n in root.rglob(name)), None
-        )
-        classes = [] if listing is None else listing.read_text(encoding="utf-8").split()
+        try:
+            size = file.stat().st_size
+            if size == 0 or size % (head + 3072):
+                raise DatasetError(
+                    f"{str(file)!r} is not a file of CIFAR's binary version ({size} bytes instead of some "
+                    f"times {head + 3072}); get a whole copy, or rename it if it is something else"
+                )
+            rows = np.memmap(file, np.uint8, "r").reshape(-1, head + 3072)
+            listing = file.with_name("fine_label_names.txt" if fine else "batches.meta.txt")
+            classes = listing.read_text(encoding="utf-8").split() if listing.exists() else None
+        except (OSError, UnicodeDecodeError) as error:
+            raise DatasetError(f"{str(file)!r} or its class names cannot be read ({error})") from error
         split = TEST if file.stem.startswith("test") else TRAIN
-        labels = rows[:, head - 1].tolist()
-        for i, label in enumerate(labels):
-            name = classes[label] if label < len(classes) else str(label)
+        for i, label in enumerate(rows[:, head - 1].tolist()):
+            name = _class_name(label, classes, repr(str(file)))
             yield Item(f"{file.stem}-{i:05d}", partial(_cifar_image, rows, i, head), name, split)
 
 
@@ -183,19 +263,32 @@ def _torchvision(path: str) -> Iterator[Item]:
                 continue
             except (RuntimeError, OSError, ValueError) as error:
                 raise DatasetError(f"torchvision's {parts[1]} is not in {root!r} ({error})") from error
+            except Exception as error:  # damaged files raise anything; ImportError: a reader that is missing
+                raise DatasetError(f"torchvision cannot read {parts[1]} in {root!r} ({error})") from error
         if data is None:
             raise DatasetError(
                 f"torchvision's {parts[1]} has no train and test split that could be asked for"
             )
         classes = getattr(data, "classes", None)
         labels = next((getattr(data, n) for n in ("targets", "labels", "_labels") if hasattr(data, n)), None)
-        if labels is None:
+        numbers = np.asarray(labels)
+        if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
             raise DatasetError(f"torchvision's {parts[1]} does not list its labels; use its files as folders")
-        for i, label in enumerate(np.asarray(labels).tolist()):
-            name = str(classes[label]) if classes else str(label)
+        for i, label in enumerate(numbers.tolist()):
+            name = _class_name(label, classes or None, f"torchvision's {parts[1]}")
             yield Item(f"{split}-{i:06d}", partial(_torchvision_image, data, i), name, split)
 
 
+def _torchvision_files(path: str) -> list[Path]:
+    """Every file in ROOT, but what a report in it wrote: which of them torchvision reads is not known."""
+    files = sorted(p for p in Path(path.split(":", 2)[2]).rglob("*") if not p.is_dir())
+    return [p for p in files if p.parts[-3:-2] != ("rows",) and p.name not in ("report.html", "report.json")]
+
+
 def _torchvision_image(data: Any, index: int) -> ImageLike:
-    image: ImageLike = data[index][0]
+    try:
+        image: ImageLike = data[index][0]
+    except Exception as error:  # its readers pass on whatever PIL raises
+        title = f"image {index} of torchvision's {type(data).__name__}"
+        raise ImageError(f"{title} cannot be read ({error}); get a whole copy of it") from error
     return image

@@ -63,9 +63,11 @@ def show(images: ImageSet, result: dict[str, Any], fit: str) -> Section:
                     f"{100 * score['held_out']:.1f}",
                 )
             )
+    seeds = result["head"]["seeds"]
     caption = (
-        "Test accuracy (%) of a linear layer on frozen features, mean ± standard deviation over "
-        f"{result['head']['seeds']} seeds. Chance is {100 / result['classes']:.1f} %."
+        "Test accuracy (%) of a linear layer on frozen features, "
+        f"{f'mean ± standard deviation over {seeds} seeds' if seeds > 1 else 'one seed'}. "
+        f"Chance is {100 / result['classes']:.1f} %."
     )
     blocks: list[Block] = [
         Plot(bars(rows, "%", caption), caption),
@@ -102,7 +104,7 @@ def layer_name(column: str) -> str:
 
 def _bar(series: dict[str, Any], layer: str, score: dict[str, Any]) -> Bar:
     text = Score(**score).text()
-    accuracy, deviation = 100 * score["accuracy"], 100 * score["deviation"]
+    accuracy, deviation = 100 * score["accuracy"], 100 * (score["deviation"] or 0.0)
     return Bar(series["system"], series["name"], layer_name(layer), accuracy, deviation, text)
 
 

@@ -7,8 +7,10 @@ memory in use does not grow with the number of images.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 from dove_eval.datasets import ImageSet
 from dove_eval.layouts import DatasetError
 from dove_ext.cli.pictures import progress
+from dove_ext.errors import OutputError
 from dove_ext.files import atomic_write, make_writable_folder
 from dove_ext.images import Fit
 
@@ -77,17 +80,40 @@ class Rows:
         return self[column][self.good].astype(np.float64)
 
     def append(self, count: int, good: list[int], values: Values) -> None:
-        """Add the next `count` rows, of which `good` (indices into the set) have values."""
+        """Add the next `count` rows, of which `good` (indices into the set) have values.
+
+        An image with a value that is not finite is left out like one that cannot be read: it would make every
+        mean NaN.
+        """
+        odd: dict[int, str] = {}
         for name, tensor in values.items():
             array = tensor.detach().float().cpu().numpy()
             if name not in self._columns:
-                shape = (len(self.images), *array.shape[1:])
-                self._columns[name] = np.lib.format.open_memmap(
-                    self.folder / f"{name}.npy", mode="w+", dtype=np.float32, shape=shape
-                )
+                self._columns[name] = self._create(name, (len(self.images), *array.shape[1:]))
             self._columns[name][good] = array
-        self.bad += sorted(set(range(self.done, self.done + count)) - set(good))
+            finite = np.isfinite(array.reshape(len(good), -1)).all(1)
+            for i in (~finite).nonzero()[0]:
+                odd.setdefault(good[i], name)
+        for index, name in odd.items():
+            image = self.images.items[index].name
+            self.images.failed[image] = (
+                f"{image!r} gives NaN or infinity in {name!r}; check the weights, or try --dtype float32"
+            )
+        self.bad += sorted(set(range(self.done, self.done + count)) - set(good).difference(odd))
         self.done += count
+
+    def _create(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """A column with its place on the disk: without it, a full disk would kill the process at some row."""
+        path = self.folder / f"{name}.npy"
+        try:
+            column = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+            _reserve(path)
+        except OSError as error:
+            path.unlink(missing_ok=True)  # room for what is finished so far
+            raise OutputError(
+                f"cannot write {str(path)!r}: {error.strerror}; free some space or choose another place"
+            ) from error
+        return column
 
     def save(self) -> None:
         """Make what was appended survive the process."""
@@ -96,6 +122,18 @@ class Rows:
         state = {"done": self.done, "bad": self.bad, "columns": self.names, "failed": self.images.failed}
         with atomic_write(self.folder / STATE) as temporary:
             temporary.write_text(json.dumps(state), encoding="utf-8")
+
+
+def _reserve(path: Path) -> None:
+    """Give a file's holes a place on the disk, where the system can."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    with path.open("r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system that reserves nothing
+                raise
 
 
 def fill(
@@ -122,7 +160,8 @@ def fill(
         batch_size: images a call of `compute`.
 
     Raises:
-        DatasetError: if no image can be read.
+        DatasetError: if no image can be used.
+        OutputError: if the disk is full.
     """
     key = json.dumps([FORMAT, name, identity, images.digest, size, fit], sort_keys=True)
     folder = output / "rows" / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
@@ -144,5 +183,5 @@ def fill(
             rows.save()
     if not len(rows.good):
         reason = next(iter(images.failed.values()), "")
-        raise DatasetError(f"none of the {len(images)} images of {images.source} can be read: {reason}")
+        raise DatasetError(f"none of the {len(images)} images of {images.source} can be used: {reason}")
     return rows

@@ -70,7 +70,7 @@ class Evaluation:
         images = find_images(given)
         if self.args.labelled_test:
             images = with_test_set(images, find_images(self.args.labelled_test))
-        return images.limit_per_class(self.args.per_class).labelled()
+        return images.labelled().limit_per_class(self.args.per_class)
 
     def _vqgan(self) -> Vqgan | None:
         if self.verb == "compare":
@@ -218,7 +218,7 @@ class Evaluation:
         texts = {page: report.html(), numbers: json.dumps(report.json(), indent=1, allow_nan=False) + "\n"}
         for file, text in texts.items():
             with atomic_write(file) as temporary:
-                temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+                temporary.write_text(text, encoding="utf-8")
         return page, numbers
 
     def _origin(self) -> dict[str, str]:
@@ -226,7 +226,8 @@ class Evaluation:
         baseline = self.vqgan if getattr(self.args, "vqgan", None) else None
         systems = [s for s in (self.dove, self.qdove, self.against, baseline) if s is not None]
         return {
-            "command": "dove " + shlex.join(sys.argv[1:]),
+            # A file name may hold bytes that are no UTF-8, and a report cannot.
+            "command": f"dove {shlex.join(sys.argv[1:])}".encode("utf-8", "backslashreplace").decode(),
             "date": f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC",
             **{f"weights of {s.name}": f"sha256 {s.identity[0][:16]} (tensors)" for s in systems},
             "arithmetic": f"{str(model.dtype).removeprefix('torch.')} on {model.device}, "
@@ -241,7 +242,7 @@ def unreadable(images: ImageSet) -> list[str]:
         return []
     first = next(iter(images.failed.values())).rstrip(".")
     more = f"; and {len(images.failed) - 1} more" if len(images.failed) > 1 else ""
-    return [f"{len(images.failed)} of {len(images)} files that cannot be read: {first}{more}."]
+    return [f"{len(images.failed)} of {len(images)} images that cannot be used: {first}{more}."]
 
 
 def _apart(first: str, second: str) -> tuple[str, str]:

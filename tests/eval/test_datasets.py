@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import tarfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,36 @@ from dove_eval.layouts import DatasetError
 
 def picture(level: int) -> Image.Image:
     return Image.new("RGB", (8, 8), (level, level, level))
+
+
+def png(level: int) -> bytes:
+    stream = io.BytesIO()
+    picture(level).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def tar(path: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as file:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            file.addfile(member, io.BytesIO(content))
+    return path
+
+
+def shard(path: Path, **replaced: bytes) -> Path:
+    """Three pictures, of two classes, the first one for training."""
+    members = {}
+    for i in range(3):
+        note = {"label": f"class {i % 2}", "split": "test" if i else "train"}
+        members |= {f"k{i}.png": png(60 * i), f"k{i}.json": json.dumps(note).encode()}
+    return tar(path, members | {name.replace("_", "."): content for name, content in replaced.items()})
+
+
+def npz(path: Path, labels: list[int], classes: list[str] | None = None) -> Path:
+    names = {} if classes is None else {"classes": np.array(classes)}
+    np.savez(path, images=np.zeros((len(labels), 8, 8, 3), np.uint8), labels=np.array(labels), **names)
+    return path
 
 
 def levels(images: Any) -> list[int]:
@@ -60,23 +92,43 @@ def test_every_fifth_image_of_a_class_is_a_test_image(tmp_path: Path) -> None:
     assert [item.name for item in labelled.limit(3).items] == ["a/0.png", "a/6.png", "b/3.png"]
 
 
-def shard(path: Path, broken: bool = False) -> Path:
-    with tarfile.open(path, "w") as tar:
-        for i in range(3):
-            stream = io.BytesIO()
-            picture(60 * i).save(stream, "PNG")
-            data = b"no picture" if broken and i == 1 else stream.getvalue()
-            for name, content in (
-                (f"k{i}.png", data),
-                (
-                    f"k{i}.json",
-                    json.dumps({"label": f"class {i % 2}", "split": "test" if i else "train"}).encode(),
-                ),
-            ):
-                member = tarfile.TarInfo(name)
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
-    return path
+def test_classes_of_the_test_must_be_known_from_training(tmp_path: Path) -> None:
+    train = find_images([npz(tmp_path / "train.npz", [0, 1], ["cat", "dog"])])
+    test = find_images([npz(tmp_path / "test.npz", [0, 1])])
+    with pytest.raises(DatasetError, match=r"no training image of .*test.npz has the class '0', '1' of its"):
+        with_test_set(train, test).labelled()
+    assert len(with_test_set(train, train).labelled()) == 4
+
+
+def test_a_split_for_some_images_only_is_refused(tmp_path: Path) -> None:
+    for name in ("train/a", "train/b", "test/a", "b"):
+        (tmp_path / name).mkdir(parents=True)
+        picture(1).save(tmp_path / name / "1.png")
+    with pytest.raises(DatasetError, match=r"1 of the 4 images of .* neither for training .* 'b/1.png'"):
+        find_images([tmp_path]).labelled()
+
+
+def test_a_split_of_unknown_name_is_refused_where_it_matters(tmp_path: Path) -> None:
+    notes = {"k0_json": b'{"label": 0, "split": "Train"}', "k1_json": b'{"label": 1, "split": "dev"}'}
+    images = find_images([shard(tmp_path / "a.tar", **notes)])
+    assert [item.split for item in images.items] == ["train", "dev", "test"]
+    with pytest.raises(DatasetError, match=r"'k1.png' of .*a.tar has the split 'dev'; call it train or test"):
+        images.labelled()
+    assert len(with_test_set(images, images).labelled()) == 6
+
+
+def test_hostile_members_are_left_out_by_name(tmp_path: Path) -> None:
+    script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"
+    images = find_images([shard(tmp_path / "a.tar", k0_png=b"P6 60000 60000 255\n", k2_png=script)])
+    assert images.read(range(3), 4, "crop")[0] == [1]
+    assert "a.tar: k0.png' has too many pixels" in images.failed["k0.png"]
+    assert "not a picture in a format that can be read" in images.failed["k2.png"], "Ghostscript is never run"
+
+
+def test_notes_that_are_no_objects_are_refused_by_name(tmp_path: Path) -> None:
+    for note, words in ((b"[1]", "must be a JSON"), (b"{", "is not JSON"), (b"[" * 10**6, "is not JSON")):
+        with pytest.raises(DatasetError, match=rf"a.tar: k1.json' {words}"):
+            find_images([shard(tmp_path / "a.tar", k1_json=note)])
 
 
 def test_tar_shards(tmp_path: Path) -> None:
@@ -87,7 +139,7 @@ def test_tar_shards(tmp_path: Path) -> None:
 
 
 def test_a_damaged_member_is_left_out_by_name(tmp_path: Path) -> None:
-    images = find_images([shard(tmp_path / "a.tar", broken=True)])
+    images = find_images([shard(tmp_path / "a.tar", k1_png=b"no picture")])
     good, pixels = images.read(range(3), 4, "crop")
     assert good == [0, 2] and pixels is not None and len(pixels) == 2
     assert list(images.failed) == ["k1.png"] and "a.tar" in images.failed["k1.png"]
@@ -103,6 +155,23 @@ def test_npz(tmp_path: Path) -> None:
     both = with_test_set(images, images)
     assert [item.split for item in both.items] == ["train"] * 3 + ["test"] * 3
     assert len({item.name for item in both.items}) == 6
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_images_of_an_npz_stay_on_disk_where_they_can(tmp_path: Path, save: Any) -> None:
+    array = np.random.default_rng(0).integers(256, size=(5, 6, 7, 3), dtype=np.uint8)
+    save(tmp_path / "a.npz", labels=np.arange(5), unused=np.zeros(3), images=array)
+    items = find_images([tmp_path / "a.npz"]).items
+    assert len(items) == 5 and all(np.array_equal(items[i].open(), array[i]) for i in range(5))
+    assert isinstance(items[0].open(), np.memmap) == (save is np.savez)
+    save(tmp_path / "turned.npz", images=np.asfortranarray(array))
+    assert np.array_equal(find_images([tmp_path / "turned.npz"]).items[3].open(), array[3])
+
+
+@pytest.mark.parametrize("label", [-1, 2])
+def test_labels_without_a_class_are_refused(tmp_path: Path, label: int) -> None:
+    with pytest.raises(DatasetError, match=f"a.npz' has the label {label}"):
+        find_images([npz(tmp_path / "a.npz", [0, label], ["cat", "dog"])])
 
 
 def test_cifar_binaries(tmp_path: Path) -> None:
@@ -126,9 +195,20 @@ def test_cifar_binaries(tmp_path: Path) -> None:
     _, pixels = images.read([0], 32, "crop")
     assert pixels is not None and pixels[0, :, 0, 0].tolist() == pytest.approx([200 / 127.5 - 1, -1, -1])
     assert [(i.label, i.split) for i in find_images([hundred]).items] == [("9", "test"), ("42", "train")]
-    (ten / "data_batch_2.bin").write_bytes(b"123")
-    with pytest.raises(DatasetError, match=r"data_batch_2.bin' is not a file of CIFAR"):
-        find_images([ten])
+    (hundred / "fine_label_names.txt").write_text("\n".join(f"fine{i}" for i in range(100)))
+    both = {i.label for i in find_images([tmp_path]).items}
+    assert both == {"cat", "plane", "fine9", "fine42"}, "names lie beside the images"
+    for damaged in (b"123", b""):
+        (ten / "data_batch_2.bin").write_bytes(damaged)
+        with pytest.raises(DatasetError, match=r"data_batch_2.bin' is not a file of CIFAR"):
+            find_images([ten])
+
+
+def test_other_bin_files_make_no_cifar(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "pytorch_model.bin").write_bytes(b"weights")
+    picture(1).save(tmp_path / "1.png")
+    assert [item.name for item in find_images([tmp_path]).items] == ["1.png"]
 
 
 def test_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,10 +227,30 @@ def test_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def __getitem__(self, index: int) -> tuple[Image.Image, int]:
             return picture(100), self.targets[index]
 
+    class Other(Two):
+        def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+            if index == 1:
+                raise SyntaxError("broken PNG file")
+            return super().__getitem__(index)
+
     monkeypatch.setattr(datasets, "Two", Two, raising=False)
+    monkeypatch.setattr(datasets, "Other", Other, raising=False)
     images = find_images([f"torchvision:Two:{tmp_path}"])
     assert [(i.label, i.split) for i in images.items] == [("no", "train"), ("yes", "train"), ("yes", "test")]
     assert levels(images) == [100] * 3
+    other = find_images([f"torchvision:Other:{tmp_path}"])
+    assert other.read(range(3), 4, "crop")[0] == [0, 2] and "broken PNG" in other.failed["train-000001"]
+    assert other.digest != images.digest, "two sets in one root are two sets"
+    report = tmp_path / "report"
+    (report / "rows" / "features-1").mkdir(parents=True)
+    for file in (report / "rows" / "features-1" / "state.json", report / "report.html"):
+        file.write_text("a report in the root changes nothing")
+    assert find_images([f"torchvision:Two:{tmp_path}"]).digest == images.digest
+    (tmp_path / "train.mat").write_bytes(b"data")
+    assert find_images([f"torchvision:Two:{tmp_path}"]).digest != images.digest
+    monkeypatch.setattr(Two, "classes", ("no",))
+    with pytest.raises(DatasetError, match="torchvision's Two has the label 1, but names 1 classes"):
+        find_images([f"torchvision:Two:{tmp_path}"])
     with pytest.raises(DatasetError, match="torchvision's Two is not in 'missing'"):
         find_images(["torchvision:Two:missing"])
     with pytest.raises(DatasetError, match="must read torchvision:NAME:ROOT"):
@@ -163,11 +263,29 @@ def test_refusals(tmp_path: Path) -> None:
     (tmp_path / "bad.npz").write_bytes(pickle.dumps({}))
     np.savez(tmp_path / "grey.npz", images=np.zeros((2, 8, 8), np.uint8))
     np.savez(tmp_path / "short.npz", images=np.zeros((2, 8, 8, 3), np.uint8), labels=np.zeros(3, int))
+    whole = (tmp_path / "short.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[:-100])
+    np.save(tmp_path / "renamed.npy", np.zeros((2, 8, 8, 3), np.uint8))
+    (tmp_path / "renamed.npy").rename(tmp_path / "renamed.npz")
+    array = (tmp_path / "renamed.npz").read_bytes()
+    with zipfile.ZipFile(tmp_path / "lying.npz", "w") as file:
+        file.writestr("images.npy", array.replace(b"(2, 8, 8, 3)", b"(3, 8, 8, 3)") + whole)
+    np.savez_compressed(tmp_path / "flipped.npz", images=np.zeros((2, 8, 8, 3), np.uint8))
+    packed = bytearray((tmp_path / "flipped.npz").read_bytes())
+    packed[80:90] = b"\xff" * 10
+    (tmp_path / "flipped.npz").write_bytes(packed)
+    np.savez(tmp_path / "other.npz", x=np.zeros(2))
     for name, words in (
         ("none", "does not exist"),
-        ("empty", "holds no images"),
+        ("empty", "is a folder without picture files"),
+        ("n" * 300, "cannot be read: File name too long"),
         ("bad.tar", "not an uncompressed tar shard"),
         ("bad.npz", "not an npz file"),
+        ("cut.npz", "not an npz file"),
+        ("lying.npz", "not the size that its header says"),
+        ("flipped.npz", "not an npz file"),
+        ("renamed.npz", "not an npz file"),
+        ("other.npz", "it holds x"),
         ("grey.npz", r"must hold `images` uint8 \[N, H, W, 3\]; it holds images uint8 \[2, 8, 8\]"),
         ("short.npz", r"`labels` must be integers \[2\]"),
     ):
@@ -185,7 +303,40 @@ def test_the_digest_follows_files_and_choice(tmp_path: Path) -> None:
     first = find_images([tmp_path])
     assert find_images([tmp_path]).digest == first.digest != first.limit(2).digest
     picture(200).resize((9, 9)).save(tmp_path / "0.png")
-    assert find_images([tmp_path]).digest != first.digest
+    second = find_images([tmp_path])
+    assert second.digest != first.digest
+    (tmp_path / "0.png").rename(tmp_path / "0.PNG")
+    capital = find_images([tmp_path])
+    picture(100).resize((9, 8)).save(tmp_path / "0.PNG")
+    assert find_images([tmp_path]).digest != capital.digest, "however its name is spelt"
+
+
+def test_odd_paths(tmp_path: Path) -> None:
+    folder = tmp_path / "photos 12:30"
+    folder.mkdir()
+    picture(1).save(folder / "1.png")
+    latin = os.fsdecode(b"caf\xe9.png")
+    try:
+        picture(2).save(folder / latin)
+    except OSError:  # a file system that takes UTF-8 only
+        picture(2).save(folder / "cafe.png")
+    (folder / "nowhere.png").symlink_to(tmp_path / "none")
+    images = find_images([folder])
+    assert images.read(range(3), 4, "crop")[0] == [0, 1]
+    assert list(images.failed) == ["nowhere.png"] and "does not exist" in images.failed["nowhere.png"]
+    file = images.items[1].file
+    assert file is not None and len(images.digest) == 64
+    for text in (images.items[1].name, find_images([file]).source):
+        text.encode("utf-8")  # as a report does
+
+
+def test_a_picture_counts_once_and_outputs_do_not(tmp_path: Path) -> None:
+    for name in ("1.png", "1.dove.png"):
+        picture(1).save(tmp_path / name)
+    images = find_images([tmp_path, tmp_path / "1.png", f"{tmp_path}/"])
+    assert [item.name for item in images.items] == ["1.png"]
+    shard(tmp_path / "a.tar")
+    assert len(find_images([tmp_path / "a.tar"] * 2)) == 3
 
 
 def test_pixels_are_those_of_prepare_images(tmp_path: Path) -> None:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
+from dove_eval.datasets import find_images
+from dove_eval.features import extract
 from dove_eval.heads import LINEAR, MLP, train_and_test
+from dove_eval.layouts import DatasetError
+from dove_eval.systems import Pixels
 
 QUICK = replace(LINEAR, epochs=20, min_steps=150, seeds=2)
 
@@ -78,3 +85,52 @@ def test_a_constant_feature_does_no_harm() -> None:
     features = np.concatenate([features, np.full((200, 1), 7.123, np.float32)], 1)
     score = train_and_test(features, labels, np.arange(120), np.arange(120, 200), QUICK)
     assert score.accuracy > 0.95
+
+
+def photos(folder: Path, broken: tuple[str, ...] = ()) -> Path:
+    """Two training images and a test image."""
+    for i, name in enumerate(("train/a/1.png", "train/b/2.png", "test/b/3.png")):
+        (folder / name).parent.mkdir(parents=True)
+        Image.new("RGB", (8, 8), (90 * i,) * 3).save(folder / name)
+        if name in broken:
+            (folder / name).write_bytes(b"broken")
+    return folder
+
+
+def test_the_fewest_images_that_are_enough(tmp_path: Path) -> None:
+    images = find_images([photos(tmp_path / "photos")]).labelled()
+    (pixels,) = extract(images, [Pixels()], 8, tmp_path / "out", fit="crop", batch_size=2)
+    assert 0 <= pixels.score("thumbnail", replace(QUICK, min_steps=2, epochs=2)).accuracy <= 1
+
+
+@pytest.mark.parametrize("broken", ["train/a/1.png", "test/b/3.png"])
+def test_too_few_readable_images_are_one_sentence(tmp_path: Path, broken: str) -> None:
+    images = find_images([photos(tmp_path / "photos", (broken,))]).labelled()
+    counts = r"1 training images \(1 classes\) and 1 test" if "train" in broken else "2 classes\\) and 0 test"
+    with pytest.raises(DatasetError, match=f"{counts} images of .*{broken}' is not a picture"):
+        extract(images, [Pixels()], 8, tmp_path / "out", fit="crop", batch_size=2)
+
+
+def test_systems_are_compared_on_the_same_images(tmp_path: Path) -> None:
+    class Blind(Pixels):
+        key = "blind"
+
+        def features(self, pixels: torch.Tensor, counts: object) -> dict[str, torch.Tensor]:
+            out = super().features(pixels, ())
+            out["thumbnail"][pixels.mean((1, 2, 3)) > 0.9] = torch.inf
+            return out
+
+    folder = photos(tmp_path / "photos")
+    Image.new("RGB", (8, 8), (255,) * 3).save(folder / "train" / "a" / "4.png")
+    images = find_images([folder]).labelled()
+    both = extract(images, [Pixels(), Blind()], 8, tmp_path / "out", fit="crop", batch_size=2)
+    assert [len(system.train) for system in both] == [2, 2]
+
+
+def test_one_seed_has_no_deviation() -> None:
+    features, labels = np.eye(8, dtype=np.float32).repeat(4, 0), np.arange(8).repeat(4)
+    rows = np.arange(32)
+    for seeds, plus_minus in ((1, False), (2, True)):
+        settings = replace(QUICK, seeds=seeds, epochs=1, min_steps=1)
+        score = train_and_test(features, labels, rows, rows, settings)
+        assert ("±" in score.text()) == plus_minus and (score.deviation is None) != plus_minus

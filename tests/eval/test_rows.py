@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 from dove_eval.datasets import ImageSet, find_images
 from dove_eval.layouts import DatasetError
 from dove_eval.rows import Rows, fill, weights_digest
+from dove_ext.errors import OutputError
 
 
 @pytest.fixture
@@ -83,8 +86,39 @@ def test_unreadable_images_are_left_out(tmp_path: Path) -> None:
 
 def test_nothing_readable(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"broken")
-    with pytest.raises(DatasetError, match=r"none of the 1 images of .* can be read: .*a.png"):
+    with pytest.raises(DatasetError, match=r"none of the 1 images of .* can be used: .*a.png"):
         run(find_images([tmp_path]), tmp_path / "out", Compute())
+
+
+def test_an_image_with_odd_numbers_is_left_out_by_name(images: ImageSet, tmp_path: Path) -> None:
+    class Odd(Compute):
+        def __call__(self, indices: list[int], pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+            row = super().__call__(indices, pixels)
+            row["channels"][[i in (5, 9) for i in indices], 1] = torch.tensor([float("nan")])
+            return row
+
+    rows = run(images, tmp_path, Odd())
+    assert rows.bad == [5, 9] and np.isfinite(rows.values("mean")).all() and len(rows.good) == 21
+    assert list(images.failed) == ["set-000005", "set-000009"]
+    assert "'set-000005' gives NaN or infinity in 'channels'" in images.failed["set-000005"]
+    assert run(images, tmp_path, Compute(calls=0)).bad == [5, 9]
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this system reserves no room")
+def test_a_full_disk_is_one_sentence(
+    images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(code: int) -> None:
+        def reserve(*_: int) -> None:
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr(os, "posix_fallocate", reserve)
+
+    refuse(errno.ENOSPC)
+    with pytest.raises(OutputError, match=r"cannot write '.*mean.npy': No space left .*; free some space"):
+        run(images, tmp_path, Compute())
+    refuse(errno.EOPNOTSUPP)
+    assert len(run(images, tmp_path, Compute()).good) == 23
 
 
 def test_the_digest_of_weights_sees_every_value() -> None:
