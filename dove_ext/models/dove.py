@@ -14,6 +14,7 @@ from dove_ext.images import prepare_images
 from dove_ext.lengths import lengths_for_budget, require_length_controls
 from dove_ext.models.generator import Generator, TokenDecoder
 from dove_ext.models.graphs import EncodeGraphs
+from dove_ext.models.precision import full_precision
 from dove_ext.models.shortcut import FrequencyShortcut
 from dove_ext.models.vqgan import VQGAN
 from dove_ext.tokens import DoveTokens
@@ -76,8 +77,8 @@ class DoveModel(nn.Module):
         kept = ops.zero_tail(tokens, lengths)
         if self.shortcut is None:
             return self.vqgan.decode(self.token_decoder(kept, lengths))
-        base, gain = self.shortcut.latents(kept), self.shortcut.expected_error(kept, lengths)
-        return self.vqgan.decode(self.token_decoder(kept, lengths, base, gain), gain)
+        base, gain = full_precision(self.shortcut.latents, kept), self.shortcut.expected_error(kept, lengths)
+        return self.vqgan.decode(full_precision(self.token_decoder, kept, lengths, base, gain), gain)
 
     def forward(self, pixels: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Reconstruct in one differentiable pass.
@@ -96,7 +97,7 @@ class DoveModel(nn.Module):
 
     def base_tokens(self, latents: Tensor) -> Tensor | None:
         """What the linear shortcut makes of latents [B, P, C]: tokens [B, K, D]; None without a shortcut."""
-        return None if self.shortcut is None else self.shortcut.tokens(latents)
+        return None if self.shortcut is None else full_precision(self.shortcut.tokens, latents)
 
     # --- What a user calls ----------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from dove_ext import ops
 from dove_ext.config import VQGANConfig
 from dove_ext.models.packed import Packed, wants_packed
+from dove_ext.models.precision import full_precision
 from dove_ext.ops._library import has_kernels
 
 Stream = tuple[Tensor, Tensor | None]  # (x, branch): the activation is x + branch
@@ -324,7 +325,7 @@ class VQGAN(nn.Module):
         image = image.contiguous(memory_format=torch.channels_last)
         latents = self.quant_conv(self.encoder(image))
         if self.patch_in is not None:
-            latents = latents + self.patch_in(image)
+            latents = latents + full_precision(self.patch_in, image)
         return latents.flatten(2).transpose(1, 2)  # [B, P, C]; no copy in channels-last
 
     def decode(self, latents: Tensor, gain: Tensor | None = None) -> Tensor:
@@ -349,7 +350,7 @@ class VQGAN(nn.Module):
         if self.patch_out is None:
             image: Tensor = self.decoder(features)
             return image
-        picture = self.patch_out(grid)
+        picture = full_precision(self.patch_out, grid)
         image = self.decoder(features, picture)
         if gain is not None:
             image = image * gain[:, None, None, None].to(image.dtype)

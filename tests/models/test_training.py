@@ -127,3 +127,26 @@ def test_compiles_without_graph_breaks() -> None:
     torch.testing.assert_close(reconstruction, expected, rtol=0, atol=1e-3)
     reconstruction.pow(2).mean().backward()
     assert dead(model) == BASELINE | HEAD
+
+
+def test_autocast_leaves_the_linear_code_alone() -> None:
+    """What the token decoder learns from is left of errors that nearly cancel: bfloat16 would drown it."""
+    model = micro(shortcut=True).train()
+    image, lengths = pixels(4), torch.tensor([2, 8, 20, SLOTS], dtype=torch.int32)
+
+    def gradients(autocast: bool) -> dict[str, Tensor]:
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            tokens, _ = model.generate(image)
+            error = model.render(tokens.detach(), lengths) - image
+        error.square().mean().backward()
+        return {n: p.grad.clone() for n, p in model.token_decoder.named_parameters() if p.grad is not None}
+
+    with torch.autocast("cpu", torch.bfloat16):
+        latents = model.vqgan.encode(image)
+        base = model.base_tokens(latents)
+        assert base is not None and base.dtype == torch.float32
+    exact, mixed = gradients(False), gradients(True)
+    for name, gradient in exact.items():
+        cosine = torch.nn.functional.cosine_similarity(gradient.flatten(), mixed[name].flatten(), dim=0)
+        assert cosine > 0.98, name
