@@ -14,16 +14,18 @@ from dove_ext.tokens import DoveTokens
 
 
 @lru_cache(maxsize=1)
+def _default() -> DoveModel:
+    """The model of this module's functions; nobody else gets hold of it."""
+    return DoveModel.from_pretrained(DEFAULT_MODEL)
+
+
 def load_model(
     name_or_path: str = DEFAULT_MODEL,
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> DoveModel:
-    """A pretrained model, loaded once and kept until another is asked for.
-
-    See `DoveModel.from_pretrained`.
-    """
+    """A pretrained model of your own, loaded anew by every call; see `DoveModel.from_pretrained`."""
     return DoveModel.from_pretrained(name_or_path, device=device, dtype=dtype)
 
 
@@ -41,7 +43,7 @@ def encode(
     """Turn images into as many tokens as each deserves, with the default model (`DoveModel.encode`).
 
     The model is loaded at the first call, in float32 on the CPU; for another one, or another device or
-    dtype, see `load_model`.
+    dtype, call `encode` of what `load_model` returns.
 
     Args:
         images: tensors, arrays, PIL images, paths, or a list of these (`prepare_images`).
@@ -60,7 +62,7 @@ def encode(
         ValueError: if length controls contradict one another or are out of range.
         ImageError: if an input is not an image or not in range.
     """
-    return load_model().encode(
+    return _default().encode(
         images,
         num_tokens=num_tokens,
         max_tokens=max_tokens,
@@ -85,7 +87,7 @@ def decode(tokens: DoveTokens, *, batch_size: int = 32) -> Tensor:
     Raises:
         TokensError: if the tokens come from another model.
     """
-    return load_model().decode(tokens, batch_size=batch_size)
+    return _default().decode(tokens, batch_size=batch_size)
 
 
 def reconstruct(

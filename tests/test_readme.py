@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from dove_ext.cli import main
 
@@ -31,6 +32,11 @@ def test_python_blocks_run_one_after_the_other(tmp_path: Path) -> None:
     first, second = names["dove_ext"].encode(names["photos"]).lengths.tolist()
     assert f"{first} and {second}: each image" in README
     assert (tmp_path / "tokens.safetensors").exists()
+    assert names["features"].shape == (2, 256, 256)
+    # A model of the user's own has nothing to do with the one that the package's functions keep.
+    with torch.no_grad():
+        names["dove_ext"].load_model().generator.embed_out.bias.add_(100)
+    assert names["dove_ext"].encode(names["photos"]).lengths.tolist() == [first, second]
 
 
 @pytest.mark.usefixtures("mobilenet_package")
