@@ -13,11 +13,20 @@ from typing import Any, Literal
 
 from dove_ext.errors import CheckpointError
 
+# More slots than any model has (K = 256 at 256 x 256): a bound for what a file may claim.
+MAX_SLOTS = 65536
+# Likewise for a model's sizes, so that no tensor's size overflows, and for layers and blocks, each of which
+# takes time to build even where it takes no memory.
+_LARGEST, _COARSEST, _DEEPEST = 2**20, 2**16, 256
 
-def _require(config: Any, minimum: int, *names: str) -> None:
+
+def _require(config: Any, minimum: int, *names: str, most: int = _LARGEST) -> None:
     for name in names:
-        if getattr(config, name) < minimum:
-            raise ValueError(f"{name} must be at least {minimum}, got {getattr(config, name)}")
+        value = getattr(config, name)
+        if value < minimum:
+            raise ValueError(f"{name} must be at least {minimum}, got {value}")
+        if value > most:
+            raise ValueError(f"{name} must be at most {most}, got {value}")
 
 
 @dataclass(frozen=True)
@@ -34,17 +43,25 @@ class VQGANConfig:
     patch_shortcut: bool = False  # a linear map of whole patches beside the convolutions, both ways
 
     def __post_init__(self) -> None:
-        _require(self, 1, "channels", "encoder_blocks", "decoder_blocks", "latent_channels")
+        _require(self, 1, "channels", "latent_channels", "stem_patch")
+        _require(self, 1, "encoder_blocks", "decoder_blocks", most=_DEEPEST)
         _require(self, 0, "codebook_size")
         if not self.channel_multipliers or min(self.channel_multipliers) < 1:
             raise ValueError(
                 f"channel_multipliers must name a level each, all at least 1, got {self.channel_multipliers}"
             )
-        if self.stem_patch < 1 or self.stem_patch & (self.stem_patch - 1):
+        if self.stem_patch & (self.stem_patch - 1):
             raise ValueError(f"stem_patch must be a power of two, got {self.stem_patch}")
+        if self.downsampling > _COARSEST:
+            raise ValueError(
+                f"the downsampling must be at most {_COARSEST}; name fewer channel_multipliers or a smaller "
+                "stem_patch"
+            )
         widths = [self.channels * m for m in self.channel_multipliers]
         if any(width % 32 for width in widths):
             raise ValueError(f"every level's width must be a multiple of 32 (GroupNorm groups), got {widths}")
+        if max(widths) > _LARGEST:
+            raise ValueError(f"every level's width must be at most {_LARGEST}, got {widths}")
 
     @property
     def downsampling(self) -> int:
@@ -75,7 +92,8 @@ class StackConfig:
     layer_norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        _require(self, 1, "hidden", "layers", "heads", "mlp")
+        _require(self, 1, "hidden", "heads", "mlp")
+        _require(self, 1, "layers", most=_DEEPEST)
         if not 0 < self.rotary_fraction <= 1:
             raise ValueError(f"rotary_fraction must be above 0 and at most 1, got {self.rotary_fraction}")
         for name in ("rotary_base", "layer_norm_eps"):
@@ -126,6 +144,11 @@ class DoveConfig:
             raise ValueError(
                 f"image_size ({self.image_size}) must be a multiple of the downsampling "
                 f"({self.vqgan.downsampling})"
+            )
+        if self.num_tokens > MAX_SLOTS:
+            raise ValueError(
+                f"image_size ({self.image_size}) makes {self.num_tokens} tokens an image, the limit is "
+                f"{MAX_SLOTS}; choose a smaller one"
             )
         if self.generator.hidden != self.token_decoder.hidden:
             raise ValueError("generator and token_decoder must share one hidden width: it is the token width")
@@ -179,7 +202,7 @@ def _to_json(model_type: str, config: Any) -> str:
 def _from_json(cls: Any, model_type: str, text: str, source: str) -> Any:
     try:
         values = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also integers of thousands of digits
         raise CheckpointError(f"{source} is not JSON ({error}); the model folder is damaged") from error
     found = values.pop("model_type", None) if isinstance(values, dict) else None
     if found != model_type:
@@ -230,7 +253,10 @@ def _build(cls: Any, values: dict[str, Any]) -> Any:
         elif expected is tuple and isinstance(value, (list, tuple)) and all(type(v) is int for v in value):
             value = tuple(value)
         elif expected is float and type(value) is int:
-            value = float(value)
+            try:
+                value = float(value)
+            except OverflowError as error:
+                raise ValueError(f"{name} must be a number below 1.8e308, got a larger one") from error
         elif type(value) is not expected:
             raise ValueError(f"{name} must be {expected.__name__}, got {value!r}")
         arguments[name] = value

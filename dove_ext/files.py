@@ -32,8 +32,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         Path: the temporary file, created empty; write to it by name.
 
     Raises:
-        OutputError: if the folder is missing or cannot be written, the target is not a regular file, or the
-            disk is full.
+        OutputError: if the folder is missing or cannot be written, the target is not a regular file or may
+            not be replaced, or the disk is full.
 
     Example:
         >>> with atomic_write("notes.txt") as temporary:
@@ -44,7 +44,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         yield temporary
         _sync(temporary)
-        temporary.replace(target)
+        _move(temporary, target)
         # Without this a crash could lose the rename itself; some file systems refuse it.
         with suppress(OSError):
             _sync(target.parent)
@@ -125,6 +125,14 @@ def _create_temporary(target: Path) -> Path:
     except OSError as error:
         raise OutputError(f"cannot write {str(target)!r}: {error.strerror}; choose another place") from error
     return temporary
+
+
+def _move(temporary: Path, target: Path) -> None:
+    # A folder like /tmp, where everyone may make files but not replace those of others, shows only here.
+    try:
+        temporary.replace(target)
+    except OSError as error:
+        raise OutputError(f"cannot write {str(target)!r}: {error.strerror}; choose another place") from error
 
 
 def _sync(path: Path) -> None:

@@ -131,13 +131,15 @@ def to_pil(images: Tensor) -> list[Image.Image]:
         list[PIL.Image.Image]: B images of mode RGB.
 
     Raises:
-        ImageError: if the shape is another or a value is NaN.
+        ImageError: if shape or dtype is another, or a value is NaN.
     """
     if images.dim() == 3:
         images = images[None]
     if images.dim() != 4 or images.shape[1] != 3:
         raise ImageError(f"the images must be [B, 3, H, W] or [3, H, W], got {list(images.shape)}")
     if images.dtype != torch.uint8:
+        if not images.is_floating_point():
+            raise ImageError(f"the images must be uint8, or floats in [0, 1], got {images.dtype}; cast them")
         images = images.detach().float()
         if images.isnan().any():
             raise ImageError("the images hold NaN, so there is no picture to show; check the model's output")

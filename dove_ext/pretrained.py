@@ -120,8 +120,7 @@ def load_pretrained(
     revision: str | None = None,
 ) -> Model:
     """See `DoveModel.from_pretrained` and `VQGAN.from_pretrained`; `kind` is one of these classes."""
-    if not dtype.is_floating_point:
-        raise ValueError(f"dtype must be a floating dtype such as torch.float32, got {dtype}")
+    _require_floating(dtype)
     if device.type == "cpu" and dtype not in KERNEL_DTYPES["cpu"]:
         raise ValueError(f"on the CPU dtype must be torch.float32 or torch.bfloat16, got {dtype}")
     folder = find_model(name_or_path, revision)
@@ -133,6 +132,11 @@ def load_pretrained(
     model = build(config)
     model.load_state_dict(weights)
     return model.to(device=device, dtype=dtype).eval()
+
+
+def _require_floating(dtype: torch.dtype) -> None:
+    if not dtype.is_floating_point:
+        raise ValueError(f"dtype must be a floating dtype such as torch.float32, got {dtype}")
 
 
 def fit_weights(model: DoveModel | VQGAN, weights: dict[str, Tensor], source: str) -> None:
@@ -186,6 +190,8 @@ def save_pretrained(
     model: DoveModel | VQGAN, folder: Path, *, card: str | None, dtype: torch.dtype | None
 ) -> None:
     """See `DoveModel.save_pretrained`."""
+    if dtype is not None:
+        _require_floating(dtype)
     make_writable_folder(folder)
     weights = {
         name: (tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor)

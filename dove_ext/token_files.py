@@ -18,9 +18,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from dove_ext.config import MAX_SLOTS
 from dove_ext.errors import TokensError
 from dove_ext.files import atomic_write
-from dove_ext.tokens import MAX_SLOTS, DoveTokens
+from dove_ext.tokens import DoveTokens
 
 FORMAT = "dove-tokens"
 VERSION = "1"
@@ -32,17 +33,23 @@ def save_tokens(tokens: DoveTokens, path: str | os.PathLike[str]) -> None:
     """Write tokens to a file, whole or not at all; an existing file is replaced.
 
     Raises:
+        TokensError: if `load_tokens` would refuse the file.
         OutputError: if it cannot be written.
     """
+    tokens = tokens.cpu()  # where the offsets are checked
     tensors = {"tokens": tokens.tokens, "cu_seqlens": tokens.cu_seqlens}
     if tokens.p_eos is not None:
         tensors["p_eos"] = tokens.p_eos
+    _check_values(tensors, "the batch to save")
+    for text in (*(tokens.names or ()), "" if tokens.model is None else tokens.model):
+        if not isinstance(text, str):
+            raise TokensError(f"the batch to save is not valid: model and names must be str, got {text!r}")
     metadata = {"format": FORMAT, "version": VERSION, "num_slots": str(tokens.num_slots)}
     if tokens.model is not None:
         metadata["model"] = tokens.model
     if tokens.names is not None:
         metadata["names"] = json.dumps(tokens.names)
-    payload = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, metadata)
+    payload = save({name: t.detach().contiguous() for name, t in tensors.items()}, metadata)
     with atomic_write(path) as temporary:
         temporary.write_bytes(payload)
 
@@ -96,9 +103,7 @@ def _read(file: Any, name: str) -> DoveTokens:
                 f"{name} is not valid: {key} must have {_RANKS[key]} dimensions, its shape is {shape}"
             )
     tensors = {key: file.get_tensor(key) for key in keys}
-    if tensors["tokens"].dtype not in _DTYPES:
-        raise TokensError(f"{name} is not valid: tokens of dtype {tensors['tokens'].dtype} are not supported")
-    _check_finite(tensors, name)
+    _check_values(tensors, name)
     num_slots, names = _slots(metadata.get("num_slots"), name), _names(metadata.get("names"), name)
     try:
         return DoveTokens(
@@ -113,7 +118,9 @@ def _read(file: Any, name: str) -> DoveTokens:
         raise TokensError(f"{name} is not valid: {error}") from error
 
 
-def _check_finite(tensors: dict[str, Tensor], name: str) -> None:
+def _check_values(tensors: dict[str, Tensor], name: str) -> None:
+    if tensors["tokens"].dtype not in _DTYPES:
+        raise TokensError(f"{name} is not valid: tokens of dtype {tensors['tokens'].dtype} are not supported")
     if not tensors["tokens"].isfinite().all():
         raise TokensError(
             f"{name} is not valid: its tokens hold NaN or infinite values; encode the images again"

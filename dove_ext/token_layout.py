@@ -5,8 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from dove_ext.errors import TokensError
+
+Array = NDArray[Any]
 
 
 def describe(tensor: Tensor) -> str:
@@ -26,11 +32,24 @@ def offsets_of(lengths: Sequence[int], device: torch.device) -> Tensor:
     return cumulate(torch.tensor(lengths, dtype=torch.int32)).to(device)
 
 
+def whole_numbers(values: Any, device: torch.device, what: str) -> Tensor:
+    """Integers as a tensor; `what` is how an error calls them.
+
+    Raises:
+        TokensError: if they are of another dtype.
+    """
+    numbers = torch.as_tensor(values, device=device)
+    # An empty list is float32 to torch.
+    if numbers.numel() and (numbers.is_floating_point() or numbers.dtype == torch.bool):
+        raise TokensError(f"{what} must be whole numbers, got {numbers.dtype}")
+    return numbers
+
+
 def image_indices(index: Any, count: int) -> list[int]:
     """The images among `count` that an index means; see `DoveTokens.__getitem__`."""
     if isinstance(index, slice):
         return list(range(count))[index]
-    values = index.tolist() if isinstance(index, Tensor) else index
+    values = index.tolist() if isinstance(index, Tensor | np.ndarray) else index
     values = list(values) if isinstance(values, list | tuple | range) else [values]
     if values and all(isinstance(value, bool) for value in values):
         if len(values) != count:

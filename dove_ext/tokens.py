@@ -12,13 +12,11 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from dove_ext import ops
+from dove_ext.config import MAX_SLOTS
 from dove_ext.errors import TokensError
 from dove_ext.ops import reference
 from dove_ext.ops._library import has_kernels
-from dove_ext.token_layout import cumulate, describe, image_indices, offsets_of
-
-# More slots than any model has (K = 256 at 256 x 256): a bound for what a file may claim.
-MAX_SLOTS = 65536
+from dove_ext.token_layout import Array, cumulate, describe, image_indices, offsets_of, whole_numbers
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -139,8 +137,8 @@ class DoveTokens:
 
     # --- Choosing images ------------------------------------------------------------------------------
 
-    def __getitem__(self, index: int | slice | Sequence[int] | Sequence[bool] | Tensor) -> DoveTokens:
-        """Choose images: an int (a batch of one), a slice, ints or booleans in a list or tensor.
+    def __getitem__(self, index: int | slice | Sequence[int] | Sequence[bool] | Tensor | Array) -> DoveTokens:
+        """Choose images: an int (a batch of one), a slice, ints or booleans in a list, tensor or array.
 
         Raises:
             IndexError: if an index is out of range or a mask has another length than B.
@@ -174,11 +172,9 @@ class DoveTokens:
             length: the most tokens to keep, at least 1: one number, or one an image.
 
         Raises:
-            TokensError: if a length is below 1, or there is not one an image.
+            TokensError: if a length is below 1 or no whole number, or there is not one an image.
         """
-        limits = torch.as_tensor(length, device=self.device)
-        if limits.dtype.is_floating_point or limits.dtype == torch.bool:
-            raise TokensError(f"lengths to truncate to must be whole numbers, got {limits.dtype}")
+        limits = whole_numbers(length, self.device, "lengths to truncate to")
         if limits.dim() > 1 or (limits.dim() == 1 and len(limits) != len(self)):
             raise TokensError(
                 f"give one length, or one for each of the {len(self)} images, got {list(limits.shape)}"
@@ -263,18 +259,19 @@ class DoveTokens:
             **fields: the remaining attributes.
 
         Raises:
-            TokensError: if a length is not in 1..L, or there is not one an image.
+            TokensError: if a length is not in 1..L or no whole number, or there is not one an image.
         """
         if padded.dim() != 3:
             raise TokensError(f"padded tokens must be [B, L, D], got {describe(padded)}")
-        lengths = torch.as_tensor(lengths, device=padded.device).to(torch.int32)
+        lengths = whole_numbers(lengths, padded.device, "lengths")
         if lengths.shape != padded.shape[:1]:
             raise TokensError(f"lengths must have the shape [{padded.shape[0]}], got {list(lengths.shape)}")
         if len(lengths) and not 1 <= int(lengths.min()) <= int(lengths.max()) <= padded.shape[1]:
             raise TokensError(f"lengths must be between 1 and L = {padded.shape[1]}, got {lengths.tolist()}")
-        cu_seqlens = cumulate(lengths)
+        cu_seqlens = cumulate(lengths.int())
         pack = ops.pack if has_kernels(padded) else reference.pack
-        return DoveTokens(pack(padded, cu_seqlens), cu_seqlens, num_slots or padded.shape[1], **fields)
+        num_slots = padded.shape[1] if num_slots is None else num_slots
+        return DoveTokens(pack(padded, cu_seqlens), cu_seqlens, num_slots, **fields)
 
     @staticmethod
     def cat(batches: Sequence[DoveTokens]) -> DoveTokens:
@@ -308,7 +305,8 @@ class DoveTokens:
     def to(self, *args: Any, **kwargs: Any) -> DoveTokens:
         """Change device or dtype, with the arguments of `Tensor.to`; the dtype concerns `tokens` only."""
         tokens = self.tokens.to(*args, **kwargs)
-        non_blocking = bool(kwargs.get("non_blocking", False))
+        # On a CPU the offsets are checked at once, so they must have arrived.
+        non_blocking = bool(kwargs.get("non_blocking", False)) and tokens.device.type != "cpu"
         return self._map(lambda t: t.to(tokens.device, non_blocking=non_blocking), tokens)
 
     def cpu(self) -> DoveTokens:
@@ -331,6 +329,7 @@ class DoveTokens:
         """Write a safetensors file, whole or not at all; see `dove_ext.token_files`.
 
         Raises:
+            TokensError: if `load` would refuse the file: of tokens that are not finite, for example.
             OutputError: if it cannot be written.
         """
         from dove_ext.token_files import save_tokens
@@ -367,6 +366,16 @@ def _unflatten(leaves: Any, context: Any) -> DoveTokens:
     return tokens
 
 
+def _from_json(context: Any) -> Any:
+    num_slots, model, names = context
+    return num_slots, model, None if names is None else tuple(names)
+
+
 pytree.register_pytree_node(
-    DoveTokens, _flatten, _unflatten, serialized_type_name="dove_ext.tokens.DoveTokens"
+    DoveTokens,
+    _flatten,
+    _unflatten,
+    serialized_type_name="dove_ext.tokens.DoveTokens",
+    to_dumpable_context=list,  # JSON has no tuples
+    from_dumpable_context=_from_json,
 )

@@ -203,6 +203,8 @@ def test_bad_output_images(tmp_path: Path) -> None:
         to_pil(torch.full((3, 4, 4), NAN))
     with pytest.raises(ImageError, match=r"must be \[B, 3, H, W\] or \[3, H, W\], got \[4, 4\]"):
         to_pil(torch.zeros(4, 4))
+    with pytest.raises(ImageError, match=r"must be uint8, or floats in \[0, 1\], got torch.int64; cast them"):
+        to_pil(torch.full((3, 4, 4), 200))
     with pytest.raises(ImageError, match="one file takes one image, got a batch of 2"):
         save_image(torch.zeros(2, 3, 4, 4), tmp_path / "x.png")
     with pytest.raises(ImageError, match="does not end like a picture file"):
@@ -337,6 +339,24 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(error: Any, tmp_path:
     assert not isinstance(caught.value, OutputError)
     assert target.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["out.bin"]
+
+
+def test_file_that_must_not_be_replaced_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path, target: Path) -> None:  # as in /tmp, for another user's file
+        raise PermissionError(1, "Operation not permitted")
+
+    (tmp_path / "x").write_text("old")
+    monkeypatch.setattr(Path, "replace", refuse)
+    with (
+        pytest.raises(
+            OutputError, match=r"cannot write '.*x': Operation not permitted; choose another place"
+        ),
+        atomic_write(tmp_path / "x"),
+    ):
+        pass
+    assert [p.read_text() for p in tmp_path.iterdir()] == ["old"]
 
 
 def test_full_disk_is_one_sentence(tmp_path: Path) -> None:

@@ -258,6 +258,16 @@ def test_lone_bad_file_is_one_sentence(model: PatchModel, tmp_path: Path, capsys
     assert not (tmp_path / "t.safetensors").exists()
 
 
+@pytest.mark.parametrize("verb", ["encode", "reconstruct"])
+def test_budget_for_no_pictures_is_one_sentence(
+    verb: str, model: PatchModel, tmp_path: Path, capsys: Any
+) -> None:
+    (tmp_path / "void").mkdir()
+    code, _, err = run(capsys, verb, tmp_path / "void", "-o", tmp_path / "out", "--token-budget", "100")
+    assert code == 1 and err.endswith("is a folder without picture files; check the path\n")
+    assert len(err.splitlines()) == 1
+
+
 @pytest.mark.parametrize("verb", ["encode", "reconstruct", "decode"])
 def test_unwritable_output_is_found_before_the_work(
     verb: str, photos: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch

@@ -54,6 +54,7 @@ def test_missing_config(folder: Path) -> None:
         (b"", "FOLDER/config.json is not JSON"),
         (MICRO.to_json().encode()[:200], "FOLDER/config.json is not JSON"),
         (b"[" * 100_000, "FOLDER/config.json is not JSON"),
+        (b'{"image_size": ' + b"9" * 5000 + b"}", "FOLDER/config.json is not JSON"),
         (b"\xff\xfe\x00", "FOLDER/config.json is not text; the model folder is damaged"),
         (b"[]", "FOLDER/config.json does not describe a dove model: its model_type is "),
         (
@@ -61,7 +62,7 @@ def test_missing_config(folder: Path) -> None:
             "FOLDER/config.json does not describe a dove model",
         ),
     ],
-    ids=["empty", "truncated", "deep", "binary", "list", "foreign"],
+    ids=["empty", "truncated", "deep", "digits", "binary", "list", "foreign"],
 )
 def test_damaged_config(folder: Path, content: bytes, sentence: str) -> None:
     (folder / "config.json").write_bytes(content)
@@ -86,6 +87,12 @@ def change(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
         ("image_size", "32", "image_size must be int, got '32'"),
         ("image_size", True, "image_size must be int, got True"),
         ("image_size", 0, "image_size must be at least 1, got 0"),
+        ("image_size", 16_000_000, "image_size must be at most 1048576, got 16000000"),
+        (
+            "image_size",
+            8192,
+            "image_size (8192) makes 4194304 tokens an image, the limit is 65536; choose a smaller one",
+        ),
         ("image_size", 33, "image_size (33) must be a multiple of the downsampling (4)"),
         ("vqgan", 5, "vqgan must be an object, got 5"),
         (
@@ -99,10 +106,22 @@ def change(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
             33,
             "every level's width must be a multiple of 32 (GroupNorm groups), got [33, 66]",
         ),
+        (
+            "vqgan.channel_multipliers",
+            [1, 10**9],
+            "every level's width must be at most 1048576, got [64, 64000000000]",
+        ),
+        (
+            "vqgan.channel_multipliers",
+            [1] * 17,
+            "the downsampling must be at most 65536; name fewer channel_multipliers or a smaller stem_patch",
+        ),
+        ("vqgan.decoder_blocks", 10**9, "decoder_blocks must be at most 256, got 1000000000"),
         ("vqgan.stem_patch", 3, "stem_patch must be a power of two, got 3"),
         ("generator.heads", 0, "heads must be at least 1, got 0"),
         ("generator.heads", 3, "hidden (64) must be a multiple of heads (3)"),
         ("generator.layers", -1, "layers must be at least 1, got -1"),
+        ("generator.layers", 10**9, "layers must be at most 256, got 1000000000"),
         (
             "generator.hidden",
             128,
@@ -111,6 +130,7 @@ def change(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
         ("generator.rotary_fraction", 0.1, "rotary_fraction 0.1 gives an odd number of rotated dimensions"),
         ("generator.rotary_fraction", 2.0, "rotary_fraction must be above 0 and at most 1, got 2.0"),
         ("generator.rotary_base", float("nan"), "rotary_base must be positive, got nan"),
+        ("generator.rotary_base", 10**400, "rotary_base must be a number below 1.8e308, got a larger one"),
         ("vocab_size", 1, "vocab_size must be at least 2, got 1"),
         ("eos_id", 2, "eos_id 2 is outside the vocabulary of 2"),
         ("eos_prior", 1, "eos_prior must be between 0 and 1, got 1.0"),
@@ -232,6 +252,6 @@ def test_indices_from_a_stranger(tmp_path: Path, edits: dict[str, torch.Tensor],
 
 def test_config_of_a_giant_is_refused_before_memory_is_taken(folder: Path) -> None:
     values = json.loads(MICRO.to_json())
-    values["generator"]["mlp"] = 10**12
+    values["generator"]["hidden"] = values["token_decoder"]["hidden"] = 2**20  # terabytes
     (folder / "config.json").write_text(json.dumps(values))
-    assert "config.json asks for [1000000000000, 64]" in refusal(folder)
+    assert "config.json asks for [1048576, 16]" in refusal(folder)

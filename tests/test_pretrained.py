@@ -103,6 +103,13 @@ def test_weights_that_do_not_fit_the_dtype(tmp_path: Path) -> None:
     assert not (tmp_path / "half" / "model.safetensors").exists()
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64])
+def test_weights_are_not_saved_as_what_is_not_loaded(tmp_path: Path, dtype: torch.dtype) -> None:
+    with pytest.raises(ValueError, match=f"dtype must be a floating dtype such as .*, got {dtype}"):
+        micro().save_pretrained(tmp_path / "model", dtype=dtype)
+    assert not (tmp_path / "model").exists()
+
+
 def test_unwritable_place(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OutputError, match="a file is in the way"):

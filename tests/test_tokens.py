@@ -1,4 +1,4 @@
-"""DoveTokens against plain lists of tensors, and its file."""
+"""DoveTokens against plain lists of tensors."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -43,7 +44,9 @@ def assert_holds(tokens: DoveTokens, parts: list[Tensor]) -> None:
 def test_indexing_equals_that_of_a_list(lengths: list[int], data: st.DataObject) -> None:
     parts, tokens = make(lengths)
     count = len(lengths)
-    kind = data.draw(st.sampled_from(["int", "slice", "list", "mask", "int tensor", "bool tensor"]))
+    kind = data.draw(
+        st.sampled_from(["int", "slice", "list", "mask", "int tensor", "bool tensor", "ints", "bools"])
+    )
     index: Any
     if kind == "int":
         index = data.draw(st.integers(-count, count - 1))
@@ -51,14 +54,16 @@ def test_indexing_equals_that_of_a_list(lengths: list[int], data: st.DataObject)
     elif kind == "slice":
         index = data.draw(st.slices(count))
         chosen = list(range(count))[index]
-    elif kind in ("list", "int tensor"):
+    elif kind in ("list", "int tensor", "ints"):
         index = data.draw(st.lists(st.integers(-count, count - 1), max_size=8))
         chosen = [range(count)[i] for i in index]
-        index = index if kind == "list" else torch.tensor(index, dtype=torch.int64)
+        if kind != "list":
+            index = torch.tensor(index, dtype=torch.int64) if kind == "int tensor" else np.array(index, int)
     else:
         index = data.draw(st.lists(st.booleans(), min_size=count, max_size=count))
         chosen = [b for b, keep in enumerate(index) if keep]
-        index = index if kind == "mask" else torch.tensor(index)
+        if kind != "mask":
+            index = torch.tensor(index) if kind == "bool tensor" else np.array(index)
     picked = tokens[index]
     assert_holds(picked, [parts[b] for b in chosen])
     assert picked.names == tuple(f"image {b}" for b in chosen)
@@ -124,6 +129,7 @@ def test_empty_selection_is_a_batch_of_none() -> None:
         assert none.to_padded()[0].shape == (0, 0, 3)
         assert "0 images" in repr(none)
         assert_holds(none.truncate(1), [])
+        assert_holds(DoveTokens.from_padded(torch.zeros(0, 4, 3), []), [])
 
 
 def test_moves() -> None:
@@ -134,6 +140,27 @@ def test_moves() -> None:
     assert half.cu_seqlens.dtype == torch.int32
     assert tokens.cpu().device.type == "cpu"
     assert tokens.to("meta").device.type == "meta"
+
+
+def test_a_move_to_the_cpu_waits_for_the_offsets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are checked there at once."""
+    asked: list[tuple[torch.dtype, bool]] = []
+    move = Tensor.to
+
+    def recording(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        asked.append((tensor.dtype, kwargs["non_blocking"]))
+        return move(tensor, *args, **kwargs)
+
+    _, tokens = make([3, 1], p_eos=None)
+    monkeypatch.setattr(Tensor, "to", recording)
+    tokens.to("meta", non_blocking=True)
+    tokens.to("cpu", non_blocking=True)
+    assert asked == [
+        (torch.float32, True),
+        (torch.int32, True),
+        (torch.float32, True),
+        (torch.int32, False),
+    ]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -167,6 +194,17 @@ def test_pickle_and_pytree() -> None:
     assert_holds(doubled, [p * 2 for p in parts])
     shapes = pytree.tree_map(lambda t: tuple(t.shape), tokens)
     assert shapes.tokens == (4, 3)
+
+
+@pytest.mark.parametrize("names", [None, ("a", "b")])
+def test_pytree_survives_json(names: tuple[str, ...] | None) -> None:
+    parts, tokens = make([3, 1], names=names)
+    leaves, spec = pytree.tree_flatten({"tokens": tokens})
+    restored = pytree.treespec_loads(pytree.treespec_dumps(spec))
+    assert restored == spec
+    again = pytree.tree_unflatten(leaves, restored)["tokens"]
+    assert_holds(again, parts)
+    assert (again.num_slots, again.model, again.names) == (SLOTS, "m", names)
 
 
 def test_is_immutable() -> None:
@@ -227,6 +265,8 @@ def test_methods_refuse() -> None:
             "lengths must have the shape",
         ),
         (lambda: DoveTokens.from_padded(torch.zeros(1, 4, 3), [5]), TokensError, "between 1 and L = 4"),
+        (lambda: DoveTokens.from_padded(torch.zeros(1, 4, 3), [2.9]), TokensError, "lengths must be whole"),
+        (lambda: DoveTokens.from_padded(torch.zeros(1, 4, 3), [2], 0), TokensError, "num_slots must be"),
         (lambda: DoveTokens.cat([]), TokensError, "no tokens to join"),
         (
             lambda: DoveTokens.cat([tokens, make([1], model="n")[1]]),
@@ -247,41 +287,3 @@ def test_require_names_the_right_model() -> None:
         tokens.require(4, SLOTS)
     with pytest.raises(TokensError, match=r"made by 'm', but this model is 'other'; decode with .* 'm'"):
         tokens.require(3, SLOTS, "other")
-
-
-# --- The file ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_file_round_trip(dtype: torch.dtype, tmp_path: Path) -> None:
-    parts, tokens = make([3, 1, 5], names=("ä/b.jpg", "\udcff", "c"))
-    path = tmp_path / "tokens.safetensors"
-    tokens.to(dtype).save(path)
-    loaded = DoveTokens.load(path)
-    assert_holds(loaded, [p.to(dtype) for p in parts])
-    assert (loaded.num_slots, loaded.model, loaded.names) == (SLOTS, "m", tokens.names)
-    assert loaded.p_eos is not None and tokens.p_eos is not None and torch.equal(loaded.p_eos, tokens.p_eos)
-
-
-def test_file_of_a_slice_holds_only_the_slice(tmp_path: Path) -> None:
-    parts, tokens = make([3, 1, 5], p_eos=None, names=None, model=None)
-    tokens[1:2].save(tmp_path / "t.safetensors")
-    loaded = DoveTokens.load(tmp_path / "t.safetensors")
-    assert_holds(loaded, parts[1:2])
-    assert (loaded.p_eos, loaded.model, loaded.names) == (None, None, None)
-
-
-def test_file_of_strided_tokens(tmp_path: Path) -> None:
-    strided = torch.arange(12.0).view(3, 4).T
-    DoveTokens.from_padded(strided[None], [4]).save(tmp_path / "t.safetensors")
-    DoveTokens(strided, cu(0, 4), 4).save(tmp_path / "u.safetensors")
-    for name in ("t", "u"):
-        assert torch.equal(DoveTokens.load(tmp_path / f"{name}.safetensors").tokens, strided)
-
-
-def test_existing_file_is_replaced(tmp_path: Path) -> None:
-    path = tmp_path / "t.safetensors"
-    make([3])[1].save(path)
-    make([1, 2])[1].save(path)
-    assert len(DoveTokens.load(path)) == 2
-    assert [p.name for p in tmp_path.iterdir()] == ["t.safetensors"]

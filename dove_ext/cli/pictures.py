@@ -114,7 +114,7 @@ def read_batches(
 
     from dove_ext.images import prepare_images
 
-    for start in range(0, len(sources), batch_size):
+    for start in range(0, len(sources), max(batch_size, 1)):  # all of no pictures at once is 0
         good, pixels = [], []
         for source in sources[start : start + batch_size]:
             try:

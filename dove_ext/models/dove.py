@@ -377,6 +377,10 @@ class DoveModel(nn.Module):
             folder: made if it is missing.
             card: text of README.md; a short one is written if None.
             dtype: floating dtype of the saved weights (None: as they are).
+
+        Raises:
+            ValueError: if `dtype` is no floating dtype or does not hold the weights.
+            OutputError: if a file cannot be written.
         """
         from dove_ext.pretrained import save_pretrained
 

@@ -171,9 +171,10 @@ class Generator(nn.Module):
 
     def p_eos(self, hidden: Tensor) -> Tensor:
         """The softmax entry of EOS at each position (p_eos of 2.2): float32 [B, n]."""
+        head = self.embed_out
         return ops.eos_probability(
-            hidden, self.embed_out.weight, self.embed_out.bias, eos_id=self.config.eos_id
-        )
+            hidden.to(head.weight.dtype), head.weight, head.bias, eos_id=self.config.eos_id
+        ).float()
 
     def first_stop(self, hidden: Tensor, threshold: float | None) -> Tensor:
         """First position (0-based) that ends the sequence, or n if none does: int32 [B].
@@ -185,7 +186,11 @@ class Generator(nn.Module):
         if threshold is None:
             head = self.embed_out
             return ops.eos_scan(
-                hidden, head.weight, head.bias, eos_id=self.config.eos_id, witness=self.witness
+                hidden.to(head.weight.dtype),  # autocast lowers the one and leaves the other
+                head.weight,
+                head.bias,
+                eos_id=self.config.eos_id,
+                witness=self.witness,
             )
         stops = self.p_eos(hidden) >= threshold
         count = torch.full_like(stops[:, 0], stops.shape[1], dtype=torch.int32)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import threading
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from dove_ext.ops import _library
 
 if TYPE_CHECKING:
     from dove_ext.models.dove import DoveModel
@@ -30,6 +34,18 @@ def filled_up(rows: Tensor, count: int) -> Tensor:
     return torch.cat([rows, rows[-1:].expand(count - rows.shape[0], *rows.shape[1:])])
 
 
+def _settings() -> tuple[Any, ...]:
+    """What decides, besides the model, which kernels a recording holds."""
+    return (
+        _library._backend,
+        torch.is_autocast_enabled("cuda"),
+        torch.get_autocast_dtype("cuda"),
+        torch.backends.fp32_precision,  # type: ignore[attr-defined]
+        torch.backends.cuda.matmul.fp32_precision,
+        torch.backends.cudnn.conv.fp32_precision,  # type: ignore[attr-defined]
+    )
+
+
 class _Recorded:
     """One graph with the memory that it reads and writes."""
 
@@ -38,34 +54,44 @@ class _Recorded:
     ) -> None:
         self.pixels = pixels.clone(memory_format=torch.contiguous_format)
         self.query = None if query is None else query.clone()
+        encode = functools.partial(model.encode_at_once, self.pixels, self.query, *controls)
         stream = torch.cuda.Stream(pixels.device)
         stream.wait_stream(torch.cuda.current_stream(pixels.device))
-        with torch.cuda.stream(stream):
-            for _ in range(_WARM_UP):
-                model.encode_at_once(self.pixels, self.query, *controls)
-        torch.cuda.current_stream(pixels.device).wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.encoded = model.encode_at_once(self.pixels, self.query, *controls)
+        # The cast weights that autocast would keep are freed when it ends; the graph needs its own.
+        lowered = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+        with torch.autocast("cuda", enabled=lowered[0], dtype=lowered[1], cache_enabled=False):
+            with torch.cuda.stream(stream):
+                for _ in range(_WARM_UP):
+                    encode()
+            torch.cuda.current_stream(pixels.device).wait_stream(stream)
+            with torch.cuda.graph(self.graph):
+                self.encoded = encode()
+        self.done = torch.cuda.Event()
 
     def replay(self, pixels: Tensor, query: Tensor | None) -> Encoded:
+        stream = torch.cuda.current_stream(pixels.device)
+        stream.wait_event(self.done)  # of the replay before, which another stream may still be running
         self.pixels.copy_(pixels)
         if self.query is not None and query is not None:
             self.query.copy_(query)
         self.graph.replay()
         tokens, lengths, p_eos = self.encoded
         # The next replay writes over these.
-        return tokens.clone(), lengths.clone(), None if p_eos is None else p_eos.clone()
+        copies = tokens.clone(), lengths.clone(), None if p_eos is None else p_eos.clone()
+        self.done.record(stream)
+        return copies
 
 
 class EncodeGraphs:
     """The graphs of one model, each recorded when it is first needed.
 
     A graph holds addresses: it is recorded again when the model's weights have moved. Copies of a model start
-    without graphs.
+    without graphs. Threads take turns, for all replays of a graph read and write the same memory.
     """
 
     def __init__(self) -> None:
+        self._turn = threading.Lock()
         self._recorded: dict[Any, _Recorded] = {}
         self._weights: tuple[int, ...] = ()
 
@@ -88,17 +114,18 @@ class EncodeGraphs:
         Returns:
             As `encode_at_once`, for the n images.
         """
-        weights = tuple(t.data_ptr() for t in (*model.parameters(), *model.buffers()))
-        if weights != self._weights:
-            self._recorded.clear()
-            self._weights = weights
         count = pixels.shape[0]
         size = graph_size(count, batch_size)
         pixels = filled_up(pixels, size)
         query = None if query is None else filled_up(query, size)
-        key = (size, controls, None if query is None else (query.shape, query.dtype))
-        if key not in self._recorded:
-            with torch.cuda.device(pixels.device):
-                self._recorded[key] = _Recorded(model, pixels, query, controls)
-        tokens, lengths, p_eos = self._recorded[key].replay(pixels, query)
+        key = (size, controls, None if query is None else (query.shape, query.dtype), _settings())
+        with self._turn:
+            weights = tuple(t.data_ptr() for t in (*model.parameters(), *model.buffers()))
+            if weights != self._weights:
+                self._recorded.clear()
+                self._weights = weights
+            if key not in self._recorded:
+                with torch.cuda.device(pixels.device):
+                    self._recorded[key] = _Recorded(model, pixels, query, controls)
+            tokens, lengths, p_eos = self._recorded[key].replay(pixels, query)
         return tokens[:count], lengths[:count], None if p_eos is None else p_eos[:count]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -24,11 +25,21 @@ def wants_packed(x: Tensor, weight: Tensor) -> bool:
     )
 
 
-SAMPLE = 16
+def sample_of(weight: Tensor) -> Tensor:
+    """Some of the values of a dense weight [rows, ...], a view: one or more of each row and of each column.
+
+    They are at most a row apart, so no row is passed over. Their distance shares no factor with a row's
+    length, so the columns come in turn, and is at most the number of rows, so all of them do.
+    """
+    rows, columns = weight.shape[0], weight[0].numel()
+    stride = min(rows, columns)
+    while math.gcd(stride, columns) > 1:
+        stride -= 1
+    return weight.as_strided((1 + (weight.numel() - 1) // stride,), (stride,))
 
 
 class Packed:
-    """What `pack` makes of a weight of 16 dense values or more, made when first needed and when they changed.
+    """What `pack` makes of a dense weight, made when first needed and when the weight has changed.
 
     Copies and pickles come without it: it follows from the weight, on this machine. Changes through
     `weight.data` leave no trace in PyTorch's version counter; they show in a sample of the values.
@@ -36,16 +47,16 @@ class Packed:
 
     def __init__(self, pack: Callable[[Tensor], Tensor]) -> None:
         self._pack = pack
-        self._made: tuple[tuple[int, int, list[float]], Tensor] | None = None
+        self._made: tuple[tuple[Any, ...], Tensor, Tensor] | None = None  # version, sample, packed
 
     def of(self, weight: Tensor) -> Tensor:
         """The packed form of `weight`."""
         weight = weight.detach()
-        sample = weight.as_strided((SAMPLE,), (weight.numel() // SAMPLE,)).tolist()
-        version = (weight.data_ptr(), 0 if weight.is_inference() else weight._version, sample)
-        if self._made is None or self._made[0] != version:
-            self._made = version, self._pack(weight)
-        return self._made[1]
+        sample = sample_of(weight)
+        version = (weight.data_ptr(), weight.dtype, 0 if weight.is_inference() else weight._version)
+        if self._made is None or self._made[0] != version or not torch.equal(self._made[1], sample):
+            self._made = version, sample.clone(), self._pack(weight)
+        return self._made[2]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Packed, (self._pack,)

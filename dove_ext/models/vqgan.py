@@ -281,14 +281,17 @@ class Quantizer(nn.Module):
         """Quantise latents [B, P, C].
 
         Returns:
-            (Tensor, Tensor): the chosen entries [B, P, C], with the gradient passed straight through, and
-            their indices [B, P] int64.
+            (Tensor, Tensor): the chosen entries [B, P, C] as they are, with the gradient passed straight
+            through, and their indices [B, P] int64. Distances are float32, whatever the dtypes: in bfloat16
+            many codes are equally near.
         """
-        codes = self.embedding.weight
-        distance = codes.pow(2).sum(1) - 2 * latents @ codes.T  # |z|^2 is the same for every code
+        codes = self.embedding.weight.detach().float()
+        with torch.autocast(latents.device.type, enabled=False):
+            # |z|^2 is the same for every code.
+            distance = codes.square().sum(1) - 2 * latents.detach().float() @ codes.T
         indices = distance.argmin(-1)
-        quantised = self.embedding(indices)
-        return latents + (quantised - latents).detach(), indices
+        # Behind the plus there is a zero with the gradient of the latents.
+        return self.embedding(indices).detach() + (latents - latents.detach()), indices
 
 
 class VQGAN(nn.Module):

@@ -117,17 +117,35 @@ def _gpu_served(index: int | None) -> bool:
     return HAS_CUDA_KERNELS and serves(_C.cuda_archs().split(","), torch.cuda.get_device_capability(index))
 
 
-def _on_device(kernels: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
+def _on_device(name: str, kernels: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
     """Make the tensors' device the current one, to which a launch goes; `plain` for GPUs without kernels."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         device = next(a.device for a in args if isinstance(a, Tensor))
+        # A kernel takes addresses: one of another device's memory would be read as if it were of this one.
+        foreign = [i for i, a in enumerate(args) if isinstance(a, Tensor) and a.device != device]
+        if foreign:
+            wrong, arguments = foreign[0], getattr(torch.ops.dove, name).default._schema.arguments
+            raise ValueError(
+                f"{name}: {arguments[wrong].name} is on {args[wrong].device}, but {arguments[0].name} is on "
+                f"{device}; move them to one device"
+            )
         if not _gpu_served(device.index):
             return plain(*args, **kwargs)
         with torch.cuda.device(device):
             return kernels(*args, **kwargs)
 
     return call
+
+
+def _no_second_derivative(op: str) -> Callable[..., Any]:
+    def backward(*_: Any) -> Any:
+        raise RuntimeError(
+            f"{op}: the compiled kernels have no second derivative; "
+            "call dove_ext.set_backend('torch') before the forward pass"
+        )
+
+    return backward
 
 
 def register(
@@ -149,7 +167,8 @@ def register(
         fake: shapes and dtypes only.
         reference: plain PyTorch, used for devices without compiled kernels.
         setup_context: see torch.library.register_autograd.
-        backward: see torch.library.register_autograd; None for ops without a gradient.
+        backward: see torch.library.register_autograd; None for ops without a gradient, of which those called
+            OP_backward raise where one is asked for: it would be a second derivative.
     """
     name = schema.split("(", 1)[0]
     LIBRARY.define(schema)
@@ -162,8 +181,10 @@ def register(
 
     if cuda is not None:
         CUDA_IMPLEMENTATIONS[name] = cuda
-    LIBRARY.impl(name, _on_device(cuda, plain) if cuda and HAS_CUDA_KERNELS else plain, "CUDA")
+    LIBRARY.impl(name, _on_device(name, cuda, plain) if cuda and HAS_CUDA_KERNELS else plain, "CUDA")
     LIBRARY.impl(name, plain, "MPS")
     torch.library.register_fake(f"dove::{name}", fake, lib=LIBRARY)
+    if backward is None and name.endswith("_backward"):
+        backward = _no_second_derivative(name.removesuffix("_backward"))
     if backward is not None:
         torch.library.register_autograd(f"dove::{name}", backward, setup_context=setup_context, lib=LIBRARY)

@@ -84,10 +84,12 @@ def conv3x3(
 
     Raises:
         ValueError: if a shape does not fit, or the compiled kernel is to take channels that are no multiples
-            of 32 (without `packed`).
+            of 32 (without `packed`), or `packed` is not what `pack_conv3x3` makes of such weights.
         TypeError: if the residual's dtype is not that of `x`.
     """
     _check(x, weight, bias, norm_weight, norm_bias, groups, residual)
+    if packed is not None:
+        _check_packed(packed, x, weight)
     if not use_kernels("conv3x3", x):
         return reference.conv3x3(
             x, weight, bias, norm_weight=norm_weight, norm_bias=norm_bias, groups=groups, eps=eps, silu=silu,
@@ -129,6 +131,17 @@ def _check(
         raise ValueError(f"conv3x3: residual must be {list(expected)}, got {list(residual.shape)}")
     if residual is not None and residual.dtype != x.dtype:
         raise TypeError(f"conv3x3: residual must be {x.dtype} like x, got {residual.dtype}")
+
+
+def _check_packed(packed: Tensor, x: Tensor, weight: Tensor) -> None:
+    values = 4 * weight.numel()
+    if packed.dtype != torch.float32 or packed.shape != (values,) or not packed.is_contiguous():
+        raise ValueError(
+            f"conv3x3: packed must be dense float32 [{values}], as pack_conv3x3(weight) makes it, "
+            f"got {packed.dtype} {list(packed.shape)}"
+        )
+    if packed.device != x.device:
+        raise ValueError(f"conv3x3: packed must be on {x.device} like x, got {packed.device}")
 
 
 def _empty(x: Tensor, channels: int) -> Tensor:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import copy
 import pickle
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import dove_ext
 from dove_ext import DoveModel
-from dove_ext.models import generator, stack
+from dove_ext.models import generator, graphs, stack
 from dove_ext.models.graphs import EncodeGraphs, filled_up, graph_size
 from tests.models.micro import SLOTS, micro, photos, stop_at_share
 
@@ -116,10 +121,72 @@ def test_graphs_need_cuda(model: DoveModel) -> None:
 
 
 def test_copies_of_a_model_start_without_graphs(model: DoveModel) -> None:
-    graphs = EncodeGraphs()
-    graphs._weights = (1,)
-    assert copy.deepcopy(graphs)._weights == ()
-    assert pickle.loads(pickle.dumps(graphs))._weights == ()
+    used = EncodeGraphs()
+    used._weights = (1,)
+    assert copy.deepcopy(used)._weights == ()
+    assert pickle.loads(pickle.dumps(used))._weights == ()
+
+
+class Recorded:
+    """A recording without a GPU: it hands its input back through memory that all replays share."""
+
+    made = 0
+
+    def __init__(self, model: DoveModel, pixels: Tensor, query: Tensor | None, controls: Any) -> None:
+        Recorded.made += 1
+        self.pixels = pixels.clone()
+
+    def replay(self, pixels: Tensor, query: Tensor | None) -> tuple[Tensor, Tensor, None]:
+        self.pixels.copy_(pixels)
+        time.sleep(0.01)
+        return self.pixels.clone(), torch.ones(len(pixels)), None
+
+
+@pytest.fixture
+def recordings(monkeypatch: pytest.MonkeyPatch) -> type[Recorded]:
+    monkeypatch.setattr(graphs, "_Recorded", Recorded)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(Recorded, "made", 0)
+    return Recorded
+
+
+def test_threads_take_turns(model: DoveModel, recordings: type[Recorded]) -> None:
+    shared = EncodeGraphs()
+
+    def run(value: int) -> list[float]:
+        pixels = torch.full((1, 3, 2, 2), float(value))
+        return shared.run(model, pixels, None, 1, (1, 1, None, False))[0].unique().tolist()
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(run, range(16))) == [[float(value)] for value in range(16)]
+    assert recordings.made == 1
+
+
+def test_other_settings_need_another_recording(model: DoveModel, recordings: type[Recorded]) -> None:
+    shared, pixels = EncodeGraphs(), torch.zeros(1, 3, 2, 2)
+
+    def made() -> int:
+        shared.run(model, pixels, None, 1, (1, 1, None, False))
+        return recordings.made
+
+    assert (made(), made()) == (1, 1)
+    torch.set_autocast_enabled("cuda", True)
+    try:
+        assert made() == 2
+    finally:
+        torch.set_autocast_enabled("cuda", False)
+    previous = dove_ext.set_backend("torch")
+    try:
+        assert made() == 3
+    finally:
+        dove_ext.set_backend(previous)
+    precision = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        assert made() == 4
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = precision
+    assert made() == 4
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")

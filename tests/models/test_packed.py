@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -84,6 +86,24 @@ def test_changed_weights_are_packed_anew(change: Callable[[Linear], object]) -> 
     before = layer(x)
     change(layer)
     torch.testing.assert_close(layer(x), 2 * before)
+
+
+@pytest.mark.parametrize("index", [(slice(None), 5), 7, (slice(None), slice(1, None))], ids=str)
+@torch.no_grad()
+def test_a_changed_row_or_column_is_seen(index: Any) -> None:
+    layer, x = Linear(96, 48), torch.randn(3, 96)
+    layer(x)
+    layer.weight.data[index] = 0
+    torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias))
+
+
+@pytest.mark.parametrize("shape", [(864, 256), (256, 864), (1, 7), (7, 1), (6, 12), (192, 64, 3, 3)], ids=str)
+def test_sample_holds_a_value_of_every_row_and_column(shape: tuple[int, ...]) -> None:
+    places = torch.arange(math.prod(shape)).view(shape)
+    sample, columns = packed.sample_of(places), math.prod(shape[1:])
+    assert (sample // columns).unique().tolist() == list(range(shape[0]))
+    assert (sample % columns).unique().tolist() == list(range(columns))
+    assert len(sample) < 2 * max(shape[0], columns)
 
 
 @torch.no_grad()

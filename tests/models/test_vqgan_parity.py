@@ -11,7 +11,7 @@ from torch import Tensor
 
 import dove_ext
 from dove_ext.config import VQGANConfig
-from dove_ext.models.vqgan import VQGAN
+from dove_ext.models.vqgan import VQGAN, Quantizer
 from tests.models import reference_vqgan as reference
 
 
@@ -82,6 +82,24 @@ def test_quantiser(vqgan: VQGAN, expected: Expected) -> None:
     assert torch.equal(indices, reference.quantize(vqgan.state_dict(), expected.latents.float()))
     assert len(indices.unique()) > 1
     torch.testing.assert_close(quantised, vqgan.quantize.embedding.weight[indices])
+
+
+@pytest.mark.parametrize("lowered", ["weights", "autocast"])
+def test_quantiser_in_bfloat16(lowered: str) -> None:
+    """Codes so close together that bfloat16 sums cannot tell which of them is the nearest."""
+    codes = (8 + torch.arange(16) / 16)[:, None].expand(16, 64)
+    quantiser = Quantizer(16, 64)
+    quantiser.embedding.weight.data.copy_(codes)
+    latents = (codes + 0.02)[None].clone()
+    if lowered == "weights":
+        quantiser, latents = quantiser.bfloat16(), latents.bfloat16()
+    latents.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=lowered == "autocast"):
+        quantised, indices = quantiser(latents)
+    assert indices.tolist() == [list(range(16))]
+    assert torch.equal(quantised[0].float(), codes)
+    quantised.sum().backward()
+    assert latents.grad is not None and bool((latents.grad == 1).all())
 
 
 def count(module: torch.nn.Module) -> int:

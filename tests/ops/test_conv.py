@@ -75,6 +75,22 @@ def test_shapes_that_do_not_fit_are_named(change: dict[str, Any], message: str) 
         ops.conv3x3(**inputs() | change)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda packed: packed[:-1],
+        lambda packed: packed.double(),
+        lambda packed: packed[:1].expand(packed.shape),
+        lambda packed: packed.to("meta"),
+    ],
+    ids=["short", "dtype", "strided", "device"],
+)
+def test_foreign_packed_weights_are_refused(change: Any) -> None:
+    given = inputs()
+    with pytest.raises(ValueError, match="conv3x3: packed must be"):
+        ops.conv3x3(**given, packed=change(ops.pack_conv3x3(given["weight"])))
+
+
 def test_residual_of_another_dtype_is_refused() -> None:
     with pytest.raises(TypeError, match=r"residual must be torch\.float32"):
         ops.conv3x3(**inputs() | {"residual": inputs()["residual"].bfloat16()})

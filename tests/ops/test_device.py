@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import dove_ext
+from dove_ext import ops
 from dove_ext.ops import _library
 from tests.cases import CASES, Case
 from tests.cases.compare import compare_backward, compare_forward
@@ -37,6 +38,11 @@ def test_gradients_are_the_same_bits_every_time(case: Case, dtype: str) -> None:
     for _ in range(3):
         for a, b in zip(first, compare_backward(case, DTYPES[dtype], "cuda"), strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+def test_lengths_on_the_host_are_refused() -> None:
+    with pytest.raises(ValueError, match="zero_tail: lengths is on cpu, but tokens is on cuda"):
+        ops.zero_tail(torch.ones(2, 3, 4, device="cuda"), torch.ones(2, dtype=torch.int32))
 
 
 @pytest.mark.parametrize("case", ROWS, ids=str)
