@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 
+from dove_ext.errors import OutputError
 from dove_ext.files import atomic_write
 from dove_train.settings import Settings, TrainingError
 
-FORMAT = "dove_train checkpoint 1"
+FORMAT = "dove_train checkpoint 2"
 _NAME = re.compile(r"step-(\d+)\.pt")
 
 # What a resumed run may change; everything else would make it another run.
@@ -34,11 +35,21 @@ def checkpoint_files(folder: Path) -> list[Path]:
 
 
 def write_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
-    """Write the state of a step, then remove all but the newest `keep` checkpoints."""
+    """Write the state of a step, then remove all but the newest `keep` checkpoints.
+
+    Raises:
+        OutputError: if the disk is full.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:07d}.pt"
     with atomic_write(path) as temporary:
-        torch.save({"format": FORMAT, "step": step, **state}, temporary)
+        try:
+            torch.save({"format": FORMAT, "step": step, **state}, temporary)
+        except RuntimeError as error:  # PyTorch's own writer, such as for a full disk
+            reason = str(error).splitlines()[0]
+            raise OutputError(
+                f"cannot write {str(path)!r}: {reason}; free some space or choose another place"
+            ) from error
     for old in checkpoint_files(folder)[:-keep]:
         old.unlink(missing_ok=True)
     return path

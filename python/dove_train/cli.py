@@ -60,14 +60,17 @@ def settings_of(args: Namespace) -> Settings:
         if item.name not in ("shape", "stages") and item.name in args:
             given = getattr(args, item.name)
             # What is text stays text: a path may look like a number.
-            values[item.name] = given if isinstance(given, list) or item.type == "str" else parse_value(given)
+            if not isinstance(given, list) and item.type != "str":
+                given = parse_value(given, "--" + item.name.replace("_", "-"))
+            values[item.name] = given
     for text in args.shape:
-        _assign(values.setdefault("shape", {}), text, "--shape")
+        _assign(_fields(values, "shape", "--shape"), text, "--shape")
     for text in args.stage:
-        stages = values.get("stages") or {}
+        stages = _fields(values, "stages", "--stage")
         name = text.partition(".")[0]
         if name not in stages:
-            raise TrainingError(f"--stage {text}: the recipe's stages are {', '.join(stages) or 'none'}")
+            known = ", ".join(map(str, stages)) or "none"
+            raise TrainingError(f"--stage {text}: the recipe's stages are {known}")
         _assign(stages, text, "--stage")
     settings = make_settings(values, str(args.recipe))
     for name in ("data", "validation"):
@@ -82,11 +85,18 @@ def _assign(values: dict[str, Any], text: str, option: str) -> None:
         raise TrainingError(f"{option} takes FIELD=VALUE, got {text!r}")
     *outer, last = path.split(".")
     for name in outer:
-        inner = values.setdefault(name, {})
-        if not isinstance(inner, dict):
-            raise TrainingError(f"{option} {text}: {name!r} has no fields")
-        values = inner
-    values[last] = parse_value(value)
+        values = _fields(values, name, f"{option} {text}")
+    values[last] = parse_value(value, f"{option} {path}")
+
+
+def _fields(values: dict[str, Any], name: str, option: str) -> dict[str, Any]:
+    """The mapping under a name; a new one where there is nothing."""
+    if values.get(name) is None:
+        values[name] = {}
+    found = values[name]
+    if not isinstance(found, dict):
+        raise TrainingError(f"{option}: {name!r} has no fields, it is {found!r}")
+    return found
 
 
 def run(args: Namespace) -> int:

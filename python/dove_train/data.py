@@ -251,7 +251,9 @@ class SkippedImages:
                 )
 
 
-def held_out_images(paths: list[Path], size: int, limit: int, synsets: Path | None = None) -> Tensor:
+def held_out_images(
+    paths: list[Path], size: int, limit: int, synsets: Path | None = None
+) -> tuple[Tensor, list[str]]:
     """Validation images, evenly spread over the paths' order, centre-cropped; only those are read.
 
     Args:
@@ -261,19 +263,14 @@ def held_out_images(paths: list[Path], size: int, limit: int, synsets: Path | No
         synsets: file that lists the classes to use, see `ImageIndex`.
 
     Returns:
-        Tensor: float32 [N, 3, size, size] in [-1, 1], N <= limit.
+        (Tensor, list): float32 [N, 3, size, size] in [-1, 1], N <= limit, and the names of these images.
 
     Raises:
         ImageError: if there are none, or one of them cannot be read: a measurement must not lose images.
     """
     index = ImageIndex(paths, synsets=synsets, purpose="held-out data")
-    return torch.cat([_centre(index, i, size) for i in index.spread(limit)])
-
-
-def held_out_names(paths: list[Path], limit: int, synsets: Path | None = None) -> list[str]:
-    """The names of what `held_out_images` returns, in its order; no image is read."""
-    index = ImageIndex(paths, synsets=synsets, purpose="held-out data")
-    return [index.name(i) for i in index.spread(limit)]
+    chosen = index.spread(limit)
+    return torch.cat([_centre(index, i, size) for i in chosen]), [index.name(i) for i in chosen]
 
 
 def _centre(index: ImageIndex, i: int, size: int) -> Tensor:

@@ -44,6 +44,13 @@ class World:
             dist.all_reduce(values)
         return values
 
+    def gather(self, value: Any) -> list[Any]:
+        """What every process has, by rank, on each of them: slow, for what happens rarely."""
+        values = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(values, value)
+        return values
+
     def wait(self) -> None:
         """Until all processes are here."""
         if self.size > 1:
@@ -71,16 +78,19 @@ class World:
 
 
 def place(device: str) -> torch.device:
-    """The device named in the settings; "auto" is this process's GPU, or the CPU.
+    """The device named in the settings; "cuda" is this process's GPU, "auto" that or the CPU.
 
     Raises:
-        TrainingError: if it is not there.
+        TrainingError: if it is not there, or is one GPU for several processes.
     """
     if device == "auto":
-        local = int(os.environ.get("LOCAL_RANK", "0"))
-        return torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         chosen = torch.device(device)
+        if chosen.type == "cuda" and chosen.index is None:
+            chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        elif chosen.type == "cuda" and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
+            raise TrainingError(f"the device {device!r} is one GPU for several processes; use auto or cuda")
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]

@@ -177,12 +177,14 @@ def main() -> None:
     parser.add_argument("--perceptual", choices=sorted(PERCEPTUAL_DISTANCES), help="a distance besides PSNR")
     parser.add_argument("--oracle", nargs="+", type=float, metavar="MEAN", help="mean lengths to look at")
     args = parser.parse_args()
+    if args.limit < 1:
+        parser.error(f"--limit must be at least 1, got {args.limit}")
     keep_freed_memory()
     try:
         kind = VQGAN if args.vqgan else DoveModel
         model: Any = kind.from_pretrained(args.model)
         size = 256 if isinstance(model.config, VQGANConfig) else model.config.image_size
-        images = held_out_images(args.data, size, args.limit)
+        images, _ = held_out_images(args.data, size, args.limit)
         distance = perceptual_distance(args.perceptual) if args.perceptual else None
     except DoveError as error:
         sys.exit(str(error))

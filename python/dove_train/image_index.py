@@ -9,11 +9,10 @@ from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
-from PIL import Image
 from torch import Tensor
 
 from dove_ext.errors import ImageError
-from dove_ext.image_io import FORMATS, IMAGE_SUFFIXES, pil_to_tensor, read_image
+from dove_ext.image_io import IMAGE_SUFFIXES, read_image, read_stream
 
 _SUFFIXES = tuple(IMAGE_SUFFIXES)
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -91,11 +90,12 @@ class ImageIndex:
                 data = shard.read(self._size[index])
         except OSError as error:
             raise ImageError(f"{name} cannot be read: {error.strerror or error}") from error
-        return _decode(data, name)
+        return read_stream(io.BytesIO(data), name)
 
-    def spread(self, limit: int) -> range:
-        """At most `limit` indices, evenly spread."""
-        return range(0, len(self), max(1, len(self) // limit))[:limit]
+    def spread(self, limit: int) -> list[int]:
+        """At most `limit` (from 1) indices, evenly spread."""
+        count = min(limit, len(self))
+        return [i * len(self) // count for i in range(count)]
 
     def _where(self, index: int) -> tuple[str, str]:
         start = self._ends[index - 1] if index else 0
@@ -208,14 +208,3 @@ def _read_synsets(path: Path) -> set[str]:
     if not names:
         raise ImageError(f"the class list {str(path)!r} is empty; write one class a line, such as n01440764")
     return names
-
-
-def _decode(data: bytes, name: str) -> Tensor:
-    Image.init()
-    try:
-        with Image.open(io.BytesIO(data), formats=[f for f in FORMATS if f in Image.OPEN]) as picture:
-            return pil_to_tensor(picture, name)
-    except ImageError:
-        raise
-    except Exception as error:  # a damaged header may raise anything
-        raise ImageError(f"{name} is not a picture or is damaged; rebuild the shard") from error

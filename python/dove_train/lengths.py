@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 import numpy as np
@@ -69,7 +70,7 @@ class TargetThreshold:
 
     def value(self, loss: float) -> float:
         """The threshold for a step; the first one is that step's mean loss if none was given."""
-        if self.current == 0:
+        if self.current == 0 and math.isfinite(loss):  # a step without a finite loss is skipped
             self.current = loss
         return self.current
 

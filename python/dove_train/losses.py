@@ -49,7 +49,7 @@ def reconstruction_loss(
     return loss + perceptual_weight * perceptual(reconstruction, pixels)
 
 
-def paper_eos_loss(p_eos: Tensor, lengths: Tensor, loss: Tensor, threshold: float) -> Tensor:
+def paper_eos_loss(p_eos: Tensor, stops: Tensor, loss: Tensor, threshold: float) -> Tensor:
     """L_eos of each image by the paper's rule (Eq. 3).
 
     p_eos(m) where L_rec > threshold (more tokens are needed), otherwise -1/(m-1) sum_{i<m} p_eos(i) (fewer
@@ -57,18 +57,18 @@ def paper_eos_loss(p_eos: Tensor, lengths: Tensor, loss: Tensor, threshold: floa
 
     Args:
         p_eos: [B, K].
-        lengths: int32 [B], tokens kept: m - 1, or K without an EOS.
-        loss: [B], L_rec at these lengths; no gradient is taken through it.
+        stops: int32 [B], m - 1, or K without an EOS; 0 too, though one token is kept then.
+        loss: [B], L_rec at the lengths that follow; no gradient is taken through it.
         threshold: mean L_rec of the last steps.
 
     Returns:
         Tensor: [B].
     """
     slots = p_eos.shape[1]
-    kept = lengths.long()
-    at_end = p_eos.gather(1, kept.clamp_max(slots - 1)[:, None])[:, 0]
-    before = torch.arange(slots, device=p_eos.device) < kept[:, None]
-    earlier = -(p_eos * before).sum(1) / kept.clamp_min(1)
+    last = stops.long().clamp_max(slots - 1)
+    at_end = p_eos.gather(1, last[:, None])[:, 0]
+    before = torch.arange(slots, device=p_eos.device) < last[:, None]
+    earlier = -(p_eos * before).sum(1) / last.clamp_min(1)
     return torch.where(loss.detach() > threshold, at_end, earlier)
 
 

@@ -72,13 +72,13 @@ class Objective:
         )
         tally: dict[str, Tensor] = {"images": torch.full_like(loss, 1.0), "loss": loss}
         each = loss
-        if adversarial and self.adversary is not None:
-            gan = self.adversary.generator_loss(outputs.reconstruction)
-            each, tally["gan"] = each + s.gan_weight * gan, gan
         if s.loss_scale == "relative":
             # The gradient of log L_rec, which PSNR follows: the error at 4 tokens is a hundred times that at
             # 256, and that of a cluttered room a hundred times that of a wall.
             each = each / loss.detach().clamp_min(1e-8)
+        if adversarial and self.adversary is not None:
+            gan = self.adversary.generator_loss(outputs.reconstruction)
+            each, tally["gan"] = each + s.gan_weight * gan, gan
         if outputs.divergence is not None and outputs.lengths is not None:
             kl = gaussian_loss(outputs.divergence, outputs.lengths)
             each, tally["kl"] = each + s.kl_weight * kl, kl
@@ -86,15 +86,15 @@ class Objective:
             quantiser = quantiser_loss(outputs.latents, outputs.codes, s.commitment)
             each, tally["quantiser"] = each + quantiser, quantiser
         total = each.sum() / images
-        if outputs.p_eos is not None and outputs.lengths is not None and outputs.own_lengths is not None:
+        if outputs.p_eos is not None and outputs.lengths is not None and outputs.stops is not None:
             threshold = self.threshold.value(self._mean(loss))
             if s.eos_rule == "paper":
-                eos = paper_eos_loss(outputs.p_eos, outputs.lengths, loss, threshold)
+                eos = paper_eos_loss(outputs.p_eos, outputs.stops, loss, threshold)
                 total = total + lambda_eos * eos.sum() / images
             else:
                 eos = sampled_eos_loss(outputs.p_eos, outputs.lengths, loss, threshold)
                 total = total + lambda_eos * eos.sum() * self.world.size / max(1, undecided)
-            tally |= {"eos": eos, "length": outputs.own_lengths.float()}
+            tally |= {"eos": eos, "length": outputs.stops.clamp_min(1).float()}
         return total, {name: values.detach().float().sum() for name, values in tally.items()}
 
     def _mean(self, loss: Tensor) -> float:

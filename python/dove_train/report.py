@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ class Reporter:
     def __init__(self, folder: Path, *, quiet: bool = False, tensorboard: bool = False) -> None:
         self.folder, self.quiet = folder, quiet
         self.board: Any = None
+        self._new_board: Callable[[int], Any] | None = None  # one that drops what it has from a step on
         self._lengths: deque[float] = deque(maxlen=50)
         self._collapsed = False
         if tensorboard and not quiet:
@@ -34,14 +36,23 @@ class Reporter:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError as error:
                 raise DoveError("tensorboard logs need: pip install 'dove-ext[tensorboard]'") from error
-            self.board = SummaryWriter(str(folder / "tensorboard"))
+            self._new_board = lambda step: SummaryWriter(str(folder / "tensorboard"), purge_step=step)
 
     @property
     def _log(self) -> Path:
         return self.folder / "log.jsonl"
 
+    def begin(self) -> None:
+        """Start anew: a run that left no checkpoint may have logged here."""
+        if self._new_board is not None:
+            self.board = self._new_board(0)
+        if not self.quiet:
+            self._log.unlink(missing_ok=True)
+
     def resume_at(self, step: int) -> None:
         """Drop what a killed run logged after its last checkpoint: those steps are about to happen again."""
+        if self._new_board is not None:
+            self.board = self._new_board(step + 1)
         if self.quiet or not self._log.exists():
             return
         kept = []

@@ -6,6 +6,9 @@ from typing import NamedTuple
 
 from dove_train.settings import Settings
 
+# The first steps of a stage, which tell its pace.
+PACE_STEPS = 20
+
 
 class Place(NamedTuple):
     """Where a step stands."""
@@ -50,8 +53,13 @@ class Schedule:
         place = self.place()
         return place is not None and place.stage == stage
 
+    def done(self, stage: str) -> int:
+        """Steps of a stage that are done, from its first on."""
+        before = list(self.planned).index(stage)
+        return self.step - sum(list(self.planned.values())[:before])
+
     def shorten(self, stage: str, pace: float) -> None:
-        """Cut a stage to its share of `minutes`, at `pace` seconds a step; 20 steps are left in any case."""
+        """Cut a stage to its share of `minutes`, at `pace` seconds a step, but not to fewer than are done."""
         steps = {name: s.steps for name, s in self.settings.stages.items()}
         seconds = 60 * self.settings.minutes * steps[stage] / sum(steps.values())
-        self.planned[stage] = max(20, min(self.planned[stage], int(seconds / pace)))
+        self.planned[stage] = max(self.done(stage), min(self.planned[stage], int(seconds / pace)))

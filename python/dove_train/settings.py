@@ -15,7 +15,12 @@ PART_NAMES = (
     "encoder", "decoder", "codebook", "linear", "generator", "features", "last_layer", "tokens",
     "token_decoder", "head",
 )  # fmt: skip
-PATHS = ("tokens", "autoencoder", "features")
+# Of these, what each path runs through.
+PATHS = {
+    "tokens": tuple(name for name in PART_NAMES if name != "codebook"),
+    "autoencoder": ("encoder", "decoder", "codebook", "linear"),
+    "features": ("features",),
+}
 
 
 class TrainingError(DoveError, ValueError):
@@ -61,6 +66,14 @@ class Stage:
                 "a stage with path 'features' trains features, nothing else, and draws its own squares: give "
                 "it train: [features] and no crop"
             )
+        for name in self.train:
+            if name not in PATHS[self.path]:
+                raise TrainingError(
+                    f"a stage with path {self.path!r} can train {', '.join(PATHS[self.path])}; {name!r} is "
+                    "not on that path"
+                )
+        if self.crop and self.path != "autoencoder":
+            raise TrainingError("a stage's crop needs path: autoencoder; all other paths take whole images")
         _at_least(self, 0, "steps", "learning_rate", "crop")
 
 
@@ -167,6 +180,8 @@ class Settings:
         for name in ("crop_scale", "flip", "grey", "full_share", "ema", "ramp_start", "ramp_end"):
             if not 0 <= getattr(self, name) <= 1:
                 raise TrainingError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
+        if self.threshold_rate >= 1:
+            raise TrainingError(f"threshold_rate must be below 1, got {self.threshold_rate}")
         if self.ramp_end < self.ramp_start:
             raise TrainingError(
                 f"ramp_end ({self.ramp_end}) must not be before ramp_start ({self.ramp_start})"
@@ -226,11 +241,20 @@ def _loader(yaml: Any) -> Any:
     return Loader
 
 
-def parse_value(text: str) -> Any:
-    """One value of the command line, read as in a recipe."""
+def parse_value(text: str, option: str) -> Any:
+    """One value of the command line, read as in a recipe.
+
+    Raises:
+        TrainingError: naming the option, if it is not YAML.
+    """
     import yaml
 
-    return yaml.load(text, _loader(yaml))
+    try:
+        return yaml.load(text, _loader(yaml))
+    except yaml.YAMLError as error:
+        raise TrainingError(
+            f"{option}: {text!r} is not a YAML value; quote what has brackets or spaces, as in '[1, 2]'"
+        ) from error
 
 
 def make_settings(values: dict[str, Any], source: str) -> Settings:
@@ -270,6 +294,8 @@ def _build(cls: Any, values: dict[str, Any], source: str) -> Any:
             value = [value]
         if type(value) is not expected:
             raise TrainingError(f"{source}: {name} must be {_KINDS[expected]}, got {value!r}")
+        if expected is list and not all(isinstance(item, str) for item in value):
+            raise TrainingError(f"{source}: {name} must be a list of text, got {value!r}; quote its items")
         checked[name] = value
     return cls(**checked)
 

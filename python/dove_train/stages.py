@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +23,7 @@ class Outputs(NamedTuple):
 
     reconstruction: Tensor | None = None  # [B, 3, S, S]
     lengths: Tensor | None = None  # int32 [B], tokens that were kept
-    own_lengths: Tensor | None = None  # int32 [B], where the model would stop
+    stops: Tensor | None = None  # int32 [B], position of the model's EOS from 0, K without one
     p_eos: Tensor | None = None  # float32 [B, K]
     divergence: Tensor | None = None  # float32 [B, K], KL of the Gaussian variant's tokens
     latents: Tensor | None = None  # [B, P, C], before the quantiser
@@ -49,10 +48,10 @@ class TokensPass(nn.Module):
         tokens = generator.tokens(hidden, base, sample=self.training)
         with torch.autocast(pixels.device.type, enabled=False):
             p_eos = generator.p_eos(hidden.float())
-            own = generator.first_stop(hidden.detach().float(), None).clamp_min(1)
-        kept = own if lengths is None else lengths
+            stops = generator.first_stop(hidden.detach().float(), None)
+        kept = stops.clamp_min(1) if lengths is None else lengths
         divergence = generator.divergence(hidden, base) if model.config.gaussian else None
-        return Outputs(model.render(tokens, kept), kept, own, p_eos, divergence)
+        return Outputs(model.render(tokens, kept), kept, stops, p_eos, divergence)
 
 
 class AutoencoderPass(nn.Module):
@@ -95,11 +94,16 @@ def make_pass(
     """The path that a stage trains.
 
     Raises:
-        TrainingError: if the model has no tokens,
-            or the backbone's weights cannot be had.
+        TrainingError: if the model has no tokens or fewer than the length aimed at, the crop is no whole
+            number of latents, or the backbone's weights cannot be had.
     """
     vqgan = model if isinstance(model, VQGAN) else model.vqgan
     if stage.path == "autoencoder":
+        if stage.crop % vqgan.config.downsampling:
+            raise TrainingError(
+                f"a stage's crop must be a multiple of {vqgan.config.downsampling}, the pixels along a "
+                f"latent of this model; got {stage.crop}"
+            )
         return AutoencoderPass(vqgan)
     if isinstance(model, VQGAN):
         raise TrainingError("a VQGAN has no tokens: its stages need path: autoencoder")
@@ -111,6 +115,12 @@ def make_pass(
             raise TrainingError(
                 f"a stage of path 'features' needs MobileNetV2 (--alignment-weights): {error}"
             ) from error
+    # The threshold would fall for ever.
+    if settings.eos_rule == "sampled" and settings.target_length > model.config.num_tokens:
+        raise TrainingError(
+            f"target_length is {settings.target_length:g}, but this model has {model.config.num_tokens} "
+            "tokens at most; give a smaller --target-length"
+        )
     return TokensPass(model)
 
 
@@ -120,7 +130,8 @@ def parts_of(model: DoveModel | VQGAN) -> dict[str, list[nn.Module | None]]:
     `linear` is the closed form: Adam moves every weight by about the learning rate whatever its gradient,
     which is noise to a code whose finest coefficients matter at a thousandth of its coarsest. So it is a part
     of its own, and recipes leave it out. `tokens` is what the generator adds to the shortcut's tokens, and
-    the heads of the Gaussian variant; without a shortcut the hidden states are the tokens, and it is empty.
+    the heads of the Gaussian variant; a model with neither, whose hidden states are the tokens, has no such
+    part.
     `features` is the generator up to its last but one layer, which the path of that name aligns; `last_layer`
     is the rest of it, which may then learn where to stop and leaves the features as they are.
     """
@@ -144,19 +155,20 @@ def parts_of(model: DoveModel | VQGAN) -> dict[str, list[nn.Module | None]]:
     return parts
 
 
-def trained_parameters(model: DoveModel | VQGAN, stage: Stage) -> Iterator[nn.Parameter]:
-    """The parameters that a stage trains.
+def trained_parameters(model: DoveModel | VQGAN, stage: Stage) -> list[nn.Parameter]:
+    """The parameters that a stage trains, each once though parts may overlap.
 
     Raises:
         TrainingError: if the model lacks one of the stage's parts.
     """
-    parts = parts_of(model)
+    parts, trained = parts_of(model), dict[nn.Parameter, None]()
     for name in stage.train:
         modules = [m for m in parts.get(name, []) if m is not None]
-        if not modules and (name not in parts or name == "codebook"):
-            raise TrainingError(f"a stage trains {name!r}, which this model does not have")
+        if not modules:
+            raise TrainingError(f"a stage trains {name!r}, which this model does not have; leave it out")
         for module in modules:
-            yield from module.parameters()
+            trained |= dict.fromkeys(module.parameters())
+    return list(trained)
 
 
 def recompute_activations(path: nn.Module) -> None:

@@ -5,7 +5,8 @@
 writes checkpoints/ (the same command goes on from the newest), log.jsonl, pictures/ and, at the end, model/.
 A step is a function of the settings, the weights and the step's number alone: the order of images, their
 augmentation, the sampled lengths and all noise are drawn from the seed and the place in the run, so a
-resumed run needs no state of any random generator.
+resumed run needs no state of any random generator. (The tokens' noise in the Gaussian variant also
+depends on the process and its batch.)
 """
 
 from __future__ import annotations
@@ -36,7 +37,6 @@ from dove_train.data import (
     TrainingImages,
     batches,
     held_out_images,
-    held_out_names,
 )
 from dove_train.distributed import World, whole
 from dove_train.evaluate import evaluate
@@ -45,7 +45,7 @@ from dove_train.lengths import sample_lengths
 from dove_train.objective import Objective
 from dove_train.optimizer import eos_weight, learning_rate, load_optimizer, make_optimizer, optimizer_state
 from dove_train.report import Reporter
-from dove_train.schedule import Schedule
+from dove_train.schedule import PACE_STEPS, Schedule
 from dove_train.settings import Settings, Stage, TrainingError
 from dove_train.stages import FeaturesPass, make_pass, recompute_activations, trained_parameters
 
@@ -54,8 +54,8 @@ class Run:
     """The state of a training run and its steps."""
 
     def __init__(self, settings: Settings, folder: Path, world: World) -> None:
-        if not settings.stages:
-            raise TrainingError("the recipe has no stages; name at least one, with its steps")
+        if not any(stage.steps for stage in settings.stages.values()):
+            raise TrainingError("the recipe has no stages with steps; name at least one, and its steps")
         self.settings, self.world = settings, world
         self.folder = make_writable_folder(folder)
         self.report = Reporter(folder, quiet=not world.leads, tensorboard=settings.tensorboard)
@@ -63,12 +63,13 @@ class Run:
         self.schedule = Schedule(settings)
         for name, stage in settings.stages.items():  # a part or a path that the model lacks is found out now
             if self.schedule.planned[name]:
-                make_pass(self.model, stage, settings), list(trained_parameters(self.model, stage))
+                make_pass(self.model, stage, settings), trained_parameters(self.model, stage)
         size = self.model.config.image_size if isinstance(self.model, DoveModel) else 256
         validation = [Path(p) for p in settings.validation]
         synsets = Path(settings.synsets) if settings.synsets else None
-        self.held_out = held_out_images(validation, size, settings.validation_limit, synsets)
-        self.held_out_names = held_out_names(validation, settings.validation_limit, synsets)
+        self.held_out, self.held_out_names = held_out_images(
+            validation, size, settings.validation_limit, synsets
+        )
         self.images = TrainingImages(
             [Path(p) for p in settings.data],
             size,
@@ -111,6 +112,7 @@ class Run:
             self.report.resume_at(self.step)
             self.report.say(f"going on at step {self.step} of {self.schedule.total}")
             return
+        self.report.begin()
         s = self.settings
         if s.closed_form and not s.start_from and has_closed_form(self.model):
             pixels = torch.stack([self.images[i].pixels for i in range(s.fit_images)])
@@ -146,7 +148,7 @@ class Run:
             world_size=self.world.size,
             workers=s.workers,
         )
-        began, first = time.perf_counter(), self.step
+        began, first = time.perf_counter(), self.schedule.done(name)
         since = [0.0, 0.0]  # seconds and images of the steps since the last progress line
         while self.schedule.within(name):
             tick = time.perf_counter()
@@ -154,8 +156,9 @@ class Run:
             took = time.perf_counter() - tick
             self.seconds += took
             since = [since[0] + took, since[1] + self.global_batch]
-            if s.minutes and self.step == first + 20:
-                self.schedule.shorten(name, self.mean(time.perf_counter() - began) / 20)
+            if s.minutes and self.schedule.done(name) == PACE_STEPS:  # once: a resumed stage keeps its plan
+                pace = self.mean(time.perf_counter() - began) / (PACE_STEPS - first)
+                self.schedule.shorten(name, pace)
             if self.step % s.log_every == 0:
                 values = {"images/s": since[1] / since[0], **values}
                 self.report.progress(self.step, self.schedule.total, name, values)
@@ -182,7 +185,7 @@ class Run:
             self.model.to(memory_format=torch.contiguous_format)  # FSDP2 shards no channels-last weights
         self.model.load_state_dict(weights)
         self.model.requires_grad_(False)
-        trained = list(trained_parameters(self.model, stage))
+        trained = trained_parameters(self.model, stage)
         for parameter in trained:
             parameter.requires_grad_(True)
         self.seed_noise(6, self.step)  # of layers that the path brings along
@@ -240,10 +243,11 @@ class Run:
         )
         tally: dict[str, Tensor] = {}
         names, judged = [], []
+        skipped: dict[str, str] = {}
         optimizer.zero_grad(set_to_none=True)
         for part in range(s.accumulate):
             batch = next(stream)
-            self.skipped.add(batch.skipped)
+            skipped |= batch.skipped
             names += batch.names
             pixels = self.pixels(batch, stage, part)
             first = (part * world.size + world.rank) * s.batch_size
@@ -265,10 +269,15 @@ class Run:
         self.position += self.global_batch
         norm = self.clip(optimizer)
         self.finish(optimizer, norm, names)
+        tally["skipped"] = torch.full_like(tally["images"], len(skipped))
         shared = world.sum(torch.stack(list(tally.values())))
         means = {n: (v / shared[0]).item() for n, v in zip(tally, shared, strict=True)}
         del means["images"]
-        objective.update(means, lambda_eos)
+        if means.pop("skipped"):  # in any process: all of them count alike
+            for each in world.gather(skipped):
+                self.skipped.add(each)
+        if math.isfinite(norm) and math.isfinite(means["loss"]):
+            objective.update(means, lambda_eos)
         if adversarial and objective.adversary is not None and math.isfinite(norm):
             means["discriminator"] = objective.adversary.step(judged)
         if "length" in means:
@@ -303,6 +312,7 @@ class Run:
             self.broken_steps = 0
             return
         self.broken_steps += 1
+        names = [name for each in self.world.gather(names) for name in each]
         shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
         self.report.warn(f"step {self.step}: loss or gradient is not finite; skipped; images: {shown}")
         if self.broken_steps == 10:
@@ -326,6 +336,7 @@ class Run:
             "global_batch": self.global_batch,
             "position": self.position,
             "seconds": self.seconds,
+            "skipped": self.skipped.reasons,
             "planned": self.schedule.planned,
             "model": {name: whole(tensor) for name, tensor in self.model.state_dict().items()},
             "averaged": self.averaged.state(),
@@ -346,6 +357,7 @@ class Run:
         require_same_run(state, self.settings, self.global_batch, self.folder / "checkpoints")
         self.schedule.step, self.schedule.planned = state["step"], state["planned"]
         self.position, self.seconds = state["position"], state["seconds"]
+        self.skipped.reasons = state["skipped"]
         self.model.load_state_dict(state["model"])
         self.averaged.restore(state["averaged"], self.model)
         self.objective.restore(state["objective"])

@@ -34,6 +34,7 @@ def recipe(**changes: Any) -> dict[str, Any]:
         "validation": [str(PHOTOS)],
         "validation_limit": 2,
         "fit_images": 32,
+        "target_length": 20,
         "batch_size": 2,
         "warmup_steps": 2,
         "loss_scale": "relative",

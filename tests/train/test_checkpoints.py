@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dove_ext import OutputError
 from dove_train.checkpoints import checkpoint_files, newest_checkpoint, read_checkpoint, write_checkpoint
 from dove_train.settings import TrainingError
 
@@ -25,6 +26,19 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
 
 def test_nothing_there_is_a_new_run(tmp_path: Path) -> None:
     assert newest_checkpoint(tmp_path / "nowhere", pytest.fail) is None
+
+
+def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, 1)
+
+    def fail(state: object, path: Path) -> None:
+        path.write_bytes(b"half of it")
+        raise RuntimeError("[enforce fail at inline_container.cc:820] . PytorchStreamWriter failed\nframe #0")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OutputError, match=r"cannot write '.*step-0000002\.pt': .* failed; free some space"):
+        write(tmp_path, 2)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-0000001.pt"]
 
 
 def truncate(path: Path) -> None:

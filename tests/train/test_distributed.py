@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,8 +14,9 @@ import pytest
 import torch
 import yaml
 
-from dove_ext import DoveModel
-from tests.train.small import PARTS, recipe
+from dove_train.distributed import place
+from dove_train.settings import TrainingError
+from tests.train.small import PARTS, PHOTOS, recipe
 
 _STAGES = {"joint": {"steps": 4, "train": PARTS}, "head": {"steps": 2, "train": ["head"]}}
 _COMMON = {"bf16": False, "stages": _STAGES, "name": "same", "ramp_start": 0.0, "ramp_end": 0.0}
@@ -42,7 +44,12 @@ def train(folder: Path, processes: int, **changes: Any) -> list[dict[str, Any]]:
     )
     assert result.returncode == 0, result.stderr[-3000:]
     records = [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
-    return [record for record in records if "loss" in record]
+    return [record for record in records if "loss" in record or "warning" in record]
+
+
+def weights(folder: Path, step: int) -> torch.Tensor:
+    state = torch.load(folder / "run" / "checkpoints" / f"step-{step:07d}.pt", weights_only=True)["averaged"]
+    return torch.cat([value.flatten().double() for value in state.values()])
 
 
 @pytest.mark.parametrize(
@@ -59,17 +66,34 @@ def train(folder: Path, processes: int, **changes: Any) -> list[dict[str, Any]]:
 def test_two_processes_equal_one_with_the_doubled_batch(
     tmp_path: Path, mobilenet_file: Path, changes: dict[str, Any]
 ) -> None:
-    changes = {**changes, "alignment_weights": str(mobilenet_file)}
+    photos = tmp_path / "photos"
+    shutil.copytree(PHOTOS, photos)
+    for number in range(3):
+        (photos / f"broken-{number}.jpg").write_bytes(b"no picture")
+    changes = {**changes, "data": [str(photos)], "alignment_weights": str(mobilenet_file)}
+    changes |= {"checkpoint_every": 1, "keep_checkpoints": 9}
     one = train(tmp_path / "one", 1, batch_size=4, **changes)
     two = train(tmp_path / "two", 2, batch_size=2, **changes)
-    assert len(one) == len(two) == 6
+    assert len(one) == len(two) == 6 + 3  # steps, and an unreadable image each, whichever process met it
     for a, b in zip(one, two, strict=True):
+        assert set(a) == set(b)
         for name in set(a) - {"images/s"}:
             expected = pytest.approx(a[name], rel=2e-3, abs=1e-6) if isinstance(a[name], float) else a[name]
             assert b[name] == expected, (name, a, b)
-    first, second = (DoveModel.from_pretrained(tmp_path / n / "run" / "model") for n in ("one", "two"))
-    for name, value in first.state_dict().items():
-        assert torch.allclose(value, second.state_dict()[name], atol=2e-3), name
+    end = weights(tmp_path / "one", 6)
+    change = (end - weights(tmp_path / "one", 1)).norm()
+    assert (weights(tmp_path / "two", 6) - end).norm() < 1e-3 * change
+
+
+def test_each_process_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: None)  # there need not be any
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert place("cuda") == torch.device("cuda", 1)
+    with pytest.raises(TrainingError, match="'cuda:0' is one GPU for several processes; use auto or cuda"):
+        place("cuda:0")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    assert place("cuda:0") == torch.device("cuda", 0)
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])

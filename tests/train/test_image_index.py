@@ -14,7 +14,7 @@ from PIL import Image
 
 from dove_ext import ImageError
 from dove_ext.images import prepare_images, read_image
-from dove_train.data import TrainingImages, held_out_images, held_out_names
+from dove_train.data import TrainingImages, held_out_images
 from dove_train.image_index import ImageIndex
 
 PHOTOS = Path(__file__).parents[2] / "examples" / "photos"
@@ -48,9 +48,19 @@ def test_shards_read_like_folders(tmp_path: Path, layout: int) -> None:
     for i in (3, 0, 4, 2, 1):  # in any order
         assert torch.equal(index.read(i), read_image(FILES[i]))
     assert [ImageIndex([tmp_path]).name(i) for i in range(5)] == [index.name(i) for i in range(5)]
-    assert torch.equal(held_out_images(shards, 32, 9), held_out_images([PHOTOS], 32, 9))
+    assert torch.equal(held_out_images(shards, 32, 9)[0], held_out_images([PHOTOS], 32, 9)[0])
     folder, tar = TrainingImages([PHOTOS], 32, 1), TrainingImages(shards, 32, 1)
     assert all(torch.equal(folder[p].pixels, tar[p].pixels) for p in range(3))
+
+
+def test_a_damaged_picture_in_a_shard_is_named(tmp_path: Path) -> None:
+    photo = FILES[0].read_bytes()
+    members = {"a.jpg": b"no picture", "b.jpg": photo[: len(photo) // 2]}
+    index = ImageIndex([make_tar(tmp_path / "0.tar", members)])
+    with pytest.raises(ImageError, match=r"0\.tar: a\.jpg' is not a picture in a format that can be read"):
+        index.read(0)
+    with pytest.raises(ImageError, match=r"0\.tar: b\.jpg' is truncated or damaged"):
+        index.read(1)
 
 
 def test_a_folder_with_pictures_hides_its_tars(small: Path, tmp_path: Path) -> None:
@@ -78,7 +88,7 @@ def test_imagenet_layout_with_a_list_of_classes(small: Path, tmp_path: Path) -> 
     images = TrainingImages([small], 16, 0, synsets=synsets)
     assert {Path(images[p].name).parent.name for p in range(len(images))} == {"n1"}
     assert len(images) == 3
-    assert held_out_names([small], 2, synsets) == [str(small / "n1" / f"{i}.png") for i in (1, 3)]
+    assert held_out_images([small], 16, 2, synsets)[1] == [str(small / "n1" / f"{i}.png") for i in (1, 3)]
     data = (small / "n0" / "0.png").read_bytes()
     shard = make_tar(tmp_path / "s.tar", {"train/n1/a.png": data, "train/n0/b.png": data})
     by_class = make_tar(tmp_path / "n1.tar", {"./c.png": data})
@@ -139,10 +149,17 @@ def test_an_image_costs_the_index_its_name_and_28_bytes(tmp_path: Path) -> None:
 
 
 def test_held_out_images_are_spread_centre_crops() -> None:
-    pixels = held_out_images([PHOTOS], 64, 2)
+    pixels, names = held_out_images([PHOTOS], 64, 2)
     chosen = [FILES[0], FILES[2]]
     assert torch.equal(pixels, prepare_images(chosen, 64))
-    assert held_out_names([PHOTOS], 2) == list(map(str, chosen))
+    assert names == list(map(str, chosen))
+    # Also where the limit is no divisor of their number, five.
+    assert [ImageIndex([PHOTOS]).spread(limit) for limit in (1, 3, 4, 9)] == [
+        [0],
+        [0, 1, 3],
+        [0, 1, 2, 3],
+        [0, 1, 2, 3, 4],
+    ]
 
 
 def test_an_unreadable_held_out_image_is_an_error(damaged: Path) -> None:

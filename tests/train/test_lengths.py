@@ -30,6 +30,14 @@ def test_target_threshold_follows_the_mean_length() -> None:
     assert target.value(0.0) == pytest.approx(2.0 * 1.02 * 0.99)
 
 
+def test_target_threshold_does_not_start_from_a_loss_that_is_not_finite() -> None:
+    target = TargetThreshold(target=90, start=0.0, rate=0.02)
+    for loss in (float("nan"), float("inf")):
+        target.value(loss)
+        assert target.empty
+    assert target.value(2.0) == 2.0
+
+
 def test_running_threshold_is_the_mean_of_a_window() -> None:
     running = RunningThreshold(window=2)
     assert running.empty and running.value(7.0) == 7.0

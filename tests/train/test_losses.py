@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from dove_train.distributed import World
 from dove_train.losses import (
     gaussian_loss,
     mean_squared_error,
@@ -16,6 +17,12 @@ from dove_train.losses import (
     reconstruction_loss,
     sampled_eos_loss,
 )
+from dove_train.objective import Objective
+from dove_train.stages import Outputs, TokensPass
+from tests.models.micro import micro, photos
+from tests.train.small import settings
+
+ALONE = World(0, 1, torch.device("cpu"))
 
 
 def test_mean_squared_error_is_per_image() -> None:
@@ -36,15 +43,46 @@ def test_reconstruction_loss_weighs_its_terms() -> None:
 
 
 def test_paper_rule_above_and_below_the_threshold() -> None:
-    p = torch.tensor([[0.1, 0.2, 0.3, 0.4]] * 4, requires_grad=True)
-    kept = torch.tensor([2, 2, 4, 1], dtype=torch.int32)  # EOS at m = 3, 3, nowhere, 2
-    loss = torch.tensor([0.9, 0.1, 0.9, 0.1])
-    out = paper_eos_loss(p, kept, loss, threshold=0.5)
-    # Eq. 3: p_eos(m); -1/(m-1) (p_eos(1) + p_eos(2)); the last position; -p_eos(1)
-    assert torch.allclose(out, torch.tensor([0.3, -0.15, 0.4, -0.1]))
+    p = torch.tensor([[0.1, 0.2, 0.3, 0.4]] * 7, requires_grad=True)
+    stops = torch.tensor(
+        [2, 2, 4, 1, 4, 0, 0], dtype=torch.int32
+    )  # EOS at m = 3, 3, nowhere, 2, nowhere, 1, 1
+    loss = torch.tensor([0.9, 0.1, 0.9, 0.1, 0.1, 0.9, 0.1])
+    out = paper_eos_loss(p, stops, loss, threshold=0.5)
+    # Eq. 3: p_eos(m); -1/(m-1) (p_eos(1) + p_eos(2)); the last position; -p_eos(1); all but the last; the
+    # first position; nothing is before it
+    assert torch.allclose(out, torch.tensor([0.3, -0.15, 0.4, -0.1, -0.2, 0.1, 0.0]))
     out.sum().backward()
     assert p.grad is not None
     assert p.grad[0].tolist() == [0, 0, 1, 0] and p.grad[1].tolist() == [-0.5, -0.5, 0, 0]
+
+
+def test_paper_rule_learns_where_a_first_eos_fired() -> None:
+    given = settings(eos_rule="paper", start_threshold=0.0)
+    model = micro()
+    with torch.no_grad():
+        model.generator.embed_out.weight.zero_()
+        model.generator.embed_out.bias.zero_()[model.config.eos_id] = 1.0  # EOS wins everywhere
+    pixels = photos(2).float().div(127.5).sub(1)
+    outputs = TokensPass(model)(pixels, None)
+    assert outputs.lengths.tolist() == [1, 1]  # one token is kept all the same
+    objective = Objective(given, ALONE)
+    objective.threshold.update(0.0, 1.0)  # every loss is above it
+    outputs.p_eos.retain_grad()
+    total, _ = objective(outputs, pixels, lambda_eos=1.0, undecided=0, adversarial=False)
+    total.backward()
+    assert outputs.p_eos.grad.nonzero().tolist() == [[0, 0], [1, 0]]
+
+
+def test_the_relative_scale_leaves_the_adversarial_term_alone() -> None:
+    given = settings(gan_weight=0.5, loss_scale="relative", batch_size=2)
+    objective = Objective(given, ALONE)
+    pixels = torch.zeros(2, 3, 64, 64)
+    outputs = Outputs(torch.stack([torch.full((3, 64, 64), 0.1), torch.full((3, 64, 64), 0.7)]))
+    gan = objective.adversary.generator_loss(outputs.reconstruction).mean()
+    total, _ = objective(outputs, pixels, lambda_eos=0.0, undecided=0, adversarial=True)
+    assert gan.abs() > 1e-3
+    assert total.item() == pytest.approx(1 + 0.5 * gan.item(), rel=1e-5)
 
 
 def test_sampled_rule_asks_whether_the_loss_is_small_enough() -> None:

@@ -20,9 +20,10 @@ from dove_ext import DoveModel
 from dove_ext.models.vqgan import VQGAN
 from dove_train.distributed import World
 from dove_train.report import Reporter
-from dove_train.settings import Settings, TrainingError
+from dove_train.settings import Settings, Stage, TrainingError
+from dove_train.stages import trained_parameters
 from dove_train.train import Run
-from tests.train.small import PARTS, PHOTOS, recipe, settings
+from tests.train.small import PARTS, PHOTOS, SHAPE, recipe, settings
 
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -72,6 +73,13 @@ def test_a_stage_trains_its_parts_and_nothing_else(tmp_path: Path) -> None:
     run.run_stage("head")
     changed = {n for n, p in run.model.named_parameters() if not torch.equal(p, before[n])}
     assert changed == {"generator.embed_out.weight", "generator.embed_out.bias"}
+
+
+def test_overlapping_parts_are_trained_once(tmp_path: Path) -> None:
+    model = new_run(tmp_path).model
+    once = trained_parameters(model, Stage(train=["generator"]))
+    overlapping = Stage(train=["generator", "features", "last_layer", "generator"])
+    assert [id(p) for p in trained_parameters(model, overlapping)] == [id(p) for p in once]
 
 
 def test_a_stage_starts_from_the_average_of_the_one_before(tmp_path: Path) -> None:
@@ -199,12 +207,22 @@ def test_the_quantised_baseline(tmp_path: Path) -> None:
     [
         ({"preset": "x"}, "no preset is named 'x'; known are dove-base, dove-tiny, vqgan-base, vqgan-tiny"),
         ({"shape": {"heads": 3}}, "shape: unknown field 'heads'"),
-        ({"stages": {}}, "the recipe has no stages"),
+        ({"stages": {}}, "the recipe has no stages with steps"),
+        ({"stages": {"a": {"train": ["head"]}}}, "the recipe has no stages with steps"),
         (
-            {"stages": {"a": {"steps": 1, "train": ["codebook"]}}},
-            "trains 'codebook', which this model does not",
+            {"stages": {"a": {"steps": 1, "path": "autoencoder", "train": ["codebook"]}}},
+            "trains 'codebook', which this model does not have",
         ),
         ({"preset": "vqgan-tiny", "shape": {}}, "its stages need path: autoencoder"),
+        (
+            {"shape": {**SHAPE, "shortcut": False}, "stages": {"a": {"steps": 1, "train": ["tokens"]}}},
+            "trains 'tokens', which this model does not have",
+        ),
+        (
+            {"stages": {"a": {"steps": 1, "path": "autoencoder", "train": ["decoder"], "crop": 33}}},
+            "crop must be a multiple of 8, the pixels along a latent of this model; got 33",
+        ),
+        ({"target_length": 90}, "target_length is 90, but this model has 64 tokens at most"),
         ({"device": "cuda:77"}, "the device 'cuda:77' cannot be used"),
     ],
 )
@@ -217,10 +235,11 @@ def test_runs_that_cannot_be(tmp_path: Path, changes: dict[str, Any], sentence: 
     assert sentence in str(caught.value)
 
 
+@pytest.mark.parametrize("rule", ["sampled", "paper"])
 def test_a_loss_that_is_not_finite_is_named_and_ends_the_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], rule: str
 ) -> None:
-    run = new_run(tmp_path, stages={"joint": {"steps": 20, "train": PARTS}})
+    run = new_run(tmp_path, eos_rule=rule, stages={"joint": {"steps": 20, "train": PARTS}})
     with torch.no_grad():
         run.model.vqgan.decoder.conv_out.bias.fill_(float("nan"))
     run.averaged.reset(run.model)  # what a stage begins with
@@ -228,6 +247,7 @@ def test_a_loss_that_is_not_finite_is_named_and_ends_the_run(
     with pytest.raises(TrainingError, match="ten steps in a row had a loss or gradient that is not finite"):
         run.run()
     assert torch.equal(before, run.model.generator.embed_out.bias)  # no step was taken
+    assert run.objective.threshold.empty  # nor did the threshold see that loss
     warning = capsys.readouterr().err.splitlines()[0]
     assert "not finite; skipped; images: " in warning and ".jpg" in warning
 
@@ -237,7 +257,12 @@ def test_unreadable_images_are_named_once(tmp_path: Path, capsys: pytest.Capture
     for photo in PHOTOS.iterdir():
         (tmp_path / "photos" / photo.name).write_bytes(photo.read_bytes())
     (tmp_path / "photos" / "broken.jpg").write_bytes(b"no picture")
-    new_run(tmp_path / "run", data=[str(tmp_path / "photos")]).run()
+    run = new_run(tmp_path / "run", data=[str(tmp_path / "photos")])
+    run.run_stage("joint")
+    assert list(run.skipped.reasons) == [str(tmp_path / "photos" / "broken.jpg")]
+    again = new_run(tmp_path / "run", data=[str(tmp_path / "photos")])
+    assert again.skipped.reasons == run.skipped.reasons  # a resumed run has not forgotten it
+    again.run()
     assert capsys.readouterr().err.count("broken.jpg") == 1
     with pytest.raises(TrainingError, match="max_unreadable is 0"):
         new_run(tmp_path / "strict", data=[str(tmp_path / "photos")], max_unreadable=0).run()
@@ -264,6 +289,39 @@ def test_minutes_shorten_the_stages(tmp_path: Path) -> None:
     assert run.step == 20  # what it takes to know the pace
     again = new_run(tmp_path, minutes=0.001, stages={"joint": {"steps": 500, "train": ["head"]}})
     assert again.schedule.place() is None
+
+
+def test_a_resumed_stage_keeps_its_plan_whatever_the_minutes(tmp_path: Path) -> None:
+    stages = {"joint": {"steps": 50, "train": ["head"]}, "head": {"steps": 50, "train": ["head"]}}
+    first = new_run(tmp_path, minutes=100.0, stages=stages, checkpoint_every=25)
+    save = first.save
+
+    def save_and_stop(*args: Any) -> None:
+        save(*args)
+        raise InterruptedError
+
+    first.save = save_and_stop  # type: ignore[method-assign]
+    with pytest.raises(InterruptedError):
+        first.run()
+    second = new_run(tmp_path, minutes=0.001, stages=stages)
+    assert second.step == 25
+    second.run()
+    assert second.schedule.planned == {"joint": 50, "head": 20}
+    assert [r["stage"] for r in steps_of(tmp_path)] == ["joint"] * 50 + ["head"] * 20
+
+
+def test_a_run_without_a_checkpoint_begins_its_log_anew(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    new_run(tmp_path, tensorboard=True).report.progress(9, 9, "joint", {"loss": 1.0})  # then it is killed
+    again = new_run(tmp_path, tensorboard=True)
+    assert steps_of(tmp_path) == []
+    again.report.progress(1, 9, "joint", {"loss": 2.0})
+    assert (tmp_path / "log.jsonl").read_text().count('"settings"') == 1
+    again.report.board.close()
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in board.Scalars("loss")] == [1]
 
 
 def test_activation_checkpointing_gives_the_same_gradients(tmp_path: Path) -> None:

@@ -46,6 +46,12 @@ def test_recipe_and_command_line(tmp_path: Path) -> None:
         ((*PATHS, "--batch-size", "many"), r"batch_size must be a whole number, got 'many'"),
         ((*PATHS, "--shape", "vocab_size"), "--shape takes FIELD=VALUE, got 'vocab_size'"),
         ((*PATHS, "--stage", "warm.steps=3"), r"--stage warm.steps=3: the recipe's stages are joint"),
+        (
+            (*PATHS, "--shape", "multipliers=[1,"),
+            "--shape multipliers: '[1,' is not a YAML value; quote what",
+        ),
+        ((*PATHS, "--clip", "[1,"), "--clip: '[1,' is not a YAML value"),
+        ((*PATHS, "--stage", "joint.steps.x=3"), "--stage joint.steps.x=3: 'steps' has no fields, it is 7"),
         ((*PATHS, "--stage", "joint.step=3"), "stage 'joint' has no setting 'step'; did you mean 'steps'?"),
     ],
 )
@@ -63,6 +69,12 @@ def test_wrong_command_lines(tmp_path: Path, arguments: tuple[str, ...], sentenc
         ("batchsize: 3\n", "has no setting 'batchsize'; did you mean 'batch_size'?"),
         ("bf16: 1\n", "bf16 must be true or false, got 1"),
         ("stages: [a]\n", "stages must be a mapping"),
+        (
+            "stages: {a: {steps: 1, train: [head], path: autoencoder}}\n",
+            "path 'autoencoder' can train encoder, decoder, codebook, linear; 'head' is not",
+        ),
+        ("stages: {a: {steps: 1, train: [codebook]}}\n", "'codebook' is not on that path"),
+        ("stages: {a: {steps: 1, train: [head], crop: 32}}\n", "a stage's crop needs path: autoencoder"),
         ("stages: {a: {steps: 1}}\n", "a stage must train something"),
         ("stages: {a: {steps: 1, train: [all]}}\n", "'all' is none of these"),
         (
@@ -81,6 +93,15 @@ def test_wrong_recipes(tmp_path: Path, text: str, sentence: str) -> None:
     assert sentence in str(caught.value)
 
 
+def test_the_command_line_meets_blank_and_wrong_fields(tmp_path: Path) -> None:
+    settings = parsed(tmp_path, *PATHS, "--shape", "vocab_size=3", text=TEXT + "shape:\n")
+    assert settings.shape == {"vocab_size": 3}
+    with pytest.raises(TrainingError, match=r"--stage: 'stages' has no fields, it is \['joint'\]"):
+        parsed(tmp_path, *PATHS, "--stage", "joint.steps=3", text="stages: [joint]\n")
+    with pytest.raises(TrainingError, match=r"the recipe's stages are 1, joint"):
+        parsed(tmp_path, *PATHS, "--stage", "x.steps=3", text=TEXT.replace("stages:", "stages:\n  1: {}"))
+
+
 def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="cannot be read: No such file"):
         read_recipe(tmp_path / "nope.yaml")
@@ -95,6 +116,8 @@ def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
         ({"full_share": 2.0}, "full_share must be between 0 and 1, got 2.0"),
         ({"ramp_start": 0.5, "ramp_end": 0.2}, "ramp_end (0.2) must not be before ramp_start (0.5)"),
         ({"eos_rule": "own"}, "eos_rule must be 'sampled' or 'paper', got 'own'"),
+        ({"data": ["a", 2012]}, "data must be a list of text, got ['a', 2012]; quote its items"),
+        ({"threshold_rate": 1.0}, "threshold_rate must be below 1, got 1.0"),
         ({"parallel": "dp"}, "parallel must be 'ddp' or 'fsdp2', got 'dp'"),
         ({"weight_decay": float("nan")}, "weight_decay must be at least 0, got nan"),
     ],
