@@ -120,8 +120,8 @@ def show(
         ),
     ]
     finding = (
-        f"What the hidden layers of {models[0].name} tell apart without any label: patches of one colour "
-        "look alike to the model."
+        f"What the hidden layers of {models[0].name} tell apart: places that share a colour in a column "
+        "below look alike to the model."
     )
     columns = ["original", *(name for name, _, _ in shown)]
     if len(columns) <= 4 and len(rows) % 2 == 0:  # two images a row
