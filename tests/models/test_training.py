@@ -130,7 +130,7 @@ def test_compiles_without_graph_breaks() -> None:
 
 
 def test_autocast_leaves_the_linear_code_alone() -> None:
-    """What the token decoder learns from is left of errors that nearly cancel: bfloat16 would drown it."""
+    """What the token decoder learns from is left of errors that nearly cancel: bfloat16 may drown it."""
     model = micro(shortcut=True, vqgan=replace(MICRO.vqgan, patch_shortcut=True))
     lengths = torch.tensor([2, 8, 20, SLOTS], dtype=torch.int32)
     seen: dict[bool, list[Tensor]] = {False: [], True: []}
