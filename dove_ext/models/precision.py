@@ -15,8 +15,8 @@ def full_precision(function: Callable[..., Tensor], *args: Any) -> Tensor:
     The linear code keeps what the stacks must learn to improve. Its bfloat16 rounding is small beside a
     picture, but not always beside their gradient, which is what is left of errors that nearly cancel: with
     all of rendering in bfloat16 we have seen weights whose gradient for the token decoder's stack has a
-    cosine of 0.65 with the true one (docs/ablations.md). Without autocast (also with bfloat16 weights) this is
-    a plain call.
+    cosine of 0.65 with the true one (docs/ablations.md). Without autocast (also with bfloat16 weights) this
+    is a plain call.
     """
     kind = next(a.device.type for a in args if isinstance(a, Tensor))
     if not torch.is_autocast_enabled(kind):
