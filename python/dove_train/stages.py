@@ -66,10 +66,8 @@ class AutoencoderPass(nn.Module):
         latents = self.vqgan.encode(pixels)
         if self.vqgan.quantize is None:
             return Outputs(self.vqgan.decode(latents))
-        # Distances decide between codes a hair apart: never in bfloat16.
-        with torch.autocast(pixels.device.type, enabled=False):
-            quantised, indices = self.vqgan.quantize(latents.float())
-            codes = self.vqgan.quantize.embedding(indices)
+        quantised, indices = self.vqgan.quantize(latents)
+        codes = self.vqgan.quantize.embedding(indices)
         return Outputs(self.vqgan.decode(quantised), latents=latents, codes=codes, indices=indices)
 
 
