@@ -19,7 +19,7 @@ from dove_eval.report import Block, Plot, Section, Table
 from dove_eval.systems import OWN
 from dove_ext.cli.pictures import progress
 
-KINDS = {"tokens-": "", "states-": "last layer at "}
+KINDS = {"tokens": "", "states": "last layer at "}
 WHOLE = {"latents": "all positions", "thumbnail": "16 x 16 thumbnail"}
 
 
@@ -39,7 +39,7 @@ def measure(extracted: Sequence[Extracted], settings: HeadSettings = MLP) -> dic
 
 def columns(e: Extracted) -> list[str]:
     """The feature columns that stand for whole images, not for hidden layers."""
-    return [n for n in e.rows.names if n.startswith(tuple(KINDS)) or n in WHOLE]
+    return [n for n in e.rows.names if n.partition("-")[0] in KINDS or n in WHOLE]
 
 
 def column_name(column: str) -> str:
@@ -47,7 +47,7 @@ def column_name(column: str) -> str:
     kind, _, point = column.partition("-")
     if column in WHOLE:
         return WHOLE[column]
-    return f"{KINDS[kind + '-']}{'its own lengths' if point == OWN else f'{point} tokens'}"
+    return f"{KINDS[kind]}{'its own lengths' if point == OWN else f'{point} tokens'}"
 
 
 def show(images: ImageSet, result: dict[str, Any], fit: str) -> Section:
@@ -61,14 +61,13 @@ def show(images: ImageSet, result: dict[str, Any], fit: str) -> Section:
             cells.append((name, text))
             kind, _, point = column.partition("-")
             if point.isdigit():
-                points[f"{kind}-"].append(_point(float(point), score, f"{name}: {text} %"))
+                points[kind].append(_point(float(point), score, f"{name}: {text} %"))
             elif column in WHOLE:
                 baselines.append((series, score, text))
-        if points["tokens-"]:
-            lines.append(Line(series["system"], f"{series['name']}, tokens", points["tokens-"]))
-        if points["states-"]:
-            name = f"{series['name']}, last layer"
-            lines.append(Line(series["system"], name, points["states-"], hollow=True))
+        for kind, name in (("tokens", "tokens"), ("states", "last layer")):
+            if points[kind]:
+                title = f"{series['name']}, {name}"
+                lines.append(Line(series["system"], title, points[kind], hollow=kind == "states"))
     span = [p.x for line in lines for p in line.points] or [float(n) for n in COUNTS]
     span = [min(span), max(span)]
     for series, score, text in baselines:  # no token count of their own: level lines
@@ -109,13 +108,13 @@ def show(images: ImageSet, result: dict[str, Any], fit: str) -> Section:
 def _finding(result: dict[str, Any]) -> str:
     first, *others = result["series"]
     point = _most(first)
-    text = f"Frozen {first['name']} tokens give {_at(first, 'tokens-', point)}"
+    text = f"Frozen {first['name']} tokens give {_at(first, 'tokens', point)}"
     if f"states-{point}" in first["points"]:
-        text += f", the generator's last layer {_at(first, 'states-', point)}"
+        text += f", the generator's last layer {_at(first, 'states', point)}"
     rest = []
     for s in others:
         if f"tokens-{_most(s)}" in s["points"]:
-            rest.append(f"{s['name']} tokens {_at(s, 'tokens-', _most(s))}")
+            rest.append(f"{s['name']} tokens {_at(s, 'tokens', _most(s))}")
         else:
             rest.append(f"{s['name']} {100 * next(iter(s['points'].values()))['accuracy']:.1f} %")
     return "; ".join([text, *rest]) + "."
@@ -130,9 +129,9 @@ def _most(series: dict[str, Any]) -> str:
 def _at(series: dict[str, Any], kind: str, point: str) -> str:
     """Such as "54.3 % at 256 tokens and 52.1 % at 32 (96% of it)"."""
     scores = {column: score["accuracy"] for column, score in series["points"].items()}
-    most = scores[kind + point]
+    most = scores[f"{kind}-{point}"]
     text = f"{100 * most:.1f} % at {'the lengths that it chooses' if point == OWN else f'{point} tokens'}"
-    few = scores.get(f"{kind}32")
+    few = scores.get(f"{kind}-32")
     if point != "32" and few is not None:
         text += f" and {100 * few:.1f} % at 32 ({few / max(most, 1e-9):.0%} of it)"
     return text
