@@ -98,6 +98,19 @@ def test_a_stage_starts_from_the_average_of_the_one_before(tmp_path: Path) -> No
     assert (run.averaged.values[name] - now).norm() < 0.5 * (averaged[name] - now).norm()
 
 
+def run_to_the_first_checkpoint(run: Run) -> None:
+    """Stop where a kill could, right behind it."""
+    save = run.save
+
+    def save_and_stop(*args: Any) -> None:
+        save(*args)
+        raise InterruptedError
+
+    run.save = save_and_stop  # type: ignore[method-assign]
+    with pytest.raises(InterruptedError):
+        run.run()
+
+
 @pytest.mark.parametrize("changes", [
     {},
     {"shape": {**recipe()["shape"], "gaussian": True}, "kl_weight": 1e-3},
@@ -107,18 +120,7 @@ def test_resumed_run_equals_uninterrupted_run(tmp_path: Path, changes: dict[str,
     whole = new_run(tmp_path / "a", **changes)
     whole.run()
     first = new_run(tmp_path / "b", **changes, checkpoint_every=2)
-    path_state = first.save
-
-    class StopError(Exception):
-        pass
-
-    def save_and_stop(*args: Any) -> None:
-        path_state(*args)
-        raise StopError
-
-    first.save = save_and_stop  # type: ignore[method-assign]
-    with pytest.raises(StopError):
-        first.run()
+    run_to_the_first_checkpoint(first)
     second = new_run(tmp_path / "b", **changes)
     assert second.step == 2
     second.run()
@@ -294,15 +296,7 @@ def test_minutes_shorten_the_stages(tmp_path: Path) -> None:
 def test_a_resumed_stage_keeps_its_plan_whatever_the_minutes(tmp_path: Path) -> None:
     stages = {"joint": {"steps": 50, "train": ["head"]}, "head": {"steps": 50, "train": ["head"]}}
     first = new_run(tmp_path, minutes=100.0, stages=stages, checkpoint_every=25)
-    save = first.save
-
-    def save_and_stop(*args: Any) -> None:
-        save(*args)
-        raise InterruptedError
-
-    first.save = save_and_stop  # type: ignore[method-assign]
-    with pytest.raises(InterruptedError):
-        first.run()
+    run_to_the_first_checkpoint(first)
     second = new_run(tmp_path, minutes=0.001, stages=stages)
     assert second.step == 25
     second.run()
