@@ -79,7 +79,7 @@ def _measure(args: Namespace, output: Path) -> tuple[dict[str, Any], Any]:
     let_idle_threads_sleep()
     device = _device(args.device)
     if args.full:
-        from dove_ext.files import make_writable_folder
+        from dove_ext.atomic import make_writable_folder
 
         make_writable_folder(output)
     if device.type == "cpu":

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dove_ext.atomic import atomic_write
 from dove_ext.errors import DoveError
-from dove_ext.files import atomic_write
 
 Say = Callable[[str], None]
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from dove_eval.report import Table
+from dove_ext.atomic import atomic_write, make_writable_folder
 from dove_ext.errors import DoveError
-from dove_ext.files import atomic_write, make_writable_folder
 
 from . import plots
 from .bars import DEFAULT, Figures, Spread, evaluate

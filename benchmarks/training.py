@@ -21,7 +21,7 @@ import torch
 import dove_ext
 from dove_ext import DoveModel
 from dove_ext.memory import keep_freed_memory
-from dove_train.lengths import sample_lengths
+from dove_train.length_sampling import sample_lengths
 from dove_train.stages import TokensPass
 
 from . import timing

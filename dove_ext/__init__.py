@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dove_ext import _C as _C
     from dove_ext._info import __version__, info
+    from dove_ext.api import decode, encode, load_model, reconstruct
     from dove_ext.config import DoveConfig, StackConfig, VQGANConfig
-    from dove_ext.default import decode, encode, load_model, reconstruct
     from dove_ext.errors import CheckpointError, DoveError, ImageError, OutputError, TokensError
     from dove_ext.images import prepare_images, read_image, save_image, to_pil
     from dove_ext.memory import keep_freed_memory
@@ -35,14 +35,14 @@ _HOMES = {
     "TokensError": "errors",
     "VQGANConfig": "config",
     "__version__": "_info",
-    "decode": "default",
-    "encode": "default",
+    "decode": "api",
+    "encode": "api",
     "info": "_info",
     "keep_freed_memory": "memory",
-    "load_model": "default",
+    "load_model": "api",
     "prepare_images": "images",
     "read_image": "images",
-    "reconstruct": "default",
+    "reconstruct": "api",
     "save_image": "images",
     "set_backend": "ops",
     "to_pil": "images",

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from dove_ext.checkpoints.read import read_foreign
 from dove_ext.errors import CheckpointError
-from dove_ext.foreign import read_foreign
 
 
 def read(path: str | Path) -> dict[str, Tensor]:

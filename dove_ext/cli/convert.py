@@ -10,16 +10,16 @@ from dove_ext.cli.command import EXIT_FAILED, Command, UsageError
 from dove_ext.cli.options import add_json_option
 
 if TYPE_CHECKING:
-    from dove_ext.foreign import UnknownLayoutError
+    from dove_ext.checkpoints.read import UnknownLayoutError
 
 
 def run(args: Namespace) -> int:
     """Read the files, build the model, write its folder, report."""
     if args.vqgan is None and args.pythia is None:
         raise UsageError("there is nothing to convert; give --vqgan FILE, --pythia FILE, or both")
+    from dove_ext.checkpoints.convert import check_output, convert, save_conversion
+    from dove_ext.checkpoints.read import UnknownLayoutError
     from dove_ext.config import PRESETS
-    from dove_ext.convert import check_output, convert, save_conversion
-    from dove_ext.foreign import UnknownLayoutError
 
     if args.preset not in PRESETS:
         raise UsageError(f"--preset {args.preset!r} is unknown; known are {', '.join(PRESETS)}")
@@ -67,10 +67,10 @@ def _show_unknown(error: UnknownLayoutError, args: Namespace) -> int:
 
     import torch
 
+    from dove_ext.checkpoints.read import matches_by_shape, summarize
     from dove_ext.config import preset
-    from dove_ext.foreign import matches_by_shape, summarize
     from dove_ext.models.dove import DoveModel
-    from dove_ext.pretrained import find_model, load_config
+    from dove_ext.models.pretrained import find_model, load_config
 
     config = preset(args.preset) if args.base is None else load_config(find_model(args.base))
     with torch.device("meta"):  # shapes without memory

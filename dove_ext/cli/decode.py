@@ -12,9 +12,9 @@ from dove_ext.cli.pictures import output_names, printable, progress
 
 def run(args: Namespace) -> int:
     """Decode, write the pictures, report."""
+    from dove_ext.atomic import make_writable_folder
     from dove_ext.errors import TokensError
-    from dove_ext.files import make_writable_folder
-    from dove_ext.image_io import save_image
+    from dove_ext.images.files import save_image
     from dove_ext.tokens import DoveTokens
 
     tokens = DoveTokens.load(args.tokens)

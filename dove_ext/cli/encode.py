@@ -21,7 +21,7 @@ from dove_ext.cli.pictures import Failures, Source, find_pictures, printable, pr
 
 def run(args: Namespace) -> int:
     """Encode, write the file, report."""
-    from dove_ext.files import check_writable_file
+    from dove_ext.atomic import check_writable_file
     from dove_ext.tokens import DoveTokens
 
     lengths = length_arguments(args)

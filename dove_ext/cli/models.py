@@ -37,7 +37,7 @@ def _describe(name: str, config: Any) -> dict[str, Any]:
     import torch
 
     from dove_ext.models.dove import DoveModel
-    from dove_ext.pretrained import shipped_folder
+    from dove_ext.models.pretrained import shipped_folder
 
     with torch.device("meta"):  # shapes without memory
         model = DoveModel(config)

@@ -78,7 +78,7 @@ def find_pictures(arguments: Iterable[str], failures: Failures) -> list[Source]:
     Returns:
         list[Source]: a file given by name goes by its file name, one found in a folder by its path in it.
     """
-    from dove_ext.image_io import IMAGE_SUFFIXES
+    from dove_ext.images.files import IMAGE_SUFFIXES
 
     sources: dict[Path, Source] = {}
     for argument in arguments:

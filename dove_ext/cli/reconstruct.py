@@ -29,7 +29,7 @@ from dove_ext.cli.pictures import (
 )
 
 if TYPE_CHECKING:
-    from dove_ext.figure import Row
+    from dove_ext.images.sheet import Row
     from dove_ext.models.dove import DoveModel
 
 FIXED_COUNTS = (16, 32, 64, 128)
@@ -38,9 +38,9 @@ ROWS_PER_SHEET = 8
 
 def run(args: Namespace) -> int:
     """Reconstruct, write pictures and sheets, report."""
-    from dove_ext.figure import draw_sheet, psnr
-    from dove_ext.files import make_writable_folder
-    from dove_ext.image_io import save_image
+    from dove_ext.atomic import make_writable_folder
+    from dove_ext.images.files import save_image
+    from dove_ext.images.sheet import draw_sheet, psnr
 
     lengths = length_arguments(args)
     folder = make_writable_folder(args.output)
@@ -93,7 +93,7 @@ def run(args: Namespace) -> int:
 def _reconstruct(
     model: DoveModel, sources: list[Source], lengths: dict[str, Any], args: Namespace, failures: Failures
 ) -> Iterator[tuple[Source, Row]]:
-    from dove_ext.figure import Row
+    from dove_ext.images.sheet import Row
 
     fixed_counts = [n for n in FIXED_COUNTS if n <= model.config.num_tokens]
     # A budget is shared among all images, so these must be encoded in one call.

@@ -11,8 +11,8 @@ from urllib.parse import urlparse
 import torch
 from torch import Tensor, nn
 
+from dove_ext.checkpoints.read import read_foreign
 from dove_ext.errors import CheckpointError
-from dove_ext.foreign import read_foreign
 
 
 def package_file(package: str, inside: str, remedy: str) -> Path:

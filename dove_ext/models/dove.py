@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from dove_ext import ops
 from dove_ext.config import DoveConfig, preset
 from dove_ext.images import prepare_images
-from dove_ext.lengths import lengths_for_budget, require_length_controls
 from dove_ext.models.generator import Generator, TokenDecoder
 from dove_ext.models.graphs import EncodeGraphs
 from dove_ext.models.precision import full_precision
 from dove_ext.models.shortcut import FrequencyShortcut
 from dove_ext.models.vqgan import VQGAN
 from dove_ext.tokens import DoveTokens
+from dove_ext.tokens.lengths import lengths_for_budget, require_length_controls
 
 
 class DoveModel(nn.Module):
@@ -141,7 +141,7 @@ class DoveModel(nn.Module):
             eos_threshold: stop at the first position where p_eos >= this (0..1), instead of where EOS wins
                 the vocabulary's arg-max.
             token_budget: choose the lengths over all images of this call so that they sum to exactly this
-                (`dove_ext.lengths.lengths_for_budget`); from one token an image to K.
+                (`dove_ext.tokens.lengths.lengths_for_budget`); from one token an image to K.
             return_p_eos: keep the p_eos curve [B, K] with the tokens; all K positions are run then.
             query: embeddings [B, Q, hidden] or ids [B, Q] (Q-DOVE).
             fit: how an image becomes square, see `prepare_images`.
@@ -364,7 +364,7 @@ class DoveModel(nn.Module):
         Raises:
             CheckpointError: if nothing is found there, or files are damaged or do not fit together.
         """
-        from dove_ext.pretrained import load_pretrained
+        from dove_ext.models.pretrained import load_pretrained
 
         return load_pretrained(cls, name_or_path, device=torch.device(device), dtype=dtype, revision=revision)
 
@@ -382,6 +382,6 @@ class DoveModel(nn.Module):
             ValueError: if `dtype` is no floating dtype or does not hold the weights.
             OutputError: if a file cannot be written.
         """
-        from dove_ext.pretrained import save_pretrained
+        from dove_ext.models.pretrained import save_pretrained
 
         save_pretrained(self, Path(folder), card=card, dtype=dtype)

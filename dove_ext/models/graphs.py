@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dove_ext.ops import _library
+from dove_ext.ops.backend import current_backend
 
 if TYPE_CHECKING:
     from dove_ext.models.dove import DoveModel
@@ -37,7 +37,7 @@ def filled_up(rows: Tensor, count: int) -> Tensor:
 def _settings() -> tuple[Any, ...]:
     """What decides, besides the model, which kernels a recording holds."""
     return (
-        _library._backend,
+        current_backend(),
         torch.is_autocast_enabled("cuda"),
         torch.get_autocast_dtype("cuda"),
         torch.backends.fp32_precision,  # type: ignore[attr-defined]

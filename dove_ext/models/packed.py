@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dove_ext.ops._library import has_kernels
+from dove_ext.ops.backend import has_kernels
 
 
 def wants_packed(x: Tensor, weight: Tensor) -> bool:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from dove_ext import ops
 from dove_ext.config import StackConfig
 from dove_ext.models.packed import Linear
-from dove_ext.ops._library import has_kernels
+from dove_ext.ops.backend import has_kernels
 
 
 def rotary_table(length: int, dim: int, base: float, device: torch.device) -> Tensor:

@@ -18,7 +18,7 @@ from dove_ext import ops
 from dove_ext.config import VQGANConfig
 from dove_ext.models.packed import Packed, wants_packed
 from dove_ext.models.precision import full_precision
-from dove_ext.ops._library import has_kernels
+from dove_ext.ops.backend import has_kernels
 
 Stream = tuple[Tensor, Tensor | None]  # (x, branch): the activation is x + branch
 
@@ -380,7 +380,7 @@ class VQGAN(nn.Module):
         Raises:
             CheckpointError: if nothing is found there, or files are damaged or do not fit together.
         """
-        from dove_ext.pretrained import load_pretrained
+        from dove_ext.models.pretrained import load_pretrained
 
         return load_pretrained(cls, name_or_path, device=torch.device(device), dtype=dtype, revision=revision)
 
@@ -388,6 +388,6 @@ class VQGAN(nn.Module):
         self, folder: str | Path, *, card: str | None = None, dtype: torch.dtype | None = None
     ) -> None:
         """Write a model folder; arguments as for `DoveModel.save_pretrained`."""
-        from dove_ext.pretrained import save_pretrained
+        from dove_ext.models.pretrained import save_pretrained
 
         save_pretrained(self, Path(folder), card=card, dtype=dtype)

@@ -1,8 +1,8 @@
 """The kernels of dove_ext as functions on tensors; each is also a torch operator `torch.ops.dove.*`."""
 
 from dove_ext.ops import group_norm_backward as group_norm_backward  # registers what autograd calls
-from dove_ext.ops._library import set_backend
 from dove_ext.ops.attention import attention
+from dove_ext.ops.backend import set_backend
 from dove_ext.ops.block import add_branches, bias_gelu, pair_norm
 from dove_ext.ops.conv import conv3x3, pack_conv3x3
 from dove_ext.ops.eos import eos_probability, eos_scan

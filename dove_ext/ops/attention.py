@@ -10,8 +10,9 @@ from torch import Tensor
 
 from dove_ext import _C
 from dove_ext.ops import attention_reference, reference
-from dove_ext.ops._library import DTYPE_CODE, register, stream_of, use_kernels
 from dove_ext.ops.attention_reference import FULL
+from dove_ext.ops.backend import use_kernels
+from dove_ext.ops.library import DTYPE_CODE, register, stream_of
 
 
 def attention(

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from dove_ext import _C
 from dove_ext.ops import reference
-from dove_ext.ops._library import DTYPE_CODE, register, stream_of, use_kernels
+from dove_ext.ops.backend import use_kernels
+from dove_ext.ops.library import DTYPE_CODE, register, stream_of
 
 
 def pair_norm(

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from dove_ext import _C
 from dove_ext.ops import reference
-from dove_ext.ops._library import DTYPE_CODE, register, use_kernels
+from dove_ext.ops.backend import use_kernels
 from dove_ext.ops.group_norm import statistics
+from dove_ext.ops.library import DTYPE_CODE, register
 
 CHANNELS = 32
 """Channels in and out must be multiples of this for the compiled kernel."""

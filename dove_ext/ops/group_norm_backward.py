@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from dove_ext import _C
-from dove_ext.ops._library import DTYPE_CODE, register, stream_of
 from dove_ext.ops.group_norm import _empty_like, _parameters, _pixel_rows
+from dove_ext.ops.library import DTYPE_CODE, register, stream_of
 
 
 def _image(rows: tuple[Tensor, int, int] | None) -> tuple[int, int, int]:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from dove_ext import _C
 from dove_ext.ops import reference
-from dove_ext.ops._library import register, stream_of, use_kernels
+from dove_ext.ops.backend import use_kernels
+from dove_ext.ops.library import register, stream_of
 
 
 def pack(padded: Tensor, cu_seqlens: Tensor, total: int | None = None) -> Tensor:

@@ -13,7 +13,7 @@ from dove_eval.reconstruction import METRICS, Setup, measured
 from dove_eval.report import Block, Pictures, Plot, Section, Table
 from dove_eval.rows import Rows
 from dove_eval.systems import OWN, Dove
-from dove_ext.image_io import to_pil
+from dove_ext.images.files import to_pil
 
 SHOWN = 3  # images with the largest differences either way
 

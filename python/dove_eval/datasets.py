@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dove_eval.layouts import TEST, TORCHVISION, TRAIN, DatasetError, Item, list_items
+from dove_eval.sources import TEST, TORCHVISION, TRAIN, DatasetError, Item, list_items
 from dove_ext.errors import ImageError
 from dove_ext.images import Fit, prepare_images
 

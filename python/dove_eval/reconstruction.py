@@ -17,8 +17,8 @@ from dove_eval.bootstrap import mean
 from dove_eval.datasets import ImageSet
 from dove_eval.rows import Rows, fill
 from dove_eval.systems import OWN, Codec, Dove, Reconstruction, Vqgan
-from dove_ext.image_io import to_pil
 from dove_ext.images import Fit
+from dove_ext.images.files import to_pil
 
 QUALITIES = (5, 10, 25, 50, 75, 90)  # of the plain rate table
 

@@ -17,7 +17,7 @@ from dove_eval.reconstruction import METRICS, Setup, monotone, summarise
 from dove_eval.report import Block, Pictures, Plot, Section, Table
 from dove_eval.rows import Rows
 from dove_eval.systems import OWN, Codec, Dove
-from dove_ext.image_io import to_pil
+from dove_ext.images.files import to_pil
 
 EXAMPLES = 5
 

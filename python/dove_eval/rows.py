@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from dove_eval.datasets import ImageSet
-from dove_eval.layouts import DatasetError
+from dove_eval.sources import DatasetError
+from dove_ext.atomic import atomic_write, make_writable_folder
 from dove_ext.cli.pictures import progress
 from dove_ext.errors import OutputError
-from dove_ext.files import atomic_write, make_writable_folder
 from dove_ext.images import Fit
 
 Values = Mapping[str, Tensor]  # column -> [B] or [B, W]

@@ -19,7 +19,7 @@ from dove_eval import (
     backbones,
     classify,
     compare,
-    lengths,
+    length_study,
     probe,
     reconstruction,
     reconstruction_section,
@@ -30,9 +30,9 @@ from dove_eval.features import Extracted, extract
 from dove_eval.heads import LINEAR, MLP
 from dove_eval.report import Report, Section
 from dove_eval.systems import Codec, Dove, Pixels, Vqgan
+from dove_ext.atomic import atomic_write, make_writable_folder
 from dove_ext.cli.options import load_model
 from dove_ext.errors import DoveError
-from dove_ext.files import atomic_write, make_writable_folder
 from dove_ext.models.dove import DoveModel
 
 UNLABELLED = ("reconstruction", "lengths", "segment")
@@ -172,8 +172,10 @@ class Evaluation:
         """What lengths follow."""
         assert self.images is not None
         args = self.args
-        rows = lengths.measure(self.images, self.dove, self.output, fit=args.fit, batch_size=args.batch_size)
-        return lengths.show(self.images, rows, self.dove, args.fit)
+        rows = length_study.measure(
+            self.images, self.dove, self.output, fit=args.fit, batch_size=args.batch_size
+        )
+        return length_study.show(self.images, rows, self.dove, args.fit)
 
     @cached_property
     def extracted(self) -> list[Extracted]:

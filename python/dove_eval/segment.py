@@ -12,11 +12,11 @@ from PIL import Image
 from torch import Tensor
 
 from dove_eval.datasets import ImageSet
-from dove_eval.layouts import DatasetError
 from dove_eval.report import Pictures, Section
+from dove_eval.sources import DatasetError
 from dove_eval.systems import Dove, Vqgan
-from dove_ext.image_io import to_pil
 from dove_ext.images import Fit
+from dove_ext.images.files import to_pil
 
 IMAGES = 8
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dove_eval.rows import weights_digest
-from dove_ext.image_io import pil_to_tensor, to_pil
+from dove_ext.images.files import pil_to_tensor, to_pil
 from dove_ext.models.dove import DoveModel
 from dove_ext.models.vqgan import VQGAN
 

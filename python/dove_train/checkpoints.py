@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from dove_ext.atomic import atomic_write
 from dove_ext.errors import OutputError
-from dove_ext.files import atomic_write
 from dove_train.settings import Settings, TrainingError
 
 FORMAT = "dove_train checkpoint 2"

@@ -11,7 +11,7 @@ from torch import Tensor
 from dove_ext.metrics import perceptual_distance
 from dove_train.adversarial import Adversary
 from dove_train.distributed import World
-from dove_train.lengths import RunningThreshold, TargetThreshold
+from dove_train.length_sampling import RunningThreshold, TargetThreshold
 from dove_train.losses import (
     gaussian_loss,
     paper_eos_loss,

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dove_ext.files import make_writable_folder
+from dove_ext.atomic import make_writable_folder
 from dove_ext.models.dove import DoveModel
 from dove_train.alignment import STATISTICS_IMAGES, Alignment, draw_views
 from dove_train.averaging import AveragedWeights
@@ -41,10 +41,10 @@ from dove_train.data import (
 from dove_train.distributed import World, whole
 from dove_train.evaluate import evaluate
 from dove_train.initialise import fit_linear_code, has_closed_form
-from dove_train.lengths import sample_lengths
+from dove_train.length_sampling import sample_lengths
 from dove_train.objective import Objective
 from dove_train.optimizer import eos_weight, learning_rate, load_optimizer, make_optimizer, optimizer_state
-from dove_train.report import Reporter
+from dove_train.progress import Reporter
 from dove_train.schedule import PACE_STEPS, Schedule
 from dove_train.settings import Settings, Stage, TrainingError
 from dove_train.stages import FeaturesPass, make_pass, recompute_activations, trained_parameters

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from dove_eval.datasets import find_images, with_test_set
-from dove_eval.layouts import DatasetError
+from dove_eval.sources import DatasetError
 
 
 def picture(level: int) -> Image.Image:

@@ -13,7 +13,7 @@ from PIL import Image
 from dove_eval.datasets import find_images
 from dove_eval.features import extract
 from dove_eval.heads import LINEAR, MLP, train_and_test
-from dove_eval.layouts import DatasetError
+from dove_eval.sources import DatasetError
 from dove_eval.systems import Pixels
 
 QUICK = replace(LINEAR, epochs=20, min_steps=150, seeds=2)

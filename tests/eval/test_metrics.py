@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dove_eval import bootstrap, frechet, quality
-from dove_eval.lengths import correlation, ranks
+from dove_eval.length_study import correlation, ranks
 from dove_eval.segment import principal_colours
 from dove_ext import prepare_images
 

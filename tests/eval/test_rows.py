@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from dove_eval.datasets import ImageSet, find_images
-from dove_eval.layouts import DatasetError
 from dove_eval.rows import Rows, fill, weights_digest
+from dove_eval.sources import DatasetError
 from dove_ext.errors import OutputError
 
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from dove_eval.systems import OWN, Codec, Dove, Pixels, Vqgan, mean_and_max
-from dove_ext.image_io import to_pil
+from dove_ext.images.files import to_pil
 from tests.models.micro import SLOTS, micro, photos, stop_at_share
 
 

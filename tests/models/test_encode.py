@@ -11,8 +11,8 @@ import torch
 
 import dove_ext
 from dove_ext import DoveModel, DoveTokens
-from dove_ext.lengths import lengths_for_budget
 from dove_ext.models.generator import time_encodings
+from dove_ext.tokens.lengths import lengths_for_budget
 from tests.models.micro import SLOTS, micro, photos, stop_at_share
 
 # Rounding, as the sharp attention of the micro model amplifies it; a mistake shows at 0.1 and above.

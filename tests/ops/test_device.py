@@ -7,14 +7,14 @@ import torch
 
 import dove_ext
 from dove_ext import ops
-from dove_ext.ops import _library
+from dove_ext.ops import library
 from tests.cases import CASES, Case
 from tests.cases.compare import compare_backward, compare_forward
 from tests.ops.test_table import recorded_calls
 
 _CUDA = dove_ext.info()["backends"]["cuda"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-ROWS = [case for case in CASES if case.op in _library.CUDA_IMPLEMENTATIONS]
+ROWS = [case for case in CASES if case.op in library.CUDA_IMPLEMENTATIONS]
 
 pytestmark = pytest.mark.skipif(not _CUDA["available"], reason=_CUDA["why"] or "CUDA is available")
 

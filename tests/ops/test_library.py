@@ -10,7 +10,7 @@ from torch import Tensor
 
 import dove_ext
 from dove_ext import ops
-from dove_ext.ops import _library
+from dove_ext.ops import library
 
 WEIGHT, BIAS = torch.linspace(0.5, 1.5, 32), torch.linspace(-0.5, 0.5, 32)
 
@@ -19,7 +19,7 @@ def test_a_launch_takes_tensors_of_one_device() -> None:
     def ran(*_: Tensor) -> None:
         pytest.fail("a kernel got the address of another device's memory")
 
-    launch = _library._on_device("zero_tail", ran, ran)
+    launch = library._on_device("zero_tail", ran, ran)
     tokens, lengths = torch.empty(2, 3, 4, device="meta"), torch.ones(2, dtype=torch.int32)
     with pytest.raises(ValueError, match=r"zero_tail: lengths is on cpu, but tokens is on meta; move them"):
         launch(tokens, lengths)

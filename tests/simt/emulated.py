@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dove_ext import _C
-from dove_ext.ops import _library
+from dove_ext.ops import backend, library
 
 
 def _guarded(module: ModuleType, tensor: Tensor, copy: bool) -> Tensor:
@@ -79,21 +79,21 @@ def emulation(module: ModuleType, seed: int = 0) -> Iterator[None]:
     launchers = {name: getattr(module, name) for name in dir(module) if name.startswith("cuda_")}
     launchers["AttentionArgs"] = module.AttentionArgs
     before = {name: getattr(_C, name) for name in launchers if hasattr(_C, name)}
-    dtypes = _library.KERNEL_DTYPES["cpu"]
+    dtypes = backend.KERNEL_DTYPES["cpu"]
     override = torch.library.Library("dove", "IMPL")
     module.simt_seed(seed)
     try:
         for name, launcher in launchers.items():
             setattr(_C, name, launcher)
-        _library.KERNEL_DTYPES["cpu"] = _library.KERNEL_DTYPES["cuda"]
+        backend.KERNEL_DTYPES["cpu"] = backend.KERNEL_DTYPES["cuda"]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of the override that is meant
-            for name, function in _library.CUDA_IMPLEMENTATIONS.items():
+            for name, function in library.CUDA_IMPLEMENTATIONS.items():
                 override.impl(name, _through_guards(module, function), "CPU", allow_override=True)
         yield
     finally:
         override._destroy()
-        _library.KERNEL_DTYPES["cpu"] = dtypes
+        backend.KERNEL_DTYPES["cpu"] = dtypes
         for name in launchers:
             if name in before:
                 setattr(_C, name, before[name])

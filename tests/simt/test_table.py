@@ -7,13 +7,13 @@ from types import ModuleType
 import pytest
 import torch
 
-from dove_ext.ops import _library
+from dove_ext.ops import library
 from tests.cases import CASES, Case
 from tests.cases.compare import compare_backward, compare_forward
 from tests.simt.emulated import emulation
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-ROWS = [case for case in CASES if case.op in _library.CUDA_IMPLEMENTATIONS]
+ROWS = [case for case in CASES if case.op in library.CUDA_IMPLEMENTATIONS]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

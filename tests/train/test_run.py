@@ -19,7 +19,7 @@ import yaml
 from dove_ext import DoveModel
 from dove_ext.models.vqgan import VQGAN
 from dove_train.distributed import World
-from dove_train.report import Reporter
+from dove_train.progress import Reporter
 from dove_train.settings import Settings, Stage, TrainingError
 from dove_train.stages import trained_parameters
 from dove_train.train import Run

@@ -1,0 +1,128 @@
+"""The picture that `dove reconstruct` draws: what an image looks like after ever more tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from dove_ext import metrics
+from dove_ext.images.files import to_pil
+
+TILE = 256
+MARGIN = 32
+GAP = 10
+ROW_GAP = 22
+GROUP_GAP = 34  # sets the original and the chosen length apart from the fixed ones
+CAPTION = 54  # height below a tile
+FRAME = 5
+
+PAPER = (255, 255, 255)
+INK = (28, 32, 38)
+FAINT = (122, 130, 142)
+ACCENT = (0, 110, 230)
+
+_Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image of a sheet; all tensors are [3, S, S] in [0, 1].
+
+    Attributes:
+        name: caption of the original.
+        original: what was encoded.
+        fixed: reconstructions at lengths that are the same for every image, as (count, image).
+        chosen: reconstruction at the length that the image was given, as (count, image).
+    """
+
+    name: str
+    original: Tensor
+    fixed: Sequence[tuple[int, Tensor]]
+    chosen: tuple[int, Tensor]
+
+
+def psnr(a: Tensor, b: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of two images in [0, 1]; infinite if they are equal."""
+    pair = [2 * image.double()[None] - 1 for image in (a, b)]
+    return float(metrics.psnr(pair[0], pair[1]))
+
+
+def draw_sheet(rows: Sequence[Row]) -> Image.Image:
+    """Draw one sheet: a row an image, with the original, the fixed lengths, and the chosen one in a frame.
+
+    Args:
+        rows: at least one, all with the same number of fixed lengths.
+
+    Returns:
+        PIL.Image.Image: RGB.
+    """
+    columns = len(rows[0].fixed)
+    width = 2 * MARGIN + (columns + 2) * TILE + max(columns - 1, 0) * GAP + (2 if columns else 1) * GROUP_GAP
+    # The last caption's own space stands in for part of the lower margin.
+    height = MARGIN + len(rows) * (TILE + CAPTION) + (len(rows) - 1) * ROW_GAP + MARGIN // 2
+    sheet = Image.new("RGB", (width, height), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for index, row in enumerate(rows):
+        _draw_row(sheet, draw, row, MARGIN + index * (TILE + CAPTION + ROW_GAP))
+    return sheet
+
+
+def _draw_row(sheet: Image.Image, draw: ImageDraw.ImageDraw, row: Row, top: int) -> None:
+    left = MARGIN
+    sheet.paste(_tile(row.original), (left, top))
+    _caption(draw, left, top, "original", row.name, INK)
+    left += TILE + GROUP_GAP
+    for count, image in row.fixed:
+        sheet.paste(_tile(image), (left, top))
+        _caption(draw, left, top, _tokens(count), _decibel(row.original, image), INK)
+        left += TILE + GAP
+    if row.fixed:
+        left += GROUP_GAP - GAP
+    count, image = row.chosen
+    box = (left - FRAME, top - FRAME, left + TILE + FRAME - 1, top + TILE + FRAME - 1)
+    draw.rounded_rectangle(box, radius=FRAME, fill=ACCENT)
+    sheet.paste(_tile(image), (left, top))
+    _caption(draw, left, top, f"{_tokens(count)}, chosen", _decibel(row.original, image), ACCENT)
+
+
+def _caption(
+    draw: ImageDraw.ImageDraw, left: int, top: int, text: str, small_print: str, colour: tuple[int, int, int]
+) -> None:
+    top += TILE + FRAME + 4
+    draw.text((left, top), text, fill=colour, font=_font(18))
+    font = _font(14)
+    draw.text((left, top + 24), _shorten(draw, small_print, font), fill=FAINT, font=font)
+
+
+def _shorten(draw: ImageDraw.ImageDraw, text: str, font: _Font) -> str:
+    """Fit a file name under a tile, keeping its end, where numbers and suffixes are."""
+    # The font that comes with Pillow knows Latin letters; a question mark beats an empty box.
+    text = text.encode("latin-1", "replace").decode("latin-1")
+    if draw.textlength(text, font=font) <= TILE:
+        return text
+    while text and draw.textlength("..." + text, font=font) > TILE:
+        text = text[1:]
+    return "..." + text
+
+
+def _tile(image: Tensor) -> Image.Image:
+    picture = to_pil(image)[0]
+    return picture if picture.size == (TILE, TILE) else picture.resize((TILE, TILE), Image.Resampling.BICUBIC)
+
+
+def _tokens(count: int) -> str:
+    return f"{count} token{'s' * (count != 1)}"
+
+
+def _decibel(original: Tensor, image: Tensor) -> str:
+    return f"{psnr(original, image):.1f} dB"
+
+
+def _font(size: int) -> _Font:
+    try:
+        return ImageFont.load_default(size)
+    except (TypeError, ImportError, OSError):  # Pillow before 10.1, or built without FreeType: a bitmap font
+        return ImageFont.load_default()

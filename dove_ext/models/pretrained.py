@@ -1,0 +1,237 @@
+"""Model folders: config.json, model.safetensors and README.md; found by name, path or hub id."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TypeVar, cast, overload
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from dove_ext.atomic import atomic_write, make_writable_folder
+from dove_ext.config import PRESETS, DoveConfig, VQGANConfig
+from dove_ext.errors import CheckpointError
+from dove_ext.models.dove import DoveModel
+from dove_ext.models.vqgan import VQGAN
+from dove_ext.ops.backend import KERNEL_DTYPES
+
+Model = TypeVar("Model", DoveModel, VQGAN)
+
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+
+
+def shipped_folder(name: str) -> Path | None:
+    """The folder of a model whose weights come with the package, or None."""
+    folder = Path(str(files("dove_ext"))) / "weights" / name
+    return folder if name in PRESETS and (folder / WEIGHTS).is_file() else None
+
+
+def find_model(name_or_path: str | Path, revision: str | None = None) -> Path:
+    """The folder that holds a model: shipped by this name, an existing folder, or downloaded from the hub.
+
+    Raises:
+        CheckpointError: saying which of these was tried and what to do.
+    """
+    name = str(name_or_path)
+    if (folder := shipped_folder(name)) is not None:
+        return folder
+    path = Path(name_or_path)
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise CheckpointError(f"{name} is a file; give the model's folder, with {CONFIG} and {WEIGHTS} in it")
+    if name in PRESETS:
+        raise CheckpointError(
+            f"no weights of {name!r} come with the package; build it with random weights by "
+            f"DoveModel({name!r}), or make it with `dove convert` and give its folder"
+        )
+    shipped = ", ".join(n for n in PRESETS if shipped_folder(n))
+    if name.count("/") != 1 or name.startswith(("/", ".", "~")):
+        raise CheckpointError(
+            f"there is no model at {name!r}; give a shipped name ({shipped or 'none ship here'}), a folder, "
+            "or a hub id like owner/name"
+        )
+    return _download(name, revision)
+
+
+def _download(repository: str, revision: str | None) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    except ImportError as error:
+        raise CheckpointError(
+            f"there is no folder {repository!r}, and to look on the hub huggingface_hub is needed: "
+            "pip install 'dove-ext[hub]'"
+        ) from error
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=[CONFIG, WEIGHTS, CARD]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(
+            f"there is no folder {repository!r}, and the hub did not give it: {reason}"
+        ) from error
+
+
+@overload
+def load_config(folder: Path, kind: type[DoveConfig] = ...) -> DoveConfig: ...
+@overload
+def load_config(folder: Path, kind: type[VQGANConfig]) -> VQGANConfig: ...
+def load_config(
+    folder: Path, kind: type[DoveConfig] | type[VQGANConfig] = DoveConfig
+) -> DoveConfig | VQGANConfig:
+    """Read a model folder's config.json, which must describe a model of this kind.
+
+    Raises:
+        CheckpointError: if it is missing, damaged or of another kind.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise CheckpointError(f"{folder} holds no {CONFIG}; it is not a dove model's folder")
+    try:
+        return kind.from_json(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} is not text; the model folder is damaged") from error
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file.
+
+    Raises:
+        CheckpointError: if it is missing, truncated or not safetensors.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing; the model folder is incomplete")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); download or save the model again") from error
+
+
+def load_pretrained(
+    kind: type[Model],
+    name_or_path: str | Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    revision: str | None = None,
+) -> Model:
+    """See `DoveModel.from_pretrained` and `VQGAN.from_pretrained`; `kind` is one of these classes."""
+    _require_floating(dtype)
+    if device.type == "cpu" and dtype not in KERNEL_DTYPES["cpu"]:
+        raise ValueError(f"on the CPU dtype must be torch.float32 or torch.bfloat16, got {dtype}")
+    folder = find_model(name_or_path, revision)
+    config = load_config(folder, VQGANConfig if issubclass(kind, VQGAN) else DoveConfig)
+    build = cast(Callable[[Any], Model], kind)  # each kind takes the configuration just read for it
+    weights = read_weights(folder / WEIGHTS)
+    with torch.device("meta"):  # a config.json that asks for terabytes is refused before it gets them
+        fit_weights(build(config), weights, str(folder / WEIGHTS))
+    model = build(config)
+    model.load_state_dict(weights)
+    return model.to(device=device, dtype=dtype).eval()
+
+
+def _require_floating(dtype: torch.dtype) -> None:
+    if not dtype.is_floating_point:
+        raise ValueError(f"dtype must be a floating dtype such as torch.float32, got {dtype}")
+
+
+def fit_weights(model: DoveModel | VQGAN, weights: dict[str, Tensor], source: str) -> None:
+    """Check that a checkpoint holds exactly a model's tensors, each of its shape and finite.
+
+    Raises:
+        CheckpointError: naming the first tensor that is missing, foreign, misshapen or not finite.
+    """
+    expected = model.state_dict()
+    for name, tensor in expected.items():
+        if name not in weights:
+            raise CheckpointError(f"{source} lacks {name!r}; the file does not belong to this {CONFIG}")
+        if weights[name].shape != tensor.shape:
+            raise CheckpointError(
+                f"{source}: {name!r} is {list(weights[name].shape)}, {CONFIG} asks for {list(tensor.shape)}; "
+                "the two files do not belong together"
+            )
+        if weights[name].is_floating_point() != tensor.is_floating_point():
+            raise CheckpointError(
+                f"{source}: {name!r} is {weights[name].dtype}, expected the kind of {tensor.dtype}"
+            )
+        # In float32: torch cannot ask this of every 8-bit format.
+        if weights[name].is_floating_point() and not torch.isfinite(weights[name].float()).all():
+            raise CheckpointError(f"{source}: {name!r} holds NaN or infinity; the checkpoint is damaged")
+    foreign = sorted(set(weights) - set(expected))
+    if foreign:
+        raise CheckpointError(f"{source} holds {foreign[0]!r}, which this model has no place for")
+    if isinstance(model, VQGAN):
+        return
+    _check_indices("generator.witness", weights, model.config.vocab_size, source)
+    if model.shortcut is not None:
+        order = _check_indices("shortcut.order", weights, model.shortcut.coefficients, source)
+        if order.unique().numel() != order.numel():
+            raise CheckpointError(
+                f"{source}: 'shortcut.order' names a coefficient twice; the file is damaged"
+            )
+        if not weights["shortcut.scale"].float().all():
+            raise CheckpointError(f"{source}: 'shortcut.scale' holds a zero; the checkpoint is damaged")
+
+
+def _check_indices(name: str, weights: dict[str, Tensor], count: int, source: str) -> Tensor:
+    indices = weights[name]
+    if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < count:
+        raise CheckpointError(
+            f"{source}: {name!r} holds indices outside 0..{count - 1}; the checkpoint is damaged"
+        )
+    return indices
+
+
+def save_pretrained(
+    model: DoveModel | VQGAN, folder: Path, *, card: str | None, dtype: torch.dtype | None
+) -> None:
+    """See `DoveModel.save_pretrained`."""
+    if dtype is not None:
+        _require_floating(dtype)
+    make_writable_folder(folder)
+    weights = {
+        name: (tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor)
+        .cpu()
+        .contiguous()
+        for name, tensor in model.state_dict().items()
+    }
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise ValueError(f"{name!r} is not finite as {tensor.dtype}; save in a wider dtype")
+    with atomic_write(folder / WEIGHTS) as temporary:
+        # Not save_file: it replaces the file, and the new one is readable by its owner alone.
+        temporary.write_bytes(save(weights, metadata={"format": "pt"}))
+    with atomic_write(folder / CONFIG) as temporary:
+        temporary.write_text(model.config.to_json(), encoding="utf-8")
+    with atomic_write(folder / CARD) as temporary:
+        temporary.write_text(card if card is not None else default_card(model), encoding="utf-8")
+
+
+def default_card(model: DoveModel | VQGAN) -> str:
+    """A model card that says what the folder holds and nothing that was not measured."""
+    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    if isinstance(model, VQGAN):
+        name, kind, use = "VQGAN", "VQGAN", "codes = model(pixels)[1]"
+        holds = (
+            f"A VQGAN: {model.config.downsampling} x {model.config.downsampling} pixels to one of "
+            f"{model.config.codebook_size} codes"
+        )
+        module = "dove_ext.models.vqgan"
+    else:
+        c = model.config
+        name, kind, use, module = c.name, "DoveModel", 'tokens = model.encode(["photo.jpg"])', "dove_ext"
+        holds = (
+            f"A DOVE image tokenizer: {c.image_size} x {c.image_size} pixels to 1..{c.num_tokens} tokens of "
+            f"width {c.token_width}"
+        )
+    return (
+        f"---\nlibrary_name: dove_ext\ntags: [image-tokenizer, dove]\n---\n\n# {name}\n\n"
+        f"{holds}, {millions:.1f} M parameters.\n\n"
+        f"```python\nfrom {module} import {kind}\n\n"
+        f'model = {kind}.from_pretrained("this/folder")\n{use}\n```\n\n'
+        "No measurements were recorded with these weights.\n"
+    )

@@ -1,0 +1,146 @@
+"""`DoveTokens` on disk: a safetensors file, written atomically and untrusted when read.
+
+Both functions deal in plain fields, by the names that `DoveTokens` gives them.
+
+tokens      [T, D]    float32, float16, bfloat16 or float64
+cu_seqlens  [B + 1]   int32
+p_eos       [B, K]    float32, optional
+metadata    format "dove-tokens", version "1", num_slots K, and optionally model and names (a JSON list)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from dove_ext.atomic import atomic_write
+from dove_ext.config import MAX_SLOTS
+from dove_ext.errors import TokensError
+
+FORMAT = "dove-tokens"
+VERSION = "1"
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_RANKS = {"tokens": 2, "cu_seqlens": 1, "p_eos": 2}
+
+
+def save_fields(path: str | os.PathLike[str], fields: Mapping[str, Any]) -> None:
+    """Write the fields of a `DoveTokens` on the CPU, whole or not at all; an existing file is replaced.
+
+    Raises:
+        TokensError: if `load_fields` would refuse the file.
+        OutputError: if it cannot be written.
+    """
+    tensors = {name: fields[name] for name in _RANKS if fields[name] is not None}
+    model, names = fields["model"], fields["names"]
+    _check_values(tensors, "the batch to save")
+    for text in (*(names or ()), "" if model is None else model):
+        if not isinstance(text, str):
+            raise TokensError(f"the batch to save is not valid: model and names must be str, got {text!r}")
+    metadata = {"format": FORMAT, "version": VERSION, "num_slots": str(fields["num_slots"])}
+    if model is not None:
+        metadata["model"] = model
+    if names is not None:
+        metadata["names"] = json.dumps(names)
+    payload = save({name: t.detach().contiguous() for name, t in tensors.items()}, metadata)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(payload)
+
+
+def load_fields(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a file of `save_fields` and check each field by itself.
+
+    Shapes and dtypes are read from the header before any tensor; safetensors itself makes sure that they
+    account for every byte of the file, so a header cannot ask for more memory than the file has.
+
+    Returns:
+        dict: the fields of a `DoveTokens`, on the CPU; whether they fit together is for that to check.
+
+    Raises:
+        TokensError: if the file is missing, unreadable, damaged, not of this kind or of a newer version.
+    """
+    name = repr(str(path))
+    if not Path(path).is_file():
+        kind = "is not a file" if Path(path).exists() else "does not exist"
+        raise TokensError(f"{name} {kind}; give a file written by DoveTokens.save or `dove encode`")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _read(file, name)
+    except TokensError:
+        raise
+    except OSError as error:
+        raise TokensError(f"{name} cannot be read: {error.strerror or error}") from error
+    except SafetensorError as error:
+        raise TokensError(f"{name} is damaged, cut short or no safetensors file at all ({error})") from error
+
+
+def _read(file: Any, name: str) -> dict[str, Any]:
+    metadata = file.metadata() or {}
+    if metadata.get("format") != FORMAT:
+        held = ", ".join(sorted(map(repr, file.keys()))[:5]) or "nothing"
+        raise TokensError(f"{name} is a safetensors file, but not of DOVE tokens; it holds {held:.200}")
+    if metadata.get("version") != VERSION:
+        version = metadata.get("version")
+        raise TokensError(
+            f"{name} has version {version!r} of the format, known is {VERSION!r}; upgrade dove-ext"
+        )
+    keys = set(file.keys())
+    if not {"tokens", "cu_seqlens"} <= keys <= set(_RANKS):
+        wanted, held = "'tokens', 'cu_seqlens' and optionally 'p_eos'", ", ".join(map(repr, sorted(keys)))
+        raise TokensError(f"{name} must hold {wanted}, but it holds {held:.200}")
+    for key in keys:
+        shape = file.get_slice(key).get_shape()
+        if len(shape) != _RANKS[key]:
+            raise TokensError(
+                f"{name} is not valid: {key} must have {_RANKS[key]} dimensions, its shape is {shape}"
+            )
+    tensors = {key: file.get_tensor(key) for key in keys}
+    _check_values(tensors, name)
+    return {
+        **dict.fromkeys(_RANKS),
+        **tensors,
+        "num_slots": _slots(metadata.get("num_slots"), name),
+        "model": metadata.get("model"),
+        "names": _names(metadata.get("names"), name),
+    }
+
+
+def _check_values(tensors: dict[str, Tensor], name: str) -> None:
+    if tensors["tokens"].dtype not in _DTYPES:
+        raise TokensError(f"{name} is not valid: tokens of dtype {tensors['tokens'].dtype} are not supported")
+    if not tensors["tokens"].isfinite().all():
+        raise TokensError(
+            f"{name} is not valid: its tokens hold NaN or infinite values; encode the images again"
+        )
+    p_eos = tensors.get("p_eos")
+    if p_eos is not None and not ((p_eos >= 0) & (p_eos <= 1)).all():  # false for NaN, too
+        raise TokensError(f"{name} is not valid: its p_eos holds values that are not probabilities")
+
+
+def _slots(text: str | None, name: str) -> int:
+    if text is None or not (
+        text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= MAX_SLOTS and len(text) < 9
+    ):
+        raise TokensError(
+            f"{name} is not valid: num_slots must be between 1 and {MAX_SLOTS}, it says {text!r:.40}"
+        )
+    return int(text)
+
+
+def _names(text: str | None, name: str) -> tuple[str, ...] | None:
+    if text is None:
+        return None
+    try:
+        names = json.loads(text)
+    except (ValueError, RecursionError):
+        names = None
+    if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+        raise TokensError(f"{name} is not valid: its names are not a JSON list of strings")
+    return tuple(names)

@@ -1,0 +1,67 @@
+"""Files of DoveTokens: what is saved is what is loaded, and what could not be loaded is not saved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dove_ext.errors import TokensError
+from dove_ext.tokens import DoveTokens
+from tests.tokens.test_container import SLOTS, assert_holds, cu, make
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_file_round_trip(dtype: torch.dtype, tmp_path: Path) -> None:
+    parts, tokens = make([3, 1, 5], names=("ä/b.jpg", "\udcff", "c"))
+    path = tmp_path / "tokens.safetensors"
+    tokens.to(dtype).save(path)
+    loaded = DoveTokens.load(path)
+    assert_holds(loaded, [p.to(dtype) for p in parts])
+    assert (loaded.num_slots, loaded.model, loaded.names) == (SLOTS, "m", tokens.names)
+    assert loaded.p_eos is not None and tokens.p_eos is not None and torch.equal(loaded.p_eos, tokens.p_eos)
+
+
+def test_file_of_a_slice_holds_only_the_slice(tmp_path: Path) -> None:
+    parts, tokens = make([3, 1, 5], p_eos=None, names=None, model=None)
+    tokens[1:2].save(tmp_path / "t.safetensors")
+    loaded = DoveTokens.load(tmp_path / "t.safetensors")
+    assert_holds(loaded, parts[1:2])
+    assert (loaded.p_eos, loaded.model, loaded.names) == (None, None, None)
+
+
+def test_file_of_strided_tokens(tmp_path: Path) -> None:
+    strided = torch.arange(12.0).view(3, 4).T
+    DoveTokens.from_padded(strided[None], [4]).save(tmp_path / "t.safetensors")
+    DoveTokens(strided, cu(0, 4), 4).save(tmp_path / "u.safetensors")
+    for name in ("t", "u"):
+        assert torch.equal(DoveTokens.load(tmp_path / f"{name}.safetensors").tokens, strided)
+
+
+def test_existing_file_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "t.safetensors"
+    make([3])[1].save(path)
+    make([1, 2])[1].save(path)
+    assert len(DoveTokens.load(path)) == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["t.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"tokens": torch.full((4, 3), float("nan"))}, "its tokens hold NaN or infinite values"),
+        ({"tokens": torch.full((4, 3), float("inf"))}, "its tokens hold NaN or infinite values"),
+        ({"tokens": torch.ones(4, 3).to(torch.float8_e4m3fn)}, "tokens of dtype torch.float8_e4m3fn are not"),
+        ({"p_eos": torch.full((2, SLOTS), 1.5)}, "its p_eos holds values that are not probabilities"),
+        ({"names": ("a", 7)}, "model and names must be str, got 7"),
+        ({"names": (Path("a"), "b")}, "model and names must be str, got .*Path"),
+        ({"model": 0}, "model and names must be str, got 0"),
+    ],
+)
+def test_what_could_not_be_loaded_is_not_saved(fields: dict[str, Any], words: str, tmp_path: Path) -> None:
+    good: dict[str, Any] = {"tokens": torch.ones(4, 3), "cu_seqlens": cu(0, 3, 4), "num_slots": SLOTS}
+    with pytest.raises(TokensError, match=f"the batch to save is not valid: {words}"):
+        DoveTokens(**good | fields).save(tmp_path / "t.safetensors")
+    assert not list(tmp_path.iterdir())
