@@ -62,10 +62,9 @@ def dove_work(system: System) -> dict[str, Callable[[], Any]]:
     counts = [system.tokens] if system.tokens else build.OWN_LENGTHS
 
     def generate(latents: Any) -> None:
-        base = model.base_tokens(latents)
+        condition = model.condition_on(latents)
         for n in counts:
-            hidden = model.generator(latents, None, n, None if base is None else base[:, :n])
-            model.generator.first_stop(hidden, None)
+            model.generator.first_stop(model.generator(condition, n))
 
     return {
         "VQGAN encoder": lambda: model.vqgan.encode(pixels),

@@ -25,8 +25,7 @@ class FixedEncode(nn.Module):
         self.model, self.count = model, count
 
     def forward(self, pixels: Tensor) -> Tensor:
-        generator = self.model.generator
-        return generator.tokens(generator(self.model.vqgan.encode(pixels), None, self.count))
+        return self.model.generate(self.model.condition(pixels), self.count).tokens
 
 
 def session(model: DoveModel, pixels: Tensor, count: int) -> Callable[[], Any]:

@@ -30,7 +30,7 @@ def fit_eos(model: DoveModel, latents: Tensor, stops: Sequence[int]) -> None:
         stops: one position an image, 1..K; K: no stop.
     """
     head, slots = model.generator.embed_out.weight, model.config.num_tokens
-    hidden = model.generator(latents.to(model.dtype)).float()  # [B, K, hidden]
+    hidden = model.generator(model.condition_on(latents.to(model.dtype))).float()  # [B, K, hidden]
     others = torch.stack([(image @ head.float().T).amax(-1) for image in hidden])  # [B, K]
     position = torch.arange(slots, device=hidden.device)
     stop = torch.tensor(stops, device=hidden.device)[:, None]

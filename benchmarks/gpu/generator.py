@@ -61,10 +61,10 @@ def main(arguments: list[str] | None = None) -> int:
     weight_bytes = 2 * sum(p.numel() for p in model.generator.parameters())
 
     def ours(latents: Tensor) -> Tensor:
-        return model.generator.first_stop(model.generator(latents), None)
+        return model.generator.first_stop(model.generator(model.condition_on(latents)))
 
     def whole_head(latents: Tensor) -> Tensor:
-        return model.generator.p_eos(model.generator(latents))
+        return model.generator.p_eos(model.generator(model.condition_on(latents)))
 
     with torch.no_grad():
         try:
@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
         def eager(latents: Tensor) -> Tensor:
             if peer is None:
                 raise ImportError("transformers is not installed")
-            x = model.generator.sequence(latents)
+            x = model.generator.sequence(model.condition_on(latents))
             times = model.generator.times.to(x.dtype).expand(x.shape[0], -1, -1)
             hidden = peer.gpt_neox(inputs_embeds=torch.cat([x, times], 1)).last_hidden_state
             return peer.embed_out(hidden[:, -config.num_tokens :]).argmax(-1)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dove_ext.checkpoints.names import CODEBOOK, STACKS, Source, from_pythia, from_vqgan
 from dove_ext.checkpoints.read import read_foreign
-from dove_ext.config import preset
+from dove_ext.config import DoveConfig, preset
 from dove_ext.errors import CheckpointError, OutputError
 from dove_ext.models.dove import DoveModel
 from dove_ext.models.pretrained import CONFIG, WEIGHTS, find_model, fit_weights, load_config, read_weights
@@ -73,7 +73,7 @@ def convert(
     if vqgan is None and pythia is None:
         raise ValueError("give a VQGAN file, a Pythia file, or both")
     folder = None if base is None else find_model(base)
-    config = preset(preset_name) if folder is None else load_config(folder)
+    config = preset(preset_name) if folder is None else load_config(folder, DoveConfig)
     config = config if name is None else dataclasses.replace(config, name=name)
     parts: list[tuple[Source, dict[str, Tensor]]] = []
     if vqgan is not None:
@@ -126,7 +126,7 @@ def check_output(output: str | Path) -> None:
     if not folder.is_dir() or not any(folder.iterdir()):
         return  # `save_pretrained` makes it, or says why it cannot
     try:
-        load_config(folder)
+        load_config(folder, DoveConfig)
     except CheckpointError as error:
         raise OutputError(
             f"{str(output)!r} holds other files than a dove model's; choose a new or empty folder"

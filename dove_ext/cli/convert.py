@@ -68,11 +68,11 @@ def _show_unknown(error: UnknownLayoutError, args: Namespace) -> int:
     import torch
 
     from dove_ext.checkpoints.read import matches_by_shape, summarize
-    from dove_ext.config import preset
+    from dove_ext.config import DoveConfig, preset
     from dove_ext.models.dove import DoveModel
     from dove_ext.models.pretrained import find_model, load_config
 
-    config = preset(args.preset) if args.base is None else load_config(find_model(args.base))
+    config = preset(args.preset) if args.base is None else load_config(find_model(args.base), DoveConfig)
     with torch.device("meta"):  # shapes without memory
         ours = DoveModel(config).state_dict()
     matches = matches_by_shape(error.weights, ours)

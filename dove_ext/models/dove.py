@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Literal
+import operator
+from functools import partial
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dove_ext import ops
 from dove_ext.config import DoveConfig, preset
+from dove_ext.errors import CheckpointError, TokensError
 from dove_ext.images import prepare_images
-from dove_ext.models.generator import Generator, TokenDecoder
-from dove_ext.models.graphs import EncodeGraphs
+from dove_ext.models.generator import Condition, Generator, TokenDecoder
+from dove_ext.models.graphs import Encode, EncodeGraphs
 from dove_ext.models.precision import full_precision
+from dove_ext.models.pretrained import Pretrained, require_indices
 from dove_ext.models.shortcut import FrequencyShortcut
 from dove_ext.models.vqgan import VQGAN
 from dove_ext.tokens import DoveTokens
-from dove_ext.tokens.lengths import lengths_for_budget, require_length_controls
+from dove_ext.tokens.lengths import LengthRule, lengths_for_budget
 
 
-class DoveModel(nn.Module):
+class Generated(NamedTuple):
+    """What the generator makes of B images.
+
+    Attributes:
+        tokens: d_1..d_n [B, n, D], not cut at any length.
+        hidden: hidden states [B, n, hidden] of the time positions, which the stop head reads.
+        condition: what they were made from.
+    """
+
+    tokens: Tensor
+    hidden: Tensor
+    condition: Condition
+
+
+class DoveModel(Pretrained):
     """VQGAN encoder, token generator, token decoder, VQGAN decoder.
 
     Example:
@@ -28,6 +45,9 @@ class DoveModel(nn.Module):
         >>> tokens = model.encode(["photo.jpg"])
         >>> images = model.decode(tokens)
     """
+
+    config_class: ClassVar[type[DoveConfig]] = DoveConfig
+    config: DoveConfig
 
     def __init__(self, config: DoveConfig | str) -> None:
         """Build with random weights.
@@ -51,21 +71,34 @@ class DoveModel(nn.Module):
 
     # --- The paper's steps, differentiable, on tensors ------------------------------------------------
 
-    def generate(self, pixels: Tensor, query: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """All K tokens of each image in one pass (Eq. 1).
+    def condition(self, pixels: Tensor, query: Tensor | None = None) -> Condition:
+        """What the tokens of these images are made from.
 
         Args:
             pixels: [B, 3, S, S] in [-1, 1].
-            query: embeddings [B, Q, hidden] or ids [B, Q] between H_v and the time positions (Q-DOVE).
-
-        Returns:
-            (Tensor, Tensor): tokens d_1..d_K [B, K, D], and the hidden states [B, K, hidden] that
-            `generator.p_eos` reads.
+            query: embeddings [B, Q, hidden] or ids int64 [B, Q], between H_v and the time positions (Q-DOVE).
         """
-        latents = self.vqgan.encode(pixels)
-        base = self.base_tokens(latents)
-        hidden = self.generator(latents, query, base=base)
-        return self.generator.tokens(hidden, base, sample=self.training), hidden
+        return self.condition_on(self.vqgan.encode(pixels), query)
+
+    def condition_on(self, latents: Tensor, query: Tensor | None = None) -> Condition:
+        """`condition` of pictures whose latents H_v [B, P, latent_channels] are already there."""
+        base = None if self.shortcut is None else full_precision(self.shortcut.tokens, latents)
+        return Condition(latents, base, query)
+
+    def generate(
+        self, condition: Condition, count: int | None = None, *, sample: bool | None = None
+    ) -> Generated:
+        """The first tokens of each image in one pass (Eq. 1); `generator.lengths(hidden)` are their lengths.
+
+        Args:
+            condition: of this model's `condition`.
+            count: so many tokens, 1..K; None: all K.
+            sample: draw the Gaussian variant's tokens instead of taking their means; None: in training.
+        """
+        hidden = self.generator(condition, count)
+        sample = self.training if sample is None else sample
+        tokens = self.generator.tokens(hidden, condition, sample=sample)
+        return Generated(tokens, hidden, condition)
 
     def render(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Pixels [B, 3, S, S], nominally in [-1, 1], from the first `lengths` of tokens [B, K, D].
@@ -90,14 +123,10 @@ class DoveModel(nn.Module):
         Returns:
             (Tensor, Tensor): pixels [B, 3, S, S] and the lengths int32 [B].
         """
-        tokens, hidden = self.generate(pixels)
+        generated = self.generate(self.condition(pixels))
         if lengths is None:
-            lengths = self.generator.first_stop(hidden.detach(), None).clamp_min(1)
-        return self.render(tokens, lengths), lengths
-
-    def base_tokens(self, latents: Tensor) -> Tensor | None:
-        """What the linear shortcut makes of latents [B, P, C]: tokens [B, K, D]; None without a shortcut."""
-        return None if self.shortcut is None else full_precision(self.shortcut.tokens, latents)
+            lengths = self.generator.lengths(generated.hidden.detach())
+        return self.render(generated.tokens, lengths), lengths
 
     # --- What a user calls ----------------------------------------------------------------------------
 
@@ -161,7 +190,8 @@ class DoveModel(nn.Module):
                 asked for where there is no CUDA.
             ImageError: if an input is not an image or not in range.
         """
-        require_length_controls(self.config.num_tokens, num_tokens, max_tokens, eos_threshold, token_budget)
+        rule = LengthRule(num_tokens, max_tokens, eos_threshold, token_budget)
+        batch_size, block_size = operator.index(batch_size), operator.index(block_size)
         if batch_size < 1 or block_size < 1:
             raise ValueError(
                 f"batch_size and block_size must be at least 1, got {batch_size} and {block_size}"
@@ -173,36 +203,26 @@ class DoveModel(nn.Module):
             )
         pixels = prepare_images(images, self.config.image_size, fit=fit)
         count = pixels.shape[0]
+        rule.check(self.config.num_tokens, count)
         if query is not None and query.shape[0] != count:
             raise ValueError(f"query has {query.shape[0]} rows for {count} images; give one row an image")
-        if token_budget is not None and type(token_budget) is not int:
-            raise ValueError(f"token_budget must be a whole number, got {token_budget!r}")
-        if token_budget is not None and not count <= token_budget <= count * self.config.num_tokens:
-            raise ValueError(
-                f"token_budget must be between 1 and {self.config.num_tokens} tokens an image "
-                f"({count}..{count * self.config.num_tokens} for {count} images), got {token_budget}"
-            )
-        whole_curve = return_p_eos or token_budget is not None
-        limit = num_tokens or max_tokens or self.config.num_tokens
+        whole_curve = return_p_eos or rule.token_budget is not None
+        if cuda_graph or whole_curve or rule.num_tokens is not None:
+            encode: Encode = partial(self.encode_at_once, rule=rule, whole_curve=whole_curve)
+        else:
+            encode = partial(self._encode_blocks, rule=rule, block_size=block_size)
+        if cuda_graph:
+            kind = rule, whole_curve
+            encode = partial(self._graphs.run, self, encode, batch_size=batch_size, kind=kind)
         parts = []
         for start in range(0, count, batch_size):
             chunk = pixels[start : start + batch_size].to(self.device, self.dtype)
             chunk_query = None if query is None else query[start : start + batch_size].to(self.device)
-            if cuda_graph:
-                lengths_from = num_tokens, limit, eos_threshold, whole_curve
-                parts.append(self._graphs.run(self, chunk, chunk_query, batch_size, lengths_from))
-            elif whole_curve or num_tokens is not None:
-                parts.append(
-                    self.encode_at_once(chunk, chunk_query, num_tokens, limit, eos_threshold, whole_curve)
-                )
-            else:
-                parts.append(
-                    (*self._encode_blocks(chunk, chunk_query, limit, eos_threshold, block_size), None)
-                )
+            parts.append(encode(chunk, chunk_query))
         lengths = torch.cat([part[1] for part in parts])
         p_eos = torch.cat([part[2] for part in parts if part[2] is not None]) if whole_curve else None
-        if token_budget is not None and p_eos is not None:
-            lengths = lengths_for_budget(p_eos, token_budget)
+        if rule.token_budget is not None and p_eos is not None:
+            lengths = lengths_for_budget(p_eos, rule.token_budget)
         packed, start = [], 0
         for tokens, part_lengths, _ in parts:
             part_lengths = lengths[start : start + part_lengths.shape[0]]
@@ -221,9 +241,8 @@ class DoveModel(nn.Module):
         self,
         pixels: Tensor,
         query: Tensor | None = None,
-        num_tokens: int | None = None,
-        limit: int | None = None,
-        threshold: float | None = None,
+        *,
+        rule: LengthRule = LengthRule(),  # noqa: B008 (immutable)
         whole_curve: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """All positions in one pass, padded; nothing waits for the device, so a CUDA graph can hold it.
@@ -231,40 +250,36 @@ class DoveModel(nn.Module):
         Args:
             pixels: [B, 3, S, S] in [-1, 1], in the model's dtype and on its device.
             query: as for `encode`, on the model's device.
-            num_tokens: as for `encode`.
-            limit: stop here at the latest (None: K).
-            threshold: `eos_threshold` of `encode`.
+            rule: how lengths are chosen; a budget is left to the caller, who sees all images.
             whole_curve: also compute p_eos at all K positions.
 
         Returns:
             (Tensor, Tensor, Tensor | None): tokens [B, n, D], not cut at the lengths; lengths int32 [B],
             1..n; and p_eos float32 [B, K] if it is wanted.
         """
-        limit = self.config.num_tokens if limit is None else limit
-        latents = self.vqgan.encode(pixels)
-        base = self.base_tokens(latents)
-        count = self.config.num_tokens if whole_curve else limit if num_tokens is None else num_tokens
-        hidden = self.generator(latents, query, count, base)
+        most = rule.most(self.config.num_tokens)
+        tokens, hidden, _ = self.generate(
+            self.condition(pixels, query), None if whole_curve else most, sample=False
+        )
         p_eos = self.generator.p_eos(hidden) if whole_curve else None
-        if num_tokens is None:
-            lengths = self.generator.first_stop(hidden[:, :limit], threshold).clamp_min(1)
+        if rule.num_tokens is None:
+            lengths = self.generator.lengths(hidden[:, :most], rule.eos_threshold)
         else:
-            lengths = torch.full((pixels.shape[0],), num_tokens, dtype=torch.int32, device=pixels.device)
-        return self._tokens_of(base, hidden), lengths, p_eos
+            lengths = torch.full((pixels.shape[0],), most, dtype=torch.int32, device=pixels.device)
+        return tokens, lengths, p_eos
 
     def _encode_blocks(
-        self, pixels: Tensor, query: Tensor | None, limit: int, threshold: float | None, block_size: int
-    ) -> tuple[Tensor, Tensor]:
+        self, pixels: Tensor, query: Tensor | None, *, rule: LengthRule, block_size: int
+    ) -> tuple[Tensor, Tensor, None]:
         """Padded tokens [B, n, D] of the n positions that ran until all images had ended, and lengths."""
-        latents = self.vqgan.encode(pixels)
-        base = self.base_tokens(latents)
+        condition = self.condition(pixels, query)
         hidden, lengths = self.generator.run_until_stop(
-            latents, base, query=query, limit=limit, threshold=threshold, block=block_size
+            condition,
+            limit=rule.most(self.config.num_tokens),
+            threshold=rule.eos_threshold,
+            block=block_size,
         )
-        return self._tokens_of(base, hidden), lengths
-
-    def _tokens_of(self, base: Tensor | None, hidden: Tensor) -> Tensor:
-        return self.generator.tokens(hidden, None if base is None else base[:, : hidden.shape[1]])
+        return self.generator.tokens(hidden, condition), lengths, None
 
     @torch.no_grad()
     def decode(self, tokens: DoveTokens, *, batch_size: int = 32) -> Tensor:
@@ -278,7 +293,8 @@ class DoveModel(nn.Module):
             Tensor: float32 [B, 3, S, S] in [0, 1], on the model's device.
 
         Raises:
-            TokensError: if the tokens' width or slots are not this model's.
+            TokensError: if the tokens' width or slots are not this model's, or an image decodes to NaN
+                (looked for on the CPU only: a GPU would have to be waited for).
             ValueError: if batch_size is below 1.
         """
         if not isinstance(tokens, DoveTokens):
@@ -290,15 +306,33 @@ class DoveModel(nn.Module):
         for start in range(0, len(tokens), batch_size):
             part = tokens[start : start + batch_size].to(self.device, self.dtype)
             padded = ops.unpack(part.tokens, part.cu_seqlens, self.config.num_tokens)
-            images.append(self.render(padded, part.lengths).float().add(1).div(2).clamp(0, 1).contiguous())
+            image = self.render(padded, part.lengths).float().add(1).div(2).clamp(0, 1).contiguous()
+            if image.device.type == "cpu" and (lost := image.isnan().flatten(1).any(1).nonzero()).numel():
+                raise TokensError(
+                    f"image {start + int(lost[0])} decodes to NaN: its tokens are too large or not finite; "
+                    "decode tokens as encode returns them"
+                )
+            images.append(image)
         if not images:
             return torch.empty(0, 3, self.config.image_size, self.config.image_size, device=self.device)
         return torch.cat(images)
 
-    def reconstruct(self, images: Any, **lengths: Any) -> tuple[Tensor, DoveTokens]:
-        """`decode(encode(images, **lengths))`, and the tokens: ([B, 3, S, S] in [0, 1], DoveTokens)."""
-        tokens = self.encode(images, **lengths)
-        return self.decode(tokens), tokens
+    def reconstruct(self, images: Any, *, batch_size: int = 32, **options: Any) -> tuple[Tensor, DoveTokens]:
+        """`decode(encode(images, **options))`, and the tokens.
+
+        Args:
+            images: as for `encode`.
+            batch_size: images that run at once.
+            **options: of `encode`.
+
+        Returns:
+            (Tensor, DoveTokens): float32 [B, 3, S, S] in [0, 1] on the model's device, and the tokens.
+
+        Raises:
+            As `encode`.
+        """
+        tokens = self.encode(images, batch_size=batch_size, **options)
+        return self.decode(tokens, batch_size=batch_size), tokens
 
     @torch.no_grad()
     def features(
@@ -343,45 +377,26 @@ class DoveModel(nn.Module):
 
     # --- Files ----------------------------------------------------------------------------------------
 
-    @classmethod
-    def from_pretrained(
-        cls,
-        name_or_path: str | Path = "dove-tiny",
-        *,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
-        revision: str | None = None,
-    ) -> DoveModel:
-        """Load a model that ships with the package, from a folder, or from the Hugging Face hub.
+    def check_weights(self, weights: dict[str, Tensor], source: str) -> None:
+        """See `Pretrained.check_weights`."""
+        require_indices("generator.witness", weights, self.config.vocab_size, source)
+        if self.shortcut is None:
+            return
+        order = require_indices("shortcut.order", weights, self.shortcut.coefficients, source)
+        if order.unique().numel() != order.numel():
+            raise CheckpointError(
+                f"{source}: 'shortcut.order' names a coefficient twice; the file is damaged"
+            )
+        if not weights["shortcut.scale"].float().all():
+            raise CheckpointError(f"{source}: 'shortcut.scale' holds a zero; the checkpoint is damaged")
 
-        Args:
-            name_or_path: a shipped name ("dove-tiny"), a folder with config.json and model.safetensors, or
-                a hub id ("owner/name"; needs the `hub` extra).
-            device: where to put it.
-            dtype: of the weights; float32 or bfloat16 for the compiled CPU kernels.
-            revision: branch, tag or commit on the hub.
-
-        Raises:
-            CheckpointError: if nothing is found there, or files are damaged or do not fit together.
-        """
-        from dove_ext.models.pretrained import load_pretrained
-
-        return load_pretrained(cls, name_or_path, device=torch.device(device), dtype=dtype, revision=revision)
-
-    def save_pretrained(
-        self, folder: str | Path, *, card: str | None = None, dtype: torch.dtype | None = None
-    ) -> None:
-        """Write config.json, model.safetensors and README.md, each complete or not at all.
-
-        Args:
-            folder: made if it is missing.
-            card: text of README.md; a short one is written if None.
-            dtype: floating dtype of the saved weights (None: as they are).
-
-        Raises:
-            ValueError: if `dtype` is no floating dtype or does not hold the weights.
-            OutputError: if a file cannot be written.
-        """
-        from dove_ext.models.pretrained import save_pretrained
-
-        save_pretrained(self, Path(folder), card=card, dtype=dtype)
+    def card(self) -> str:
+        """See `Pretrained.card`."""
+        c = self.config
+        return self.make_card(
+            c.name,
+            f"A DOVE image tokenizer: {c.image_size} x {c.image_size} pixels to 1..{c.num_tokens} tokens of "
+            f"width {c.token_width}",
+            module="dove_ext",
+            use='tokens = model.encode(["photo.jpg"])',
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,20 @@ def time_encodings(count: int, width: int) -> Tensor:
     frequency = 10000.0 ** -(torch.arange(0, width, 2, dtype=torch.float32) / width)
     angle = torch.arange(count, dtype=torch.float32)[:, None] * frequency
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)
+
+
+class Condition(NamedTuple):
+    """What the tokens of B images are made from (`DoveModel.condition`); nothing of it goes anywhere alone.
+
+    Attributes:
+        latents: H_v [B, P, latent_channels], the VQGAN encoder's grid, row by row.
+        base: with the linear shortcut its tokens [B, K, D], else None.
+        query: embeddings [B, Q, hidden] or ids int64 [B, Q] of a text query (Q-DOVE), or None.
+    """
+
+    latents: Tensor
+    base: Tensor | None
+    query: Tensor | None
 
 
 class StopCheck:
@@ -76,14 +91,16 @@ class Generator(nn.Module):
         """Positions at the front that every position sees (Stack.forward)."""
         return 0 if self.config.prefix_attention == "causal" else self.config.num_tokens
 
-    def sequence(self, latents: Tensor, query: Tensor | None = None) -> Tensor:
+    def sequence(self, condition: Condition) -> Tensor:
         """[H_v ; query]: what the time positions follow, [B, P + Q, hidden].
 
-        Args:
-            latents: H_v, [B, P, latent_channels].
-            query: embedded query [B, Q, hidden], or token ids [B, Q] int64 if the model embeds them.
+        Raises:
+            ValueError: if the query comes as ids and the model embeds none, or the shortcut's tokens are
+                missing or too many.
         """
-        x = self.from_latent(latents)
+        if (condition.base is None) != (self.from_token is None):
+            raise ValueError("the condition is another model's; make it with this model's `condition`")
+        x, query = self.from_latent(condition.latents), condition.query
         if query is None:
             return x
         if not query.is_floating_point():
@@ -94,34 +111,28 @@ class Generator(nn.Module):
             query = self.embed_in(query)
         return torch.cat([x, query.to(x.dtype)], dim=1)
 
-    def positions(self, start: int, end: int, like: Tensor, base: Tensor | None) -> Tensor:
+    def positions(self, start: int, end: int, like: Tensor, condition: Condition) -> Tensor:
         """What stands at the time positions start..end-1: t_i, and with the shortcut its token beside it.
 
         Args:
             start: first position, from 0.
             end: behind the last.
             like: [B, N, hidden], whose batch size, dtype and device are used.
-            base: the shortcut's tokens [B, K, D], or None.
+            condition: of the same B images.
 
         Returns:
             Tensor: [B, end - start, hidden].
         """
         times = self.times[start:end].to(like.dtype).expand(like.shape[0], -1, -1)
-        if self.from_token is None or base is None:
+        if self.from_token is None or condition.base is None:  # both or none, see `sequence`
             return times
-        return times + self.from_token(base[:, start:end])
+        return times + self.from_token(condition.base[:, start:end])
 
-    def forward(
-        self,
-        latents: Tensor,
-        query: Tensor | None = None,
-        count: int | None = None,
-        base: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, condition: Condition, count: int | None = None) -> Tensor:
         """Last hidden states at the first `count` (default K) time positions, [B, count, hidden]."""
-        x = self.sequence(latents, query)
+        x = self.sequence(condition)
         count = self.config.num_tokens if count is None else count
-        x = torch.cat([x, self.positions(0, count, x, base)], dim=1)
+        x = torch.cat([x, self.positions(0, count, x, condition)], dim=1)
         return self.stack(x, prefix=self.prefix, last=count)
 
     def image_states(self, latents: Tensor, layers: int) -> Tensor:
@@ -135,17 +146,19 @@ class Generator(nn.Module):
         """
         return self.stack.states(self.from_latent(latents), layers, prefix=self.prefix)
 
-    def _changed(self, hidden: Tensor, base: Tensor | None) -> Tensor:
-        return hidden if self.to_token is None or base is None else base + self.to_token(hidden)
+    def _changed(self, hidden: Tensor, condition: Condition) -> Tensor:
+        if self.to_token is None or condition.base is None:
+            return hidden
+        return condition.base[:, : hidden.shape[1]] + self.to_token(hidden)
 
-    def tokens(self, hidden: Tensor, base: Tensor | None = None, *, sample: bool = False) -> Tensor:
+    def tokens(self, hidden: Tensor, condition: Condition, *, sample: bool = False) -> Tensor:
         """d_1..d_n from the hidden states [B, n, hidden] of the first n time positions: [B, n, D].
 
-        The hidden state is the token; with the linear shortcut it is `base` (the shortcut's tokens) plus a
-        learned change. With `sample` (in training) the Gaussian variant draws its token, otherwise the token
-        is the mean (appendix D).
+        The hidden state is the token; with the linear shortcut it is the shortcut's token plus a learned
+        change. With `sample` (in training) the Gaussian variant draws its token, otherwise the token is the
+        mean (appendix D).
         """
-        d = self._changed(hidden, base)
+        d = self._changed(hidden, condition)
         if self.mean is None or self.log_variance is None:
             return d
         mean = self.mean(d)
@@ -153,19 +166,19 @@ class Generator(nn.Module):
             return mean
         return mean + torch.randn_like(mean) * (0.5 * self.log_variance(d)).exp()
 
-    def divergence(self, hidden: Tensor, base: Tensor | None = None) -> Tensor:
+    def divergence(self, hidden: Tensor, condition: Condition) -> Tensor:
         """KL(N(mean, variance) || N(0, 1)) of each token of the Gaussian variant (appendix D): [B, n].
 
         Args:
             hidden: as for `tokens`.
-            base: as for `tokens`.
+            condition: as for `tokens`.
 
         Raises:
             ValueError: if the model has no Gaussian tokens.
         """
         if self.mean is None or self.log_variance is None:
             raise ValueError("this model's tokens have no distribution (gaussian is False)")
-        d = self._changed(hidden, base)
+        d = self._changed(hidden, condition)
         mean, log_variance = self.mean(d).float(), self.log_variance(d).float()
         return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(-1)
 
@@ -176,7 +189,7 @@ class Generator(nn.Module):
             hidden.to(head.weight.dtype), head.weight, head.bias, eos_id=self.config.eos_id
         ).float()
 
-    def first_stop(self, hidden: Tensor, threshold: float | None) -> Tensor:
+    def first_stop(self, hidden: Tensor, threshold: float | None = None) -> Tensor:
         """First position (0-based) that ends the sequence, or n if none does: int32 [B].
 
         Args:
@@ -196,38 +209,41 @@ class Generator(nn.Module):
         count = torch.full_like(stops[:, 0], stops.shape[1], dtype=torch.int32)
         return torch.where(stops.any(1), stops.int().argmax(1).int(), count)
 
+    def lengths(self, hidden: Tensor, threshold: float | None = None) -> Tensor:
+        """Tokens that are kept: those before the first position that ends the sequence, at least one.
+
+        Args:
+            hidden: [B, n, hidden].
+            threshold: as for `first_stop`.
+
+        Returns:
+            Tensor: int32 [B], 1..n.
+        """
+        return self.first_stop(hidden, threshold).clamp_min(1)
+
     def run_until_stop(
-        self,
-        latents: Tensor,
-        base: Tensor | None,
-        *,
-        query: Tensor | None,
-        limit: int,
-        threshold: float | None,
-        block: int,
+        self, condition: Condition, *, limit: int, threshold: float | None, block: int
     ) -> tuple[Tensor, Tensor]:
         """Run time positions block by block until every image has ended.
 
         Args:
-            latents: H_v, [B, P, latent_channels].
-            base: as for `positions`.
-            query: as for `sequence`.
+            condition: of B images.
             limit: at most this many positions.
             threshold: as for `first_stop`.
             block: positions a block; any value gives the same tokens.
 
         Returns:
             (Tensor, Tensor): hidden states [B, n, hidden] of the n <= limit positions that ran, and each
-            image's length int32 [B], 1..limit.
+            image's length int32 [B], 1..limit, as `lengths` gives it.
         """
-        x = self.sequence(latents, query)
+        x = self.sequence(condition)
         cache = KeyValueCache(self.config.generator, x.shape[0], x.shape[1] + limit, x)
         # first_stop reports the index behind a block's last position when the block holds no stop.
         lengths = torch.full((x.shape[0],), limit, dtype=torch.int32, device=x.device)
         hidden: list[Tensor] = []
         check = StopCheck()
         for start in range(0, limit, block):
-            times = self.positions(start, min(start + block, limit), x, base)
+            times = self.positions(start, min(start + block, limit), x, condition)
             count = times.shape[1]
             inputs = times if start else torch.cat([x, times], dim=1)
             hidden.append(self.stack(inputs, prefix=self.prefix, cache=cache, last=count))
@@ -236,7 +252,6 @@ class Generator(nn.Module):
             lengths = torch.where(ended, stop + start, lengths)
             if check.all_ended((lengths < limit).all()):
                 break
-        # Position m of EOS and all behind it become zero; at least one token is kept.
         return torch.cat(hidden, dim=1), lengths.clamp_min(1)
 
     def reset_parameters(self) -> None:

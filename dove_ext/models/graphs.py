@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import threading
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dove_ext.ops.backend import current_backend
 
-if TYPE_CHECKING:
-    from dove_ext.models.dove import DoveModel
-
 Encoded = tuple[Tensor, Tensor, Tensor | None]  # padded tokens, lengths, p_eos
-# num_tokens, limit, threshold and whole_curve of DoveModel.encode_at_once.
-LengthControls = tuple[int | None, int, float | None, bool]
+Encode = Callable[[Tensor, Tensor | None], Encoded]  # of pixels and query; nothing in it waits for the device
 
 # Runs before a capture: libraries choose their kernels and take their workspaces in these.
 _WARM_UP = 3
@@ -49,12 +45,9 @@ def _settings() -> tuple[Any, ...]:
 class _Recorded:
     """One graph with the memory that it reads and writes."""
 
-    def __init__(
-        self, model: DoveModel, pixels: Tensor, query: Tensor | None, controls: LengthControls
-    ) -> None:
+    def __init__(self, encode: Encode, pixels: Tensor, query: Tensor | None) -> None:
         self.pixels = pixels.clone(memory_format=torch.contiguous_format)
         self.query = None if query is None else query.clone()
-        encode = functools.partial(model.encode_at_once, self.pixels, self.query, *controls)
         stream = torch.cuda.Stream(pixels.device)
         stream.wait_stream(torch.cuda.current_stream(pixels.device))
         self.graph = torch.cuda.CUDAGraph()
@@ -63,10 +56,10 @@ class _Recorded:
         with torch.autocast("cuda", enabled=lowered[0], dtype=lowered[1], cache_enabled=False):
             with torch.cuda.stream(stream):
                 for _ in range(_WARM_UP):
-                    encode()
+                    encode(self.pixels, self.query)
             torch.cuda.current_stream(pixels.device).wait_stream(stream)
             with torch.cuda.graph(self.graph):
-                self.encoded = encode()
+                self.encoded = encode(self.pixels, self.query)
         self.done = torch.cuda.Event()
 
     def replay(self, pixels: Tensor, query: Tensor | None) -> Encoded:
@@ -103,22 +96,32 @@ class EncodeGraphs:
 
     def run(
         self,
-        model: DoveModel,
+        model: nn.Module,
+        encode: Encode,
         pixels: Tensor,
         query: Tensor | None,
+        *,
         batch_size: int,
-        controls: LengthControls,
+        kind: Any,
     ) -> Encoded:
-        """`model.encode_at_once` of up to `batch_size` images [n, 3, S, S] through a graph.
+        """`encode(pixels, query)` of up to `batch_size` images [n, 3, S, S] through a graph.
+
+        Args:
+            model: whose weights the graph reads.
+            encode: what is recorded.
+            pixels: on the model's device.
+            query: [n, ...] there, or None.
+            batch_size: the most images of a graph.
+            kind: hashable; tells apart what `encode` does, besides the shapes.
 
         Returns:
-            As `encode_at_once`, for the n images.
+            As `encode`, for the n images.
         """
         count = pixels.shape[0]
         size = graph_size(count, batch_size)
         pixels = filled_up(pixels, size)
         query = None if query is None else filled_up(query, size)
-        key = (size, controls, None if query is None else (query.shape, query.dtype), _settings())
+        key = (size, kind, None if query is None else (query.shape, query.dtype), _settings())
         with self._turn:
             weights = tuple(t.data_ptr() for t in (*model.parameters(), *model.buffers()))
             if weights != self._weights:
@@ -126,6 +129,6 @@ class EncodeGraphs:
                 self._weights = weights
             if key not in self._recorded:
                 with torch.cuda.device(pixels.device):
-                    self._recorded[key] = _Recorded(model, pixels, query, controls)
+                    self._recorded[key] = _Recorded(encode, pixels, query)
             tokens, lengths, p_eos = self._recorded[key].replay(pixels, query)
         return tokens[:count], lengths[:count], None if p_eos is None else p_eos[:count]

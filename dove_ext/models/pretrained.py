@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar, cast, overload
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from dove_ext.atomic import atomic_write, make_writable_folder
 from dove_ext.config import PRESETS, DoveConfig, VQGANConfig
 from dove_ext.errors import CheckpointError
-from dove_ext.models.dove import DoveModel
-from dove_ext.models.vqgan import VQGAN
 from dove_ext.ops.backend import KERNEL_DTYPES
 
-Model = TypeVar("Model", DoveModel, VQGAN)
+Config = TypeVar("Config", DoveConfig, VQGANConfig)
+Model = TypeVar("Model", bound="Pretrained")
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 
@@ -76,13 +74,7 @@ def _download(repository: str, revision: str | None) -> Path:
         ) from error
 
 
-@overload
-def load_config(folder: Path, kind: type[DoveConfig] = ...) -> DoveConfig: ...
-@overload
-def load_config(folder: Path, kind: type[VQGANConfig]) -> VQGANConfig: ...
-def load_config(
-    folder: Path, kind: type[DoveConfig] | type[VQGANConfig] = DoveConfig
-) -> DoveConfig | VQGANConfig:
+def load_config(folder: Path, kind: type[Config]) -> Config:
     """Read a model folder's config.json, which must describe a model of this kind.
 
     Raises:
@@ -111,27 +103,123 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} cannot be read ({error}); download or save the model again") from error
 
 
-def load_pretrained(
-    kind: type[Model],
-    name_or_path: str | Path,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    revision: str | None = None,
-) -> Model:
-    """See `DoveModel.from_pretrained` and `VQGAN.from_pretrained`; `kind` is one of these classes."""
-    _require_floating(dtype)
-    if device.type == "cpu" and dtype not in KERNEL_DTYPES["cpu"]:
-        raise ValueError(f"on the CPU dtype must be torch.float32 or torch.bfloat16, got {dtype}")
-    folder = find_model(name_or_path, revision)
-    config = load_config(folder, VQGANConfig if issubclass(kind, VQGAN) else DoveConfig)
-    build = cast(Callable[[Any], Model], kind)  # each kind takes the configuration just read for it
-    weights = read_weights(folder / WEIGHTS)
-    with torch.device("meta"):  # a config.json that asks for terabytes is refused before it gets them
-        fit_weights(build(config), weights, str(folder / WEIGHTS))
-    model = build(config)
-    model.load_state_dict(weights)
-    return model.to(device=device, dtype=dtype).eval()
+class Pretrained(nn.Module):
+    """A model that is loaded from and saved to a model folder; subclasses name their configuration.
+
+    Attributes:
+        config_class: the configuration's class; the subclass is built from one such object.
+        config: this model's.
+    """
+
+    config_class: ClassVar[type[Any]]
+    config: Any
+
+    @classmethod
+    def from_pretrained(
+        cls: type[Model],
+        name_or_path: str | Path = "dove-tiny",
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        revision: str | None = None,
+    ) -> Model:
+        """Load a model that ships with the package, from a folder, or from the Hugging Face hub.
+
+        Args:
+            name_or_path: a shipped name ("dove-tiny"), a folder with config.json and model.safetensors, or
+                a hub id ("owner/name"; needs the `hub` extra).
+            device: where to put it.
+            dtype: of the weights; float32 or bfloat16 for the compiled CPU kernels.
+            revision: branch, tag or commit on the hub.
+
+        Returns:
+            The model, in evaluation mode.
+
+        Raises:
+            CheckpointError: if nothing is found there, or files are damaged or do not fit together.
+            ValueError: if the dtype is not a floating one, or not one that the CPU kernels take.
+        """
+        device = torch.device(device)
+        _require_floating(dtype)
+        if device.type == "cpu" and dtype not in KERNEL_DTYPES["cpu"]:
+            raise ValueError(f"on the CPU dtype must be torch.float32 or torch.bfloat16, got {dtype}")
+        folder = find_model(name_or_path, revision)
+        config = load_config(folder, cls.config_class)
+        weights = read_weights(folder / WEIGHTS)
+        with torch.device("meta"):  # a config.json that asks for terabytes is refused before it gets them
+            fit_weights(cls(config), weights, str(folder / WEIGHTS))
+        with torch.device("cpu"):  # whatever default device and dtype a caller has set: nothing is rounded
+            model = cls(config).float()
+        model.load_state_dict(weights)
+        return model.to(device=device, dtype=dtype).eval()
+
+    def save_pretrained(
+        self, folder: str | Path, *, card: str | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        """Write config.json, model.safetensors and README.md, each complete or not at all.
+
+        Args:
+            folder: made if it is missing.
+            card: text of README.md; a short one is written if None.
+            dtype: floating dtype of the saved weights (None: as they are).
+
+        Raises:
+            ValueError: if `dtype` is no floating dtype or does not hold the weights.
+            OutputError: if a file cannot be written.
+        """
+        if dtype is not None:
+            _require_floating(dtype)
+        folder = make_writable_folder(Path(folder))
+        weights = {
+            name: (tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor)
+            .cpu()
+            .contiguous()
+            for name, tensor in self.state_dict().items()
+        }
+        for name, tensor in weights.items():
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise ValueError(f"{name!r} is not finite as {tensor.dtype}; save in a wider dtype")
+        with atomic_write(folder / WEIGHTS) as temporary:
+            # Not save_file: it replaces the file, and the new one is readable by its owner alone.
+            temporary.write_bytes(save(weights, metadata={"format": "pt"}))
+        with atomic_write(folder / CONFIG) as temporary:
+            temporary.write_text(self.config.to_json(), encoding="utf-8")
+        with atomic_write(folder / CARD) as temporary:
+            temporary.write_text(card if card is not None else self.card(), encoding="utf-8")
+
+    def check_weights(self, weights: dict[str, Tensor], source: str) -> None:
+        """Refuse values that no model of this kind has; names and shapes are known to fit.
+
+        Args:
+            weights: by the names of `state_dict`.
+            source: how an error calls their file.
+
+        Raises:
+            CheckpointError: naming the tensor.
+        """
+
+    def card(self) -> str:
+        """A model card that says what the folder holds and nothing that was not measured."""
+        raise NotImplementedError
+
+    def make_card(self, title: str, holds: str, *, module: str, use: str) -> str:
+        """The text of a card.
+
+        Args:
+            title: its heading.
+            holds: what the folder holds, one sentence without its full stop.
+            module: where the class is imported from.
+            use: a line of Python with `model`.
+        """
+        millions = sum(p.numel() for p in self.parameters()) / 1e6
+        kind = type(self).__name__
+        return (
+            f"---\nlibrary_name: dove_ext\ntags: [image-tokenizer, dove]\n---\n\n# {title}\n\n"
+            f"{holds}, {millions:.1f} M parameters.\n\n"
+            f"```python\nfrom {module} import {kind}\n\n"
+            f'model = {kind}.from_pretrained("this/folder")\n{use}\n```\n\n'
+            "No measurements were recorded with these weights.\n"
+        )
 
 
 def _require_floating(dtype: torch.dtype) -> None:
@@ -139,7 +227,7 @@ def _require_floating(dtype: torch.dtype) -> None:
         raise ValueError(f"dtype must be a floating dtype such as torch.float32, got {dtype}")
 
 
-def fit_weights(model: DoveModel | VQGAN, weights: dict[str, Tensor], source: str) -> None:
+def fit_weights(model: Pretrained, weights: dict[str, Tensor], source: str) -> None:
     """Check that a checkpoint holds exactly a model's tensors, each of its shape and finite.
 
     Raises:
@@ -164,74 +252,18 @@ def fit_weights(model: DoveModel | VQGAN, weights: dict[str, Tensor], source: st
     foreign = sorted(set(weights) - set(expected))
     if foreign:
         raise CheckpointError(f"{source} holds {foreign[0]!r}, which this model has no place for")
-    if isinstance(model, VQGAN):
-        return
-    _check_indices("generator.witness", weights, model.config.vocab_size, source)
-    if model.shortcut is not None:
-        order = _check_indices("shortcut.order", weights, model.shortcut.coefficients, source)
-        if order.unique().numel() != order.numel():
-            raise CheckpointError(
-                f"{source}: 'shortcut.order' names a coefficient twice; the file is damaged"
-            )
-        if not weights["shortcut.scale"].float().all():
-            raise CheckpointError(f"{source}: 'shortcut.scale' holds a zero; the checkpoint is damaged")
+    model.check_weights(weights, source)
 
 
-def _check_indices(name: str, weights: dict[str, Tensor], count: int, source: str) -> Tensor:
+def require_indices(name: str, weights: dict[str, Tensor], count: int, source: str) -> Tensor:
+    """The tensor of this name, whose values must lie in 0..count-1.
+
+    Raises:
+        CheckpointError: if they do not.
+    """
     indices = weights[name]
     if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < count:
         raise CheckpointError(
             f"{source}: {name!r} holds indices outside 0..{count - 1}; the checkpoint is damaged"
         )
     return indices
-
-
-def save_pretrained(
-    model: DoveModel | VQGAN, folder: Path, *, card: str | None, dtype: torch.dtype | None
-) -> None:
-    """See `DoveModel.save_pretrained`."""
-    if dtype is not None:
-        _require_floating(dtype)
-    make_writable_folder(folder)
-    weights = {
-        name: (tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor)
-        .cpu()
-        .contiguous()
-        for name, tensor in model.state_dict().items()
-    }
-    for name, tensor in weights.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise ValueError(f"{name!r} is not finite as {tensor.dtype}; save in a wider dtype")
-    with atomic_write(folder / WEIGHTS) as temporary:
-        # Not save_file: it replaces the file, and the new one is readable by its owner alone.
-        temporary.write_bytes(save(weights, metadata={"format": "pt"}))
-    with atomic_write(folder / CONFIG) as temporary:
-        temporary.write_text(model.config.to_json(), encoding="utf-8")
-    with atomic_write(folder / CARD) as temporary:
-        temporary.write_text(card if card is not None else default_card(model), encoding="utf-8")
-
-
-def default_card(model: DoveModel | VQGAN) -> str:
-    """A model card that says what the folder holds and nothing that was not measured."""
-    millions = sum(p.numel() for p in model.parameters()) / 1e6
-    if isinstance(model, VQGAN):
-        name, kind, use = "VQGAN", "VQGAN", "codes = model(pixels)[1]"
-        holds = (
-            f"A VQGAN: {model.config.downsampling} x {model.config.downsampling} pixels to one of "
-            f"{model.config.codebook_size} codes"
-        )
-        module = "dove_ext.models.vqgan"
-    else:
-        c = model.config
-        name, kind, use, module = c.name, "DoveModel", 'tokens = model.encode(["photo.jpg"])', "dove_ext"
-        holds = (
-            f"A DOVE image tokenizer: {c.image_size} x {c.image_size} pixels to 1..{c.num_tokens} tokens of "
-            f"width {c.token_width}"
-        )
-    return (
-        f"---\nlibrary_name: dove_ext\ntags: [image-tokenizer, dove]\n---\n\n# {name}\n\n"
-        f"{holds}, {millions:.1f} M parameters.\n\n"
-        f"```python\nfrom {module} import {kind}\n\n"
-        f'model = {kind}.from_pretrained("this/folder")\n{use}\n```\n\n'
-        "No measurements were recorded with these weights.\n"
-    )

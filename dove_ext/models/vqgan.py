@@ -8,7 +8,7 @@ has to read it anyway: blocks hand on a pair (x, branch) whose value is x + bran
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from dove_ext import ops
 from dove_ext.config import VQGANConfig
 from dove_ext.models.packed import Packed, wants_packed
 from dove_ext.models.precision import full_precision
+from dove_ext.models.pretrained import Pretrained
 from dove_ext.ops.backend import has_kernels
 
 Stream = tuple[Tensor, Tensor | None]  # (x, branch): the activation is x + branch
@@ -294,8 +295,11 @@ class Quantizer(nn.Module):
         return self.embedding(indices).detach() + (latents - latents.detach()), indices
 
 
-class VQGAN(nn.Module):
+class VQGAN(Pretrained):
     """The autoencoder around DOVE's tokens, and with its quantiser the fixed-length baseline."""
+
+    config_class: ClassVar[type[VQGANConfig]] = VQGANConfig
+    config: VQGANConfig
 
     def __init__(self, config: VQGANConfig) -> None:
         super().__init__()
@@ -366,28 +370,12 @@ class VQGAN(nn.Module):
         quantised, indices = self.quantize(self.encode(image))
         return self.decode(quantised), indices
 
-    @classmethod
-    def from_pretrained(
-        cls,
-        name_or_path: str | Path,
-        *,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
-        revision: str | None = None,
-    ) -> VQGAN:
-        """Load a VQGAN from a folder or the Hugging Face hub; arguments as for `DoveModel.from_pretrained`.
-
-        Raises:
-            CheckpointError: if nothing is found there, or files are damaged or do not fit together.
-        """
-        from dove_ext.models.pretrained import load_pretrained
-
-        return load_pretrained(cls, name_or_path, device=torch.device(device), dtype=dtype, revision=revision)
-
-    def save_pretrained(
-        self, folder: str | Path, *, card: str | None = None, dtype: torch.dtype | None = None
-    ) -> None:
-        """Write a model folder; arguments as for `DoveModel.save_pretrained`."""
-        from dove_ext.models.pretrained import save_pretrained
-
-        save_pretrained(self, Path(folder), card=card, dtype=dtype)
+    def card(self) -> str:
+        """See `Pretrained.card`."""
+        side = self.config.downsampling
+        return self.make_card(
+            "VQGAN",
+            f"A VQGAN: {side} x {side} pixels to one of {self.config.codebook_size} codes",
+            module="dove_ext.models.vqgan",
+            use="codes = model(pixels)[1]",
+        )

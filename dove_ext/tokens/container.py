@@ -17,7 +17,16 @@ from dove_ext.errors import TokensError
 from dove_ext.ops import reference
 from dove_ext.ops.backend import has_kernels
 from dove_ext.tokens.files import load_fields, save_fields
-from dove_ext.tokens.indexing import Array, cumulate, describe, image_indices, offsets_of, whole_numbers
+from dove_ext.tokens.indexing import (
+    Array,
+    cumulate,
+    describe,
+    image_indices,
+    is_int,
+    offsets_of,
+    plain_int,
+    whole_numbers,
+)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -57,6 +66,9 @@ class DoveTokens:
         devices = {str(t.device) for t in (tokens, cu_seqlens, self.p_eos) if t is not None}
         if len(devices) > 1:
             raise TokensError(f"the tensors are on {' and '.join(sorted(devices))}; move them to one device")
+        object.__setattr__(self, "num_slots", plain_int(self.num_slots))
+        if not is_int(self.num_slots):
+            raise TokensError(f"num_slots must be a whole number, got {self.num_slots!r}")
         if not 1 <= self.num_slots <= MAX_SLOTS:
             raise TokensError(f"num_slots must be between 1 and {MAX_SLOTS}, got {self.num_slots}")
         shape = (len(self), self.num_slots)
@@ -325,6 +337,14 @@ class DoveTokens:
     def _map(self, change: Any, tokens: Tensor) -> DoveTokens:
         p_eos = None if self.p_eos is None else change(self.p_eos)
         return replace(self, tokens=tokens, cu_seqlens=change(self.cu_seqlens), p_eos=p_eos)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled or copied: of a view just its own values, not the batch behind it."""
+        state = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.untyped_storage().nbytes() > value.nbytes:
+                state[name] = value.clone()
+        return state
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file, whole or not at all; see `dove_ext.tokens.files`.

@@ -20,6 +20,16 @@ def describe(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
+def plain_int(value: Any) -> Any:
+    """NumPy's integers as int, anything else as it is."""
+    return int(value) if isinstance(value, np.integer) else value
+
+
+def is_int(value: Any) -> bool:
+    """Whether a value is a whole number by its type; True and False are not."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def cumulate(lengths: Tensor) -> Tensor:
     """int32 [B] to cu_seqlens int32 [B + 1]."""
     cu_seqlens = lengths.new_zeros(len(lengths) + 1, dtype=torch.int32)

@@ -2,8 +2,71 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+from dove_ext.tokens.indexing import is_int, plain_int
+
+
+@dataclass(frozen=True)
+class LengthRule:
+    """How a caller wants the lengths of an `encode` to be chosen; without any field the model decides.
+
+    Attributes:
+        num_tokens: exactly this many tokens for every image, 1..K.
+        max_tokens: stop here at the latest, 1..K.
+        eos_threshold: stop at the first position where p_eos >= this (0..1), instead of where EOS wins the
+            vocabulary's arg-max.
+        token_budget: lengths over all images of the call that sum to exactly this (`lengths_for_budget`).
+    """
+
+    num_tokens: int | None = None
+    max_tokens: int | None = None
+    eos_threshold: float | None = None
+    token_budget: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("num_tokens", "max_tokens", "token_budget"):
+            object.__setattr__(self, name, plain_int(getattr(self, name)))
+
+    def check(self, slots: int, images: int) -> None:
+        """Refuse fields that contradict one another or are out of range.
+
+        Args:
+            slots: K of the model, the most tokens of an image.
+            images: images of the call, which bound a budget.
+
+        Raises:
+            ValueError: which names the field.
+        """
+        for name, value in (("num_tokens", self.num_tokens), ("max_tokens", self.max_tokens)):
+            if value is not None and not (is_int(value) and 1 <= value <= slots):
+                raise ValueError(f"{name} must be between 1 and {slots}, got {value!r}")
+        threshold = self.eos_threshold
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise ValueError(f"eos_threshold must be between 0 and 1, got {threshold}")
+        given = [n for n in ("max_tokens", "eos_threshold") if getattr(self, n) is not None]
+        for name, value in (("num_tokens", self.num_tokens), ("token_budget", self.token_budget)):
+            if value is not None and given:
+                raise ValueError(f"{name} fixes the lengths; it cannot be combined with {' or '.join(given)}")
+        budget = self.token_budget
+        if budget is None:
+            return
+        if self.num_tokens is not None:
+            raise ValueError("num_tokens and token_budget both fix the lengths; give one of them")
+        if not is_int(budget):
+            raise ValueError(f"token_budget must be a whole number, got {budget!r}")
+        if not images <= budget <= images * slots:
+            raise ValueError(
+                f"token_budget must be between 1 and {slots} tokens an image "
+                f"({images}..{images * slots} for {images} images), got {budget}"
+            )
+
+    def most(self, slots: int) -> int:
+        """The most tokens that an image of a model with K = `slots` can get under this rule."""
+        return self.num_tokens or self.max_tokens or slots
 
 
 def lengths_for_budget(p_eos: Tensor, budget: int) -> Tensor:
@@ -35,35 +98,3 @@ def lengths_for_budget(p_eos: Tensor, budget: int) -> Tensor:
     # Position-major order makes the stable sort break ties by position first.
     chosen = claim.T.flatten().argsort(stable=True)[:budget]
     return torch.bincount(chosen % images, minlength=images).int()
-
-
-def require_length_controls(
-    slots: int,
-    num_tokens: int | None,
-    max_tokens: int | None,
-    eos_threshold: float | None,
-    token_budget: int | None,
-) -> None:
-    """Refuse arguments of `DoveModel.encode` that contradict one another or are out of range.
-
-    Args:
-        slots: K of the model, the most tokens of an image.
-        num_tokens: as for `encode`, like the others.
-        max_tokens: see there.
-        eos_threshold: see there.
-        token_budget: see there; its range depends on the number of images and is not checked here.
-
-    Raises:
-        ValueError: which names the argument.
-    """
-    for name, value in (("num_tokens", num_tokens), ("max_tokens", max_tokens)):
-        if value is not None and not (type(value) is int and 1 <= value <= slots):
-            raise ValueError(f"{name} must be between 1 and {slots}, got {value!r}")
-    if eos_threshold is not None and not 0 <= eos_threshold <= 1:
-        raise ValueError(f"eos_threshold must be between 0 and 1, got {eos_threshold}")
-    given = [n for n, v in (("max_tokens", max_tokens), ("eos_threshold", eos_threshold)) if v is not None]
-    for name, value in (("num_tokens", num_tokens), ("token_budget", token_budget)):
-        if value is not None and given:
-            raise ValueError(f"{name} fixes the lengths; it cannot be combined with {' or '.join(given)}")
-    if num_tokens is not None and token_budget is not None:
-        raise ValueError("num_tokens and token_budget both fix the lengths; give one of them")

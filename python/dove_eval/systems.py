@@ -86,8 +86,8 @@ class Dove:
         query = self.query
         if query is not None:
             query = query.to(pixels.device).expand(len(pixels), *query.shape)
-        tokens, hidden = self.model.generate(pixels, query)
-        return tokens, self.model.generator.first_stop(hidden, None).clamp_min(1)
+        generated = self.model.generate(self.model.condition(pixels, query))
+        return generated.tokens, self.model.generator.lengths(generated.hidden)
 
     @torch.no_grad()
     def render(self, tokens: Tensor, lengths: Tensor) -> Tensor:

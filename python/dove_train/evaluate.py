@@ -54,8 +54,8 @@ def evaluate(
     lengths = []
     for chunk in pixels.split(batch_size):
         chunk = chunk.to(device)
-        tokens, hidden = model.generate(chunk)
-        own = model.generator.first_stop(hidden, None).clamp_min(1)
+        tokens, hidden, _ = model.generate(model.condition(chunk))
+        own = model.generator.lengths(hidden)
         kept = {str(n): torch.full_like(own, n) for n in {*counts, slots}} | {"own": own}
         for name, count in kept.items():
             for measure, values in _measure(model.render(tokens, count), chunk, perceptual).items():
@@ -120,7 +120,7 @@ def loss_by_length(
     counts = torch.tensor(sorted({1, 2, 4, *range(every, slots + 1, every), slots}), dtype=torch.int32)
     rows = []
     for chunk in pixels.split(batch_size):
-        tokens, _ = model.generate(chunk)
+        tokens = model.generate(model.condition(chunk)).tokens
         images = (model.render(tokens, n.expand(len(chunk)).contiguous()) for n in counts)
         rows.append(torch.stack([_measure(image, chunk, None)["mse"] for image in images], dim=1))
     return counts, torch.cat(rows)

@@ -122,8 +122,8 @@ def _row(model: DoveModel | VQGAN, image: Tensor, name: str) -> Row:
         latents = model.encode(image)
         codes = latents if model.quantize is None else model.quantize(latents)[0]
         return Row(name, _visible(image), [], (latents.shape[1], _visible(model.decode(codes))))
-    tokens, hidden = model.generate(image)
-    own = model.generator.first_stop(hidden, None).clamp_min(1)
+    tokens, hidden, _ = model.generate(model.condition(image))
+    own = model.generator.lengths(hidden)
     counts = [n for n in PICTURE_COUNTS if n <= model.config.num_tokens]
     fixed = [(n, _visible(model.render(tokens, torch.full_like(own, n)))) for n in counts]
     return Row(name, _visible(image), fixed, (int(own[0]), _visible(model.render(tokens, own))))

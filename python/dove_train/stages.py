@@ -42,15 +42,12 @@ class TokensPass(nn.Module):
     def forward(self, pixels: Tensor, lengths: Tensor | None) -> Outputs:
         """One pass over [B, 3, S, S] in [-1, 1]; lengths int32 [B], None: the model's own."""
         model, generator = self.model, self.model.generator
-        latents = model.vqgan.encode(pixels)
-        base = model.base_tokens(latents)
-        hidden = generator(latents, base=base)
-        tokens = generator.tokens(hidden, base, sample=self.training)
+        tokens, hidden, condition = model.generate(model.condition(pixels))
         with torch.autocast(pixels.device.type, enabled=False):
             p_eos = generator.p_eos(hidden.float())
-            stops = generator.first_stop(hidden.detach().float(), None)
+            stops = generator.first_stop(hidden.detach().float())
         kept = stops.clamp_min(1) if lengths is None else lengths
-        divergence = generator.divergence(hidden, base) if model.config.gaussian else None
+        divergence = generator.divergence(hidden, condition) if model.config.gaussian else None
         return Outputs(model.render(tokens, kept), kept, stops, p_eos, divergence)
 
 

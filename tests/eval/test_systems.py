@@ -47,7 +47,7 @@ def test_dove_features(dove: Dove, pixels: torch.Tensor) -> None:
     layers = [name for name in features if name.startswith("image-")]
     assert layers == ["image-0", "image-1"], "the last layer does not run there"
     # The last layer at the time positions, normalised, is what the head reads.
-    _, hidden = dove.model.generate(pixels)
+    hidden = dove.model.generate(dove.model.condition(pixels)).hidden
     assert torch.allclose(features["time-2"], hidden.mean(1), atol=1e-5)
     times = dove.model.generator.times.mean(0).expand(4, -1)
     assert torch.allclose(features["time-0"], times, atol=1e-5)
@@ -58,7 +58,7 @@ def test_dove_features(dove: Dove, pixels: torch.Tensor) -> None:
 def test_the_last_layer_is_pooled_where_a_shortcut_makes_the_tokens(pixels: torch.Tensor) -> None:
     dove = Dove(stop_at_share(micro(shortcut=True)))
     features = dove.features(pixels, (4, 16))
-    _, hidden = dove.model.generate(pixels)
+    hidden = dove.model.generate(dove.model.condition(pixels)).hidden
     assert torch.allclose(features["states-16"], mean_and_max(hidden[:, :16]), atol=1e-3)
     assert not torch.allclose(features["states-4"], features["tokens-4"], atol=0.1)
     assert not any(name.startswith("states-") for name in Dove(micro()).features(pixels, (4,)))

@@ -61,7 +61,7 @@ def stop_at_share(model: DoveModel, share: float = 0.04) -> DoveModel:
     generator = torch.Generator().manual_seed(11)
     head.weight.copy_(torch.randn(head.weight.shape, generator=generator) * 0.5)
     head.bias.zero_()
-    _, hidden = model.generate(photos(8).float() / 127.5 - 1)
+    hidden = model.generate(model.condition(photos(8).float() / 127.5 - 1)).hidden
     logits = head(hidden)
     others = torch.arange(head.weight.shape[0]) != model.config.eos_id
     lead = logits[..., model.config.eos_id] - logits[..., others].amax(-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 import dove_ext
-from dove_ext import DoveModel, DoveTokens
+from dove_ext import DoveModel, DoveTokens, TokensError
 from dove_ext.models.generator import time_encodings
 from dove_ext.tokens.lengths import lengths_for_budget
 from tests.models.micro import SLOTS, micro, photos, stop_at_share
@@ -30,7 +31,7 @@ def model() -> DoveModel:
 def single_pass(model: DoveModel, threshold: float | None) -> tuple[torch.Tensor, torch.Tensor]:
     """Tokens [B, K, D] and lengths by the definition: all positions at once, cut where EOS wins."""
     with torch.no_grad():
-        tokens, hidden = model.generate(photos(8).float() / 127.5 - 1)
+        tokens, hidden, _ = model.generate(model.condition(photos(8).float() / 127.5 - 1))
         logits = model.generator.embed_out(hidden)
         stops = logits.argmax(-1) == model.config.eos_id
         if threshold is not None:
@@ -104,6 +105,20 @@ def test_p_eos_is_the_softmax_entry(model: DoveModel) -> None:
     stops = [int((row > 0.5).nonzero()[0]) if (row > 0.5).any() else SLOTS for row in p_eos]
     assert tokens.lengths.tolist() == [max(s, 1) for s in stops]
     assert model.encode(photos(4)).p_eos is None
+
+
+def test_numpy_integers_are_integers(model: DoveModel) -> None:
+    for rule in ({"num_tokens": 7}, {"max_tokens": 7}, {"token_budget": 50}):
+        ours = {name: np.int64(value) for name, value in rule.items()}
+        assert torch.equal(model.encode(photos(2), **ours).tokens, model.encode(photos(2), **rule).tokens)
+    assert len(model.encode(photos(2), batch_size=np.int32(1), block_size=np.int64(9))) == 2
+
+
+def test_tokens_out_of_all_range_are_not_decoded_to_nan(model: DoveModel) -> None:
+    tokens = model.encode(photos(2))
+    wrong = DoveTokens.cat([tokens[:1], replace(tokens[1], tokens=tokens[1].tokens * 1e30)])
+    with pytest.raises(TokensError, match="image 1 decodes to NaN: its tokens are too large"):
+        model.decode(wrong)
 
 
 def test_token_budget(model: DoveModel) -> None:
@@ -235,7 +250,7 @@ def test_others_may_train_on_the_results(model: DoveModel) -> None:
 def test_decode_reads_only_what_is_kept(model: DoveModel) -> None:
     """The padding of `render` may hold anything."""
     with torch.no_grad():
-        tokens, _ = model.generate(photos(2).float() / 127.5 - 1)
+        tokens = model.generate(model.condition(photos(2).float() / 127.5 - 1)).tokens
         lengths = torch.tensor([3, 40], dtype=torch.int32)
         clean = model.render(tokens, lengths)
         tokens[0, 3:], tokens[1, 40:] = float("nan"), float("inf")
@@ -274,7 +289,7 @@ def test_features_are_the_hidden_states_of_the_images_positions(model: DoveModel
     layers: list[torch.Tensor] = []
     hook = model.generator.stack.layers[0].register_forward_hook(lambda _, __, out: layers.append(out))
     with torch.no_grad():
-        model.generate(photos(5).float() / 127.5 - 1)
+        model.generate(model.condition(photos(5).float() / 127.5 - 1))
     hook.remove()
     positions = model.config.grid**2
     features = model.features(photos(5), batch_size=2)  # two layers: behind the first

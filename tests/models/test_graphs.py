@@ -7,6 +7,7 @@ import pickle
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ import dove_ext
 from dove_ext import DoveModel
 from dove_ext.models import generator, graphs, stack
 from dove_ext.models.graphs import EncodeGraphs, filled_up, graph_size
+from dove_ext.tokens.lengths import LengthRule
 from tests.models.micro import SLOTS, micro, photos, stop_at_share
 
 TOLERANCE = {"rtol": 0.0, "atol": 1e-3}
@@ -30,17 +32,14 @@ def model() -> DoveModel:
 
 
 @pytest.mark.parametrize(
-    "controls", [{}, {"max_tokens": 20}, {"num_tokens": 7}, {"eos_threshold": 0.3}], ids=str
+    "rule",
+    [LengthRule(), LengthRule(max_tokens=20), LengthRule(num_tokens=7), LengthRule(eos_threshold=0.3)],
+    ids=str,
 )
-def test_one_pass_equals_encode(model: DoveModel, controls: dict[str, float]) -> None:
-    expected = model.encode(photos(8), **controls)
+def test_one_pass_equals_encode(model: DoveModel, rule: LengthRule) -> None:
+    expected = model.encode(photos(8), **asdict(rule))
     pixels = photos(8).float() / 127.5 - 1
-    tokens, lengths, p_eos = model.encode_at_once(
-        pixels,
-        num_tokens=controls.get("num_tokens"),  # type: ignore[arg-type]
-        limit=controls.get("max_tokens"),  # type: ignore[arg-type]
-        threshold=controls.get("eos_threshold"),
-    )
+    tokens, lengths, p_eos = model.encode_at_once(pixels, rule=rule)
     assert p_eos is None
     assert lengths.tolist() == expected.lengths.tolist()
     for ours, padded, length in zip(expected.to_list(), tokens, lengths, strict=True):
@@ -132,7 +131,7 @@ class Recorded:
 
     made = 0
 
-    def __init__(self, model: DoveModel, pixels: Tensor, query: Tensor | None, controls: Any) -> None:
+    def __init__(self, encode: Any, pixels: Tensor, query: Tensor | None) -> None:
         Recorded.made += 1
         self.pixels = pixels.clone()
 
@@ -155,7 +154,11 @@ def test_threads_take_turns(model: DoveModel, recordings: type[Recorded]) -> Non
 
     def run(value: int) -> list[float]:
         pixels = torch.full((1, 3, 2, 2), float(value))
-        return shared.run(model, pixels, None, 1, (1, 1, None, False))[0].unique().tolist()
+        return (
+            shared.run(model, model.encode_at_once, pixels, None, batch_size=1, kind=None)[0]
+            .unique()
+            .tolist()
+        )
 
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(run, range(16))) == [[float(value)] for value in range(16)]
@@ -166,7 +169,7 @@ def test_other_settings_need_another_recording(model: DoveModel, recordings: typ
     shared, pixels = EncodeGraphs(), torch.zeros(1, 3, 2, 2)
 
     def made() -> int:
-        shared.run(model, pixels, None, 1, (1, 1, None, False))
+        shared.run(model, model.encode_at_once, pixels, None, batch_size=1, kind=None)
         return recordings.made
 
     assert (made(), made()) == (1, 1)

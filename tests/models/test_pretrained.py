@@ -43,6 +43,20 @@ def test_other_users_may_read_it(saved: Path) -> None:
     assert len(modes) == 1
 
 
+def test_a_default_dtype_or_device_rounds_nothing(saved: Path) -> None:
+    expected = DoveModel.from_pretrained(saved).state_dict()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device("meta"):
+            model = DoveModel.from_pretrained(saved)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    state = model.state_dict() | dict(model.named_buffers())
+    assert {str(t.device) for t in state.values()} == {"cpu"}
+    assert {t.dtype for t in state.values()} == {torch.float32, torch.int32}
+    assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_survive_json(name: str) -> None:
     assert DoveConfig.from_json(PRESETS[name].to_json()) == PRESETS[name]

@@ -42,7 +42,7 @@ def test_every_parameter_learns(variant: str) -> None:
     model = micro(**VARIANTS[variant]).train()
     image = pixels(2)
     lengths = torch.tensor([SLOTS, 20], dtype=torch.int32)
-    tokens, hidden = model.generate(image)
+    tokens, hidden, _ = model.generate(model.condition(image))
     (model.render(tokens, lengths) - image).pow(2).mean().backward(retain_graph=True)
     # The reconstruction alone teaches all but the head.
     assert dead(model) == BASELINE | HEAD
@@ -135,7 +135,7 @@ def test_autocast_leaves_the_linear_code_alone() -> None:
     lengths = torch.tensor([2, 8, 20, SLOTS], dtype=torch.int32)
     seen: dict[bool, list[Tensor]] = {False: [], True: []}
     with torch.no_grad():
-        tokens, _ = model.generate(pixels(4))
+        tokens = model.generate(model.condition(pixels(4))).tokens
     for autocast, outputs in seen.items():
         assert model.vqgan.patch_in is not None and model.vqgan.patch_out is not None
         hooks = [
@@ -147,7 +147,7 @@ def test_autocast_leaves_the_linear_code_alone() -> None:
             image = model.render(tokens, lengths)
         for hook in hooks:
             hook.remove()
-        base = model.base_tokens(latents)
+        base = model.condition_on(latents).base
         assert base is not None and base.dtype == image.dtype == torch.float32
     for exact, mixed in zip(*seen.values(), strict=True):
         assert mixed.dtype == torch.float32

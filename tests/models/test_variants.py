@@ -34,7 +34,7 @@ def test_query_stands_between_image_and_times() -> None:
         times = generator.times.expand(2, -1, -1)
         whole = generator.stack(torch.cat([image, query, times], dim=1), prefix=0)
         plain = generator.stack(torch.cat([image, times], dim=1), prefix=0)
-        hidden = generator(latents, query)
+        hidden = generator(model.condition_on(latents, query))
     torch.testing.assert_close(hidden, whole[:, -SLOTS:], rtol=0, atol=1e-5)
     torch.testing.assert_close(whole[:, :SLOTS], plain[:, :SLOTS], **TOLERANCE)
     assert (hidden - plain[:, -SLOTS:]).abs().max() > 0.1
@@ -44,7 +44,7 @@ def test_query_in_blocks_equals_single_pass() -> None:
     model = stop_at_share(micro())
     query = torch.randn(4, 5, 64)
     with torch.no_grad():
-        tokens, _ = model.generate(pixels(4), query)
+        tokens = model.generate(model.condition(pixels(4), query)).tokens
     for block in (6, 64):
         result = model.encode(photos(4), query=query, block_size=block, batch_size=3)
         for ours, row in zip(result.to_list(), tokens, strict=True):
@@ -85,7 +85,7 @@ def test_prefix_attention(attention: str, prefix: int) -> None:
     assert reach(lambda x: stack(x, prefix=prefix), x, 20) == list(range(first_seen, 2 * SLOTS))
     assert reach(lambda x: stack(x, prefix=prefix), x, SLOTS + 3) == list(range(SLOTS + 3, 2 * SLOTS))
     with torch.no_grad():
-        tokens, _ = model.generate(pixels(4))
+        tokens = model.generate(model.condition(pixels(4))).tokens
     result = model.encode(photos(4), block_size=9)
     for ours, row in zip(result.to_list(), tokens, strict=True):
         torch.testing.assert_close(ours, row[: len(ours)], **TOLERANCE)
@@ -96,7 +96,7 @@ def test_bidirectional_prefix_with_query() -> None:
     model = stop_at_share(micro(prefix_attention="bidirectional"))
     query = torch.randn(2, 4, 64)
     with torch.no_grad():
-        tokens, _ = model.generate(pixels(2), query)
+        tokens = model.generate(model.condition(pixels(2), query)).tokens
     result = model.encode(photos(2), query=query, block_size=16)
     for ours, row in zip(result.to_list(), tokens, strict=True):
         torch.testing.assert_close(ours, row[: len(ours)], **TOLERANCE)
@@ -122,17 +122,18 @@ def test_gaussian_samples_in_training_only() -> None:
     generator = model.generator
     torch.nn.init.normal_(generator.log_variance.weight, std=0.02)
     hidden = torch.randn(1, SLOTS, 64)
+    condition = model.condition(pixels(1))
     with torch.no_grad():
-        mean = generator.tokens(hidden)
+        mean = generator.tokens(hidden, condition)
         torch.testing.assert_close(mean, generator.mean(hidden))
-        draws = torch.stack([generator.tokens(hidden, sample=True) for _ in range(400)])
+        draws = torch.stack([generator.tokens(hidden, condition, sample=True) for _ in range(400)])
         spread = (0.5 * generator.log_variance(hidden)).exp()
         assert ((draws.mean(0) - mean) / spread * 20).std().item() == pytest.approx(1, abs=0.1)
         assert (draws.std(0) / spread).mean().item() == pytest.approx(1, abs=0.02)
         model.train()
-        assert not torch.equal(model.generate(pixels(1))[0], model.generate(pixels(1))[0])
+        assert not torch.equal(model.generate(condition).tokens, model.generate(condition).tokens)
         model.eval()
-        assert torch.equal(model.generate(pixels(1))[0], model.generate(pixels(1))[0])
+        assert torch.equal(model.generate(condition).tokens, model.generate(condition).tokens)
     assert torch.equal(model.train().encode(photos(1)).tokens, model.encode(photos(1)).tokens)
 
 
@@ -207,15 +208,23 @@ def test_expected_error_follows_the_last_kept_tokens() -> None:
 def test_time_positions_read_the_shortcuts_tokens() -> None:
     model = micro(shortcut=True)
     latents = torch.randn(2, SLOTS, 16, generator=torch.Generator().manual_seed(1))
-    base = model.base_tokens(latents)
-    assert base is not None
     with torch.no_grad():
-        before = model.generator(latents, base=base)
-        base[1, 5] += 1.0
-        after = model.generator(latents, base=base)
+        condition = model.condition_on(latents)
+        assert condition.base is not None
+        before = model.generator(condition)
+        condition.base[1, 5] += 1.0
+        after = model.generator(condition)
     assert torch.equal(before[0], after[0]) and torch.equal(before[1, :5], after[1, :5])  # causal
     assert (before[1, 5:] - after[1, 5:]).abs().amax(1).min() > 0
     assert (before[1, 5] - after[1, 5]).abs().max() > 0.1
+
+
+def test_a_condition_of_another_model_is_refused() -> None:
+    """Without its shortcut's tokens a model would make other tokens and not say so."""
+    with_shortcut, without = micro(shortcut=True), micro()
+    for model, other in ((with_shortcut, without), (without, with_shortcut)):
+        with pytest.raises(ValueError, match="the condition is another model's"):
+            model.generate(other.condition(pixels(1)))
 
 
 def test_new_shortcut_is_coarse_to_fine() -> None:
@@ -230,7 +239,7 @@ def test_shortcut_model_starts_as_its_linear_code() -> None:
     model = DoveModel(micro(shortcut=True).config).eval()
     with torch.no_grad():
         latents = model.vqgan.encode(pixels(2))
-        tokens, _ = model.generate(pixels(2))
+        tokens = model.generate(model.condition(pixels(2))).tokens
         torch.testing.assert_close(tokens, model.shortcut.tokens(latents))
         lengths = torch.tensor([SLOTS, 5], dtype=torch.int32)
         tokens[1, 5:] = 0
@@ -241,7 +250,7 @@ def test_shortcut_model_starts_as_its_linear_code() -> None:
 def test_shortcut_in_blocks_equals_single_pass() -> None:
     model = stop_at_share(micro(shortcut=True))
     with torch.no_grad():
-        tokens, _ = model.generate(pixels(4))
+        tokens = model.generate(model.condition(pixels(4))).tokens
     result = model.encode(photos(4), block_size=5)
     for ours, row in zip(result.to_list(), tokens, strict=True):
         torch.testing.assert_close(ours, row[: len(ours)], **TOLERANCE)
@@ -262,7 +271,7 @@ def test_heads(vocab: int, eos: int, bias: bool) -> None:
             stop_at_share(model)
         else:
             head.weight[eos] *= 12
-        hidden = model.generate(pixels(4))[1]
+        hidden = model.generate(model.condition(pixels(4))).hidden
         logits = head(hidden)
     wins = logits.argmax(-1) == eos
     assert wins.any() and not wins.all()

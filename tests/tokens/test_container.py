@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 from pathlib import Path
 from typing import Any
@@ -194,6 +195,24 @@ def test_pickle_and_pytree() -> None:
     assert_holds(doubled, [p * 2 for p in parts])
     shapes = pytree.tree_map(lambda t: tuple(t.shape), tokens)
     assert shapes.tokens == (4, 3)
+
+
+def test_a_part_of_a_batch_is_copied_without_the_rest() -> None:
+    """Pickles go to other processes, and a view would carry the storage behind it."""
+    _, tokens = make([9] * 50, width=640)
+    for part in (tokens[7], tokens[3:5], tokens.truncate(3)[1]):
+        size = part.tokens.nbytes + part.p_eos.nbytes
+        assert len(pickle.dumps(part)) < size + 4000
+        copied = copy.deepcopy(part)
+        assert copied.tokens.untyped_storage().nbytes() == part.tokens.nbytes
+        assert_holds(copied, part.to_list())
+    assert tokens[7].tokens.data_ptr() == tokens.tokens[63:].data_ptr(), "indexing shares memory"
+
+
+@pytest.mark.parametrize("slots", [9.0, True, "9", None])
+def test_slots_are_whole_numbers(slots: Any) -> None:
+    with pytest.raises(TokensError, match="num_slots must be a whole number, got"):
+        DoveTokens(torch.zeros(4, 3), torch.tensor([0, 3, 4], dtype=torch.int32), slots)
 
 
 @pytest.mark.parametrize("names", [None, ("a", "b")])

@@ -77,7 +77,7 @@ def test_image_states_are_the_stacks_own() -> None:
     hook = model.generator.stack.layers[1].register_forward_hook(lambda _, __, out: seen.append(out))
     with torch.no_grad():
         latents = model.vqgan.encode(pictures())
-        model.generator(latents, base=model.base_tokens(latents))
+        model.generator(model.condition_on(latents))
         hook.remove()
         states = model.generator.image_states(latents, 2)
     torch.testing.assert_close(states, seen[0][:, : states.shape[1]], rtol=1e-4, atol=1e-5)
@@ -89,7 +89,7 @@ def test_each_stage_learns_its_own_and_no_token_changes(tmp_path: Path, mobilene
     start = {n: p.clone() for n, p in parameters.items()}
     images = pictures(2)
     with torch.no_grad():
-        tokens = run.model.generate(images)[0]
+        tokens = run.model.generate(run.model.condition(images)).tokens
     run.run_stage("features")
     middle = {n: run.averaged.values[n].clone() for n in parameters}
     changed = {n for n in middle if not torch.equal(middle[n], start[n])}
@@ -106,7 +106,7 @@ def test_each_stage_learns_its_own_and_no_token_changes(tmp_path: Path, mobilene
     )
     assert "generator.embed_out.weight" in changed and all(n.startswith(last) for n in changed)
     with torch.no_grad():
-        assert torch.equal(run.model.generate(images)[0], tokens)  # the shortcut's
+        assert torch.equal(run.model.generate(run.model.condition(images)).tokens, tokens)  # the shortcut's
 
 
 def test_it_can_be_learned(mobilenet_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
