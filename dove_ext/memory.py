@@ -21,13 +21,16 @@ def keep_freed_memory() -> None:
     fault for each 4 KiB and made a training step of dove-tiny about three times slower than pages that the
     process already has. Only glibc can be told so; elsewhere nothing happens.
     """
+    _mallopt({_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1, _M_TOP_PAD: 256 << 20})
+
+
+def _mallopt(options: dict[int, int]) -> None:
     if not sys.platform.startswith("linux"):
         return
     with suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, -1)
-        mallopt(_M_TOP_PAD, 256 << 20)
+        for option, value in options.items():
+            mallopt(option, value)
 
 
 def let_idle_threads_sleep() -> None:
