@@ -78,8 +78,8 @@ class FrequencyShortcut(nn.Module):
         """The root mean square error to expect of each image, relative to the average image of no tokens.
 
         Coefficients have unit variance on average over images; an image whose last kept tokens are smaller
-        than that has less in the missing ones, too. Learned branches speak in this unit, so that they may
-        repaint a coarse picture and hardly touch a fine one.
+        than that has less in the missing ones, too. The learned residual branches are multiplied by it, so
+        their corrections are large for a coarse picture and small for a fine one.
 
         Args:
             tokens: [B, K, D], zero behind each image's length.

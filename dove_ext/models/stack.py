@@ -91,7 +91,8 @@ class Layer(nn.Module):
         last: int | None = None,
     ) -> Tensor:
         """[B, N, hidden] to the same; see `Stack.forward` for the arguments."""
-        # Time positions enter the first layer alike for all images, a batch expanded from one: one is enough.
+        # Without a shortcut the time encodings are the same for all images, one row expanded to the batch
+        # (stride 0): norms and projections of that one row are enough.
         for_attention, for_mlp = self._norms(x[:1] if x.stride(0) == 0 else x)
         q, k, v = (t.expand(x.shape[0], -1, -1, -1) for t in self.attention.project(for_attention))
         if last is not None:
@@ -142,8 +143,8 @@ class Stack(nn.Module):
                 0 is causal attention, None is full attention.
             kv_lens: int32 [B]; positions from here on are invisible.
             cache: keys and values of earlier positions; this block is appended to it.
-            last: only so many positions at the end are wanted; of the others the last layer makes just what
-                these attend to. None: all.
+            last: compute the output of only the last so many positions; for those before them the last
+                layer computes keys and values alone. None: all.
 
         Returns:
             Tensor: [B, last or N, hidden].

@@ -31,7 +31,7 @@ def settle(stream: Stream) -> Tensor:
 
 
 CPU_BATCH = 8
-"""Images that pass the compiled convolutions at once on a CPU: more gain no time there and cost memory."""
+"""Images that run together through the compiled convolutions on a CPU; more are no faster and take more memory."""
 
 
 def in_parts(function: Callable[..., Tensor], batch: Tensor, *more: Tensor | None) -> Tensor:
@@ -282,8 +282,8 @@ class Quantizer(nn.Module):
         """Quantise latents [B, P, C].
 
         Returns:
-            (Tensor, Tensor): the chosen entries [B, P, C] as they are, with the gradient passed straight
-            through, and their indices [B, P] int64. Distances are float32, whatever the dtypes: in bfloat16
+            (Tensor, Tensor): the chosen entries [B, P, C], with a straight-through gradient to the latents,
+            and their indices [B, P] int64. Distances are float32, whatever the dtypes: in bfloat16
             many codes are equally near.
         """
         codes = self.embedding.weight.detach().float()
@@ -291,7 +291,7 @@ class Quantizer(nn.Module):
             # |z|^2 is the same for every code.
             distance = codes.square().sum(1) - 2 * latents.detach().float() @ codes.T
         indices = distance.argmin(-1)
-        # Behind the plus there is a zero with the gradient of the latents.
+        # Straight-through estimator: the value of the code, the gradient of the latents.
         return self.embedding(indices).detach() + (latents - latents.detach()), indices
 
 

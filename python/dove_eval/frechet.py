@@ -66,8 +66,9 @@ class Reference:
     def distance(self, other: np.ndarray) -> Estimate:
         """From paired features [N, D], with a grouped jackknife's interval.
 
-        An image's two features leave together. The value is biased upwards on few images, as every such
-        distance is; the interval does not speak of that. Fewer than four images have none.
+        The jackknife leaves out both features of an image together. Like every Frechet distance the value is
+        biased upwards on few images; the interval does not include that bias. Fewer than four images have
+        no interval.
         """
         value, *left = (frechet_distance(real, moments(other, part)) for part, real in self.sides)
         return jackknife(value, left, len(self.rows))
