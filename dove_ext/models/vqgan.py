@@ -31,7 +31,7 @@ def settle(stream: Stream) -> Tensor:
 
 
 CPU_BATCH = 8
-"""Images that run together through the compiled convolutions on a CPU; more are no faster and take more memory."""
+"""Images that run together through the compiled convolutions on a CPU; more only take more memory."""
 
 
 def in_parts(function: Callable[..., Tensor], batch: Tensor, *more: Tensor | None) -> Tensor:
