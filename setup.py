@@ -31,6 +31,7 @@ class CMakeBuild(build_ext):
             "-B",
             str(build),
             "-DCMAKE_BUILD_TYPE=Release",
+            "-DDOVE_PYTHON=ON",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target.parent}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
@@ -41,7 +42,7 @@ class CMakeBuild(build_ext):
             configure += ["-G", "Ninja"]
         subprocess.run(configure, check=True)
         jobs = str(os.cpu_count() or 1)
-        subprocess.run(["cmake", "--build", str(build), "--parallel", jobs], check=True)
+        subprocess.run(["cmake", "--build", str(build), "--target", "_C", "--parallel", jobs], check=True)
 
 
 setup(ext_modules=[Extension("dove_ext._C", sources=[])], cmdclass={"build_ext": CMakeBuild})

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from dove_ext import _C, ops
-from dove_ext.ops import reference
+from dove_ext.ops import library, reference
 
 from . import timing
 
@@ -79,15 +79,13 @@ def matmul_argmax(hidden: Tensor, weight: Tensor, bias: Tensor | None = None, **
 
 def full_scan(hidden: Tensor, weight: Tensor, **_: Any) -> Tensor:
     """The same kernel with no witness and every position in the first round."""
-    threads = torch.get_num_threads()
     images, positions, width = hidden.shape
-    size = _C.cpu_eos_workspace(images, positions, width, weight.shape[0], threads)
-    workspace = torch.empty(size, dtype=torch.uint8)
     first = torch.empty(images, dtype=torch.int32)
-    _C.cpu_eos_scan(
-        hidden.data_ptr(), weight.data_ptr(), 0, 0, first.data_ptr(), workspace.data_ptr(), size, images,
-        positions, width, weight.shape[0], 0, hidden.stride(0), hidden.stride(1), weight.stride(0), 0,
-        images * positions, 0 if hidden.dtype == torch.float32 else 1, threads,
+    library.call(
+        "cpu_eos_scan", _C.EosArgs(), hidden, hidden=hidden, weight=weight, first=first, batch=images,
+        positions=positions, width=width, vocabulary=weight.shape[0], hidden_stride_image=hidden.stride(0),
+        hidden_stride_position=hidden.stride(1), weight_stride_row=weight.stride(0),
+        first_round=images * positions, dtype=hidden.dtype,
     )  # fmt: skip
     return first
 

@@ -57,16 +57,19 @@ Status call(const AttentionArgs& args, Status (*make_plan)(const AttentionPlanAr
   return run({&args, &plan});
 }
 
-}  // namespace
-
-size_t attention_workspace(const AttentionArgs& args, bool backward) {
+int64_t workspace(const AttentionArgs& args, Status (*make_plan)(const AttentionPlanArgs&)) {
   AttentionPlan plan;
   if (check(args, &plan) != Status::kOk) return 0;  // the call itself will say what is wrong
-  if ((backward ? plan_backward : plan_forward)({&args, &plan}) != Status::kOk) return 0;
-  return plan.thread_bytes * args.threads;
+  return make_plan({&args, &plan}) == Status::kOk ? plan.thread_bytes * args.threads : 0;
 }
 
+}  // namespace
+
+int64_t attention_workspace(const AttentionArgs& args) { return workspace(args, plan_forward); }
+
 Status attention(const AttentionArgs& args) { return call(args, plan_forward, run_forward); }
+
+int64_t attention_backward_workspace(const AttentionArgs& args) { return workspace(args, plan_backward); }
 
 Status attention_backward(const AttentionArgs& args) { return call(args, plan_backward, run_backward); }
 

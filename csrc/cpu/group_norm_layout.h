@@ -63,7 +63,7 @@ struct GroupNormBackwardLayout {
   float* constant;     // [batch, padded_channels]: what grad_x takes at every pixel
   int64_t bytes;
 
-  GroupNormBackwardLayout(const GroupNormBackwardArgs& a, void* base) {
+  GroupNormBackwardLayout(const GroupNormGradArgs& a, void* base) {
     padded_channels = (a.channels + kPad - 1) / kPad * kPad;
     chunk_pixels = a.channels < kChunkValues ? kChunkValues / a.channels : 1;
     if (chunk_pixels > kMaxChunkPixels) chunk_pixels = kMaxChunkPixels;

@@ -36,21 +36,20 @@ AttentionArgs without_empty_table(AttentionArgs a) {
 
 }  // namespace
 
-size_t attention_workspace(const AttentionArgs& a, bool backward) {
-  if (!backward) return 0;
-  const int64_t sequences = a.cu_seqlens_q == nullptr ? a.batch : 1;
-  return static_cast<size_t>(sequences * a.heads * a.len_q) * sizeof(float);
-}
-
 Status attention(const AttentionArgs& args, void* stream) {
   if (const Status status = check(args, false); status != Status::kOk) return status;
   const AttentionArgs a = without_empty_table(args);
   return a.dtype == DType::kFloat32 ? attention_forward_float(a, stream) : attention_forward_tensor_cores(a, stream);
 }
 
+int64_t attention_backward_workspace(const AttentionArgs& a) {
+  const int64_t sequences = a.cu_seqlens_q == nullptr ? a.batch : 1;
+  return sequences * a.heads * a.len_q * static_cast<int64_t>(sizeof(float));
+}
+
 Status attention_backward(const AttentionArgs& args, void* stream) {
   if (const Status status = check(args, true); status != Status::kOk) return status;
-  if (args.workspace_bytes < attention_workspace(args, true)) return Status::kWorkspaceTooSmall;
+  if (args.workspace_bytes < attention_backward_workspace(args)) return Status::kWorkspaceTooSmall;
   const AttentionArgs a = without_empty_table(args);
   auto* delta = static_cast<float*>(a.workspace);
   return a.dtype == DType::kFloat32 ? attention_backward_float(a, delta, stream)

@@ -33,31 +33,16 @@ __global__ void __launch_bounds__(kThreads, D == 128 ? 1 : 2) queries_kernel(Att
 
   T* const q_tile = reinterpret_cast<T*>(dynamic_shared());
   T* const g_tile = q_tile + kOwned * kPitch<D>;
-  T* const k_tiles = g_tile + kOwned * kPitch<D>;
-  T* const v_tiles = k_tiles + 2 * kKeys * kPitch<D>;
-  const T* const k_rows = sequence_rows<const T>(a.k, s, s.first_k, head);
-  const T* const v_rows = sequence_rows<const T>(a.v, s, s.first_k, head);
-  const auto load_keys = [&](int t) {
-    const int offset = t % 2 * kKeys * kPitch<D>;
-    load_tile<T, D, kKeys>(k_tiles + offset, k_rows, a.k.stride_n, t * kKeys, s.visible, head_dim);
-    load_tile<T, D, kKeys>(v_tiles + offset, v_rows, a.v.stride_n, t * kKeys, s.visible, head_dim);
-  };
-
+  const KeyTiles<T, D, kKeys> walked(g_tile + kOwned * kPitch<D>, a, s, head);
   const int end = s.limit(min(first + kOwned, s.queries) - 1);
   const int tiles = (end + kKeys - 1) / kKeys;
   load_tile<T, D, kOwned>(q_tile, sequence_rows<const T>(a.q, s, s.first_q, head), a.q.stride_n, first, s.queries,
                           head_dim);
   load_tile<T, D, kOwned>(g_tile, sequence_rows<const T>(a.grad_out, s, s.first_q, head), a.grad_out.stride_n, first,
                           s.queries, head_dim);
-  cp_async_commit();
-  if (tiles > 0) load_keys(0);
-  cp_async_commit();
-  cp_async_wait<1>();
-  __syncthreads();
-  if (a.rotary != nullptr) {
-    rotate_tile<T, D, kOwned>(q_tile, a, s.position(first));
-    __syncwarp();
-  }
+  begin_walk<T, D, kOwned>(q_tile, a, s.position(first), [&] {
+    if (tiles > 0) walked.load(a, s, 0);
+  });
 
   // delta: two lanes a row, then to the lanes that hold the row in fragments.
   float partial = 0.f;
@@ -92,11 +77,11 @@ __global__ void __launch_bounds__(kThreads, D == 128 ? 1 : 2) queries_kernel(Att
   float dq[1][D / 8][4] = {};
   const float c = a.scale * kLog2E;
   for (int t = 0; t < tiles; ++t) {
-    T* const k_tile = k_tiles + t % 2 * kKeys * kPitch<D>;
-    const T* const v_tile = v_tiles + t % 2 * kKeys * kPitch<D>;
+    T* const k_tile = walked.key_tile(t);
+    const T* const v_tile = walked.value_tile(t);
     cp_async_wait<0>();
     __syncthreads();
-    if (t + 1 < tiles) load_keys(t + 1);
+    if (t + 1 < tiles) walked.load(a, s, t + 1);
     cp_async_commit();
     if (a.rotary != nullptr) {
       rotate_tile<T, D, kKeys>(k_tile, a, t * kKeys);
@@ -120,7 +105,7 @@ __global__ void __launch_bounds__(kThreads, D == 128 ? 1 : 2) queries_kernel(Att
   cp_async_wait<0>();
   __syncthreads();  // the tiles of keys become staging
   store_gradient<T, D>(sequence_rows<T>(a.grad_q, s, s.first_q, head), a.grad_q.stride_n, first + row, s.queries, dq[0],
-                       a.scale, reinterpret_cast<float*>(k_tiles) + row * kFloatPitch<D>, a, a.rotary != nullptr,
+                       a.scale, reinterpret_cast<float*>(walked.keys) + row * kFloatPitch<D>, a, a.rotary != nullptr,
                        s.position(first + row));
 }
 
@@ -162,15 +147,9 @@ __global__ void __launch_bounds__(kThreads, D == 128 ? 1 : 2) keys_kernel(Attent
                           head_dim);
   load_tile<T, D, kOwned>(v_tile, sequence_rows<const T>(a.v, s, s.first_k, head), a.v.stride_n, first, s.visible,
                           head_dim);
-  cp_async_commit();
-  if (from < tiles) load_queries(from);
-  cp_async_commit();
-  cp_async_wait<1>();
-  __syncthreads();
-  if (a.rotary != nullptr) {
-    rotate_tile<T, D, kOwned>(k_tile, a, first);
-    __syncwarp();
-  }
+  begin_walk<T, D, kOwned>(k_tile, a, first, [&] {
+    if (from < tiles) load_queries(from);
+  });
 
   float dk[1][D / 8][4] = {}, dv[1][D / 8][4] = {};
   const float c = a.scale * kLog2E;

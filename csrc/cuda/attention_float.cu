@@ -28,14 +28,7 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(AttentionArgs a) {
   const int limit = s.limit(query), end = s.limit(min(first + kRows, s.queries) - 1);
   const float c = a.scale * kLog2E;
   for (int key = 0; key < end; key += kRows) {
-    __syncthreads();
-    load_tile<D>(k_tile, sequence_rows<const float>(a.k, s, s.first_k, head), a.k.stride_n, key, s.visible, head_dim);
-    load_tile<D>(v_tile, sequence_rows<const float>(a.v, s, s.first_k, head), a.v.stride_n, key, s.visible, head_dim);
-    __syncthreads();
-    if (a.rotary != nullptr) {
-      rotate_tile<D>(k_tile, a, key);
-      __syncthreads();
-    }
+    next_keys<D>(k_tile, v_tile, a, s, head, key);
     float p[kShare];
     dot_products<D>(p, q_tile + row * kRowPitch<D>, k_tile);
     float top = largest;
@@ -108,14 +101,7 @@ __global__ void __launch_bounds__(kThreads, 2) queries_kernel(AttentionArgs a, f
   const int limit = s.limit(query), end = s.limit(min(first + kRows, s.queries) - 1);
   const float c = a.scale * kLog2E;
   for (int key = 0; key < end; key += kRows) {
-    __syncthreads();
-    load_tile<D>(k_tile, sequence_rows<const float>(a.k, s, s.first_k, head), a.k.stride_n, key, s.visible, head_dim);
-    load_tile<D>(v_tile, sequence_rows<const float>(a.v, s, s.first_k, head), a.v.stride_n, key, s.visible, head_dim);
-    __syncthreads();
-    if (a.rotary != nullptr) {
-      rotate_tile<D>(k_tile, a, key);
-      __syncthreads();
-    }
+    next_keys<D>(k_tile, v_tile, a, s, head, key);
     float p[kShare], dp[kShare];
     dot_products<D>(p, q_tile + row * kRowPitch<D>, k_tile);
     dot_products<D>(dp, g_tile + row * kRowPitch<D>, v_tile);

@@ -37,6 +37,21 @@ __device__ void rotate_tile(float* tile, const AttentionArgs& a, int first_posit
   }
 }
 
+// The next tiles of keys and values that a block of queries walks over, the keys rotated; nobody reads the old ones any
+// more, and all threads see the new ones.
+template <int D>
+__device__ void next_keys(float* k_tile, float* v_tile, const AttentionArgs& a, const Sequence& s, int head, int key) {
+  const int head_dim = static_cast<int>(a.head_dim);
+  __syncthreads();
+  load_tile<D>(k_tile, sequence_rows<const float>(a.k, s, s.first_k, head), a.k.stride_n, key, s.visible, head_dim);
+  load_tile<D>(v_tile, sequence_rows<const float>(a.v, s, s.first_k, head), a.v.stride_n, key, s.visible, head_dim);
+  __syncthreads();
+  if (a.rotary != nullptr) {
+    rotate_tile<D>(k_tile, a, key);
+    __syncthreads();
+  }
+}
+
 // s[i] = row . tile[t % 4 + 4 i]
 template <int D>
 __device__ void dot_products(float (&s)[kShare], const float* row, const float* tile) {

@@ -21,29 +21,14 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(AttentionArgs a) {
   const int first = s.tile * kRows, head_dim = static_cast<int>(a.head_dim);
 
   T* const q_tile = reinterpret_cast<T*>(dynamic_shared());
-  T* const k_tiles = q_tile + kRows * kPitch<D>;
-  T* const v_tiles = k_tiles + 2 * kKeys * kPitch<D>;
-  const T* const k_rows = sequence_rows<const T>(a.k, s, s.first_k, head);
-  const T* const v_rows = sequence_rows<const T>(a.v, s, s.first_k, head);
-  const auto load_keys = [&](int t) {
-    const int offset = t % 2 * kKeys * kPitch<D>;
-    load_tile<T, D, kKeys>(k_tiles + offset, k_rows, a.k.stride_n, t * kKeys, s.visible, head_dim);
-    load_tile<T, D, kKeys>(v_tiles + offset, v_rows, a.v.stride_n, t * kKeys, s.visible, head_dim);
-  };
-
+  const KeyTiles<T, D, kKeys> walked(q_tile + kRows * kPitch<D>, a, s, head);
   const int end = s.limit(min(first + kRows, s.queries) - 1);
   const int tiles = (end + kKeys - 1) / kKeys;
   load_tile<T, D, kRows>(q_tile, sequence_rows<const T>(a.q, s, s.first_q, head), a.q.stride_n, first, s.queries,
                          head_dim);
-  cp_async_commit();
-  if (tiles > 0) load_keys(0);
-  cp_async_commit();
-  cp_async_wait<1>();
-  __syncthreads();
-  if (a.rotary != nullptr) {
-    rotate_tile<T, D, kRows>(q_tile, a, s.position(first));
-    __syncwarp();
-  }
+  begin_walk<T, D, kRows>(q_tile, a, s.position(first), [&] {
+    if (tiles > 0) walked.load(a, s, 0);
+  });
   uint32_t q[kM][D / 16][4];
   int limits[kM][2];
 #pragma unroll
@@ -64,14 +49,14 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(AttentionArgs a) {
   for (int m = 0; m < kM; ++m) largest[m][0] = largest[m][1] = -kInfinity;
   const float c = a.scale * kLog2E;
   for (int t = 0; t < tiles; ++t) {
-    const T* const k_tile = k_tiles + t % 2 * kKeys * kPitch<D>;
-    const T* const v_tile = v_tiles + t % 2 * kKeys * kPitch<D>;
+    T* const k_tile = walked.key_tile(t);
+    const T* const v_tile = walked.value_tile(t);
     cp_async_wait<0>();
     __syncthreads();  // the tile is there for all, and nobody reads the other one any more
-    if (t + 1 < tiles) load_keys(t + 1);
+    if (t + 1 < tiles) walked.load(a, s, t + 1);
     cp_async_commit();
     if (a.rotary != nullptr) {
-      rotate_tile<T, D, kKeys>(const_cast<T*>(k_tile), a, t * kKeys);
+      rotate_tile<T, D, kKeys>(k_tile, a, t * kKeys);
       __syncthreads();
     }
     if (t * kKeys >= most) continue;

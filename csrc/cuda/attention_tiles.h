@@ -51,6 +51,48 @@ __device__ void rotate_tile(T* tile, const AttentionArgs& a, int first_position)
   }
 }
 
+// The keys and values that a block of queries walks over, in shared memory: two tiles of kKeys rows of each, so that
+// the next one is on its way while one is used.
+template <class T, int D, int kKeys>
+struct KeyTiles {
+  static constexpr int kValues = kKeys * kPitch<D>;  // of a tile
+
+  T* keys;  // [2][kKeys][kPitch<D>]
+  T* values;
+  const T* key_rows;
+  const T* value_rows;
+
+  __device__ KeyTiles(T* memory, const AttentionArgs& a, const Sequence& s, int head)
+      : keys(memory),
+        values(memory + 2 * kValues),
+        key_rows(sequence_rows<const T>(a.k, s, s.first_k, head)),
+        value_rows(sequence_rows<const T>(a.v, s, s.first_k, head)) {}
+
+  __device__ T* key_tile(int t) const { return keys + t % 2 * kValues; }
+  __device__ T* value_tile(int t) const { return values + t % 2 * kValues; }
+  // Asks for tile `t` of both.
+  __device__ void load(const AttentionArgs& a, const Sequence& s, int t) const {
+    const int head_dim = static_cast<int>(a.head_dim);
+    load_tile<T, D, kKeys>(key_tile(t), key_rows, a.k.stride_n, t * kKeys, s.visible, head_dim);
+    load_tile<T, D, kKeys>(value_tile(t), value_rows, a.v.stride_n, t * kKeys, s.visible, head_dim);
+  }
+};
+
+// How every kernel begins: the tiles that the block owns have been asked for, `load_first` asks for the first of those
+// that it walks over, and the owned `tile` is rotated when it has arrived.
+template <class T, int D, int kRows, class Load>
+__device__ void begin_walk(T* tile, const AttentionArgs& a, int first_position, const Load& load_first) {
+  cp_async_commit();
+  load_first();
+  cp_async_commit();
+  cp_async_wait<1>();
+  __syncthreads();
+  if (a.rotary != nullptr) {
+    rotate_tile<T, D, kRows>(tile, a, first_position);
+    __syncwarp();
+  }
+}
+
 // Rows 0..15 of `tile` as left operands, one for each 16 dimensions.
 template <class T, int D>
 __device__ void load_left(uint32_t (&a)[D / 16][4], const T* tile) {

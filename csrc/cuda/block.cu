@@ -313,12 +313,12 @@ Status pair_norm(const PairNormArgs& a, void* stream) {
                    [&](auto type) { return run_pair_norm<decltype(type)>(a, stream); });
 }
 
-int64_t pair_norm_backward_workspace(int64_t rows, int64_t width) {
-  return rows > 0 ? ceil_div(rows, share_rows(rows)) * 4 * width * static_cast<int64_t>(sizeof(float)) : 0;
+int64_t pair_norm_backward_workspace(const PairNormGradArgs& a) {
+  return a.rows > 0 ? ceil_div(a.rows, share_rows(a.rows)) * 4 * a.width * static_cast<int64_t>(sizeof(float)) : 0;
 }
 
 Status pair_norm_backward(const PairNormGradArgs& a, void* stream) {
-  if (a.workspace_bytes < pair_norm_backward_workspace(a.rows, a.width)) return Status::kWorkspaceTooSmall;
+  if (a.workspace_bytes < pair_norm_backward_workspace(a)) return Status::kWorkspaceTooSmall;
   if (a.rows == 0) return clear(a.grad_parameters, 4 * a.width * sizeof(float), stream);
   return with_type(a.dtype, a.parameters, a.rows, a.width,
                    [&](auto type) { return run_pair_norm_backward<decltype(type)>(a, stream); });

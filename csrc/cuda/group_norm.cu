@@ -171,7 +171,7 @@ __global__ void __launch_bounds__(Layout::kThreads) normalise(GroupNormArgs a, L
 
 template <class T, int packet>
 Status run(const GroupNormArgs& a, void* stream) {
-  const Layout w(a.batch, a.pixels, a.channels, a.groups, a.workspace);
+  const Layout w(a, a.workspace);
   const dim3 chunks(static_cast<unsigned>(w.chunks), static_cast<unsigned>(a.batch));
   const size_t shared = PixelOwner::lanes_of(a.channels / packet) * a.channels * sizeof(Moments);
   Status status = launch(statistics<T, packet>, chunks, Layout::kThreads, shared, stream, a, w);
@@ -192,18 +192,13 @@ Status run(const GroupNormArgs& a, void* stream) {
 
 }  // namespace
 
-int64_t group_norm_workspace(int64_t batch, int64_t pixels, int64_t channels, int64_t groups) {
-  return Layout(batch, pixels, channels, groups, nullptr).bytes;
-}
+int64_t group_norm_workspace(const GroupNormArgs& a) { return Layout(a, nullptr).bytes; }
 
 Status group_norm(const GroupNormArgs& a, void* stream) {
-  const Status status = check_group_norm(a.batch, a.pixels, a.channels, a.groups, a.workspace_bytes);
+  const Status status = check_group_norm(a);
   if (status != Status::kOk || a.batch == 0) return status;
-  if (a.parameters != DType::kFloat32 && a.parameters != a.dtype) return Status::kUnsupportedDType;
   if (a.dtype == DType::kFloat32) return run<float>(a, stream);
-  if (a.dtype == DType::kBFloat16) return run<BFloat16>(a, stream);
-  if (a.dtype == DType::kFloat16) return run<Float16>(a, stream);
-  return Status::kUnsupportedDType;
+  return a.dtype == DType::kBFloat16 ? run<BFloat16>(a, stream) : run<Float16>(a, stream);
 }
 
 }  // namespace dove::cuda

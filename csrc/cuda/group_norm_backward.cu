@@ -173,7 +173,7 @@ __global__ void __launch_bounds__(Layout::kThreads, 2) input_gradient(GroupNormG
 
 template <class T, int packet, bool silu>
 Status run(const GroupNormGradArgs& a, void* stream) {
-  const Layout w(a.batch, a.pixels, a.channels, a.groups, a.workspace);
+  const Layout w(a, a.workspace);
   const dim3 chunks(static_cast<unsigned>(w.chunks), static_cast<unsigned>(a.batch));
   const size_t shared = PixelOwner::lanes_of(a.channels / packet) * a.channels * 2 * sizeof(float);
   Status status = launch(chunk_sums<T, packet, silu>, chunks, Layout::kThreads, shared, stream, a, w);
@@ -198,14 +198,12 @@ Status run(const GroupNormGradArgs& a, void* stream) {
 
 }  // namespace
 
+int64_t group_norm_backward_workspace(const GroupNormGradArgs& a) { return Layout(a, nullptr).bytes; }
+
 Status group_norm_backward(const GroupNormGradArgs& a, void* stream) {
-  const Status status = check_group_norm(a.batch, a.pixels, a.channels, a.groups, a.workspace_bytes);
-  if (status != Status::kOk) return status;
-  if (a.parameters != DType::kFloat32 && a.parameters != a.dtype) return Status::kUnsupportedDType;
+  if (const Status status = check_group_norm(a); status != Status::kOk) return status;
   if (a.dtype == DType::kFloat32) return run<float>(a, stream);
-  if (a.dtype == DType::kBFloat16) return run<BFloat16>(a, stream);
-  if (a.dtype == DType::kFloat16) return run<Float16>(a, stream);
-  return Status::kUnsupportedDType;
+  return a.dtype == DType::kBFloat16 ? run<BFloat16>(a, stream) : run<Float16>(a, stream);
 }
 
 }  // namespace dove::cuda

@@ -27,7 +27,10 @@ struct GroupNormLayout {
   float* group_means;     // backward: [batch, 2, groups], means of dz and of dz z
   int64_t bytes;
 
-  GroupNormLayout(int64_t batch, int64_t pixels, int64_t channels, int64_t groups, void* base) {
+  // `Args`: those of either pass.
+  template <class Args>
+  GroupNormLayout(const Args& a, void* base) {
+    const int64_t batch = a.batch, pixels = a.pixels, channels = a.channels, groups = a.groups;
     int64_t values = pixels * channels / kMaxChunks;
     if (values < kChunkValues) values = kChunkValues;
     chunk_pixels = (values + channels - 1) / channels;
@@ -74,13 +77,16 @@ struct PixelOwner {
   }
 };
 
-inline Status check_group_norm(int64_t batch, int64_t pixels, int64_t channels, int64_t groups, int64_t bytes) {
-  if (batch < 0 || batch > 65535 || pixels < 1 || channels < 1 || groups < 1 || channels % groups != 0 ||
-      channels > GroupNormLayout::kMaxChannels) {
+template <class Args>
+Status check_group_norm(const Args& a) {
+  if (a.batch < 0 || a.batch > 65535 || a.pixels < 1 || a.channels < 1 || a.groups < 1 || a.channels % a.groups != 0 ||
+      a.channels > GroupNormLayout::kMaxChannels) {
     return Status::kUnsupportedShape;
   }
-  return bytes < GroupNormLayout(batch, pixels, channels, groups, nullptr).bytes ? Status::kWorkspaceTooSmall
-                                                                                 : Status::kOk;
+  if (a.workspace_bytes < GroupNormLayout(a, nullptr).bytes) return Status::kWorkspaceTooSmall;
+  const bool known = a.dtype == DType::kFloat32 || a.dtype == DType::kBFloat16 || a.dtype == DType::kFloat16;
+  return known && (a.parameters == DType::kFloat32 || a.parameters == a.dtype) ? Status::kOk
+                                                                               : Status::kUnsupportedDType;
 }
 
 }  // namespace dove::cuda

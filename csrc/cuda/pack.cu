@@ -95,12 +95,24 @@ Status check(int64_t element_bytes, int64_t batch, int64_t max_len, int64_t widt
   return Status::kOk;
 }
 
-Rows padded_rows(const void* base, const PackArgs& a) {
-  return {static_cast<const char*>(base), a.padded_stride_b * a.element_bytes, a.padded_stride_k * a.element_bytes};
-}
-
-Rows packed_rows(const void* base, const PackArgs& a) {
-  return {static_cast<const char*>(base), 0, a.width * a.element_bytes};
+// pack and unpack: the same two sides, of which one is read and the other written.
+template <Kind kind>
+Status move_packed(const PackArgs& a, void* stream) {
+  if (const Status status = check(a.element_bytes, a.batch, a.max_len, a.width); status != Status::kOk) return status;
+  constexpr bool packs = kind == Kind::kPack;
+  const int64_t e = a.element_bytes;
+  const auto* source = static_cast<const char*>(a.source);
+  const auto* target = static_cast<const char*>(a.target);
+  const Rows padded{packs ? source : target, a.padded_stride_b * e, a.padded_stride_k * e};
+  const Rows packed{packs ? target : source, 0, a.width * e};
+  Move m{};
+  m.from = packs ? padded : packed;
+  m.to = packs ? packed : padded;
+  m.ends = a.cu_seqlens;
+  m.batch = a.batch;
+  m.max_len = a.max_len;
+  m.packed_rows = a.packed_rows;
+  return move<kind>(m, a.width * e, stream);
 }
 
 // One block: a scan of kThreads lengths at a time, the sum so far carried on.
@@ -131,46 +143,19 @@ __global__ void __launch_bounds__(kThreads) sum_lengths(CuSeqlensArgs a) {
 
 }  // namespace
 
-Status pack(const PackArgs& a, void* stream) {
-  if (const Status status = check(a.element_bytes, a.batch, a.max_len, a.width); status != Status::kOk) return status;
-  const Move m{padded_rows(a.source, a),
-               packed_rows(a.target, a),
-               a.cu_seqlens,
-               nullptr,
-               a.batch,
-               a.max_len,
-               0,
-               a.packed_rows,
-               0};
-  return move<Kind::kPack>(m, a.width * a.element_bytes, stream);
-}
+Status pack(const PackArgs& a, void* stream) { return move_packed<Kind::kPack>(a, stream); }
 
-Status unpack(const PackArgs& a, void* stream) {
-  if (const Status status = check(a.element_bytes, a.batch, a.max_len, a.width); status != Status::kOk) return status;
-  const Move m{packed_rows(a.source, a),
-               padded_rows(a.target, a),
-               a.cu_seqlens,
-               nullptr,
-               a.batch,
-               a.max_len,
-               0,
-               a.packed_rows,
-               0};
-  return move<Kind::kUnpack>(m, a.width * a.element_bytes, stream);
-}
+Status unpack(const PackArgs& a, void* stream) { return move_packed<Kind::kUnpack>(a, stream); }
 
 Status zero_tail(const ZeroTailArgs& a, void* stream) {
   if (const Status status = check(a.element_bytes, a.batch, a.max_len, a.width); status != Status::kOk) return status;
   const int64_t e = a.element_bytes;
-  const Move m{{static_cast<const char*>(a.source), a.source_stride_b * e, a.source_stride_k * e},
-               {static_cast<const char*>(a.target), a.max_len * a.width * e, a.width * e},
-               nullptr,
-               a.lengths,
-               a.batch,
-               a.max_len,
-               0,
-               0,
-               0};
+  Move m{};
+  m.from = {static_cast<const char*>(a.source), a.source_stride_b * e, a.source_stride_k * e};
+  m.to = {static_cast<const char*>(a.target), a.max_len * a.width * e, a.width * e};
+  m.lengths = a.lengths;
+  m.batch = a.batch;
+  m.max_len = a.max_len;
   return move<Kind::kZeroTail>(m, a.width * e, stream);
 }
 

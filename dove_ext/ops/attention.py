@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from dove_ext import _C
 from dove_ext.ops import attention_reference, reference
 from dove_ext.ops.attention_reference import FULL
 from dove_ext.ops.backend import use_kernels
-from dove_ext.ops.library import DTYPE_CODE, register, stream_of
+from dove_ext.ops.library import call, register
 
 
 def attention(
@@ -159,20 +159,16 @@ def _aligned(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 and fits else x.clone(memory_format=torch.contiguous_format)
 
 
-def _rows(x: Tensor) -> tuple[int, int, int, int]:
-    stride_b = x.stride(0) if x.dim() == 4 else 0
-    return x.data_ptr(), stride_b, x.stride(-3), x.stride(-2)
-
-
-def _address(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()
+def _rows(x: Tensor) -> tuple[Tensor, int, int, int]:
+    return x, x.stride(0) if x.dim() == 4 else 0, x.stride(-3), x.stride(-2)
 
 
 def _contiguous(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if x is None else x.to(dtype).contiguous()
 
 
-def _arguments(
+def _run(
+    kernel: str,
     rows: dict[str, Tensor],
     lse: Tensor,
     rotary: Tensor | None,
@@ -181,72 +177,45 @@ def _arguments(
     kv_lens: Tensor | None,
     prefix: int,
     scale: float,
-    *,
-    largest: int,
-) -> tuple[_C.AttentionArgs, list[Tensor | None]]:
-    """One call's arguments, and the tensors that must outlive the call."""
-    if rows["q"].shape[-1] % 16 or rows["q"].shape[-1] not in range(16, largest + 1):
+) -> None:
+    q, k = rows["q"], rows["k"]
+    heads, head_dim = q.shape[-2:]
+    largest = 256 if kernel.startswith("cpu_") else 128
+    if head_dim % 16 or head_dim not in range(16, largest + 1):
         raise RuntimeError(
             f"dove::attention: the head dimension must be a multiple of 16 up to {largest}, "
-            f"got {rows['q'].shape[-1]}; call dove_ext.set_backend('torch') for others"
+            f"got {head_dim}; call dove_ext.set_backend('torch') for others"
         )
-    rotary = _contiguous(rotary, torch.float32)
-    cu_seqlens_q = _contiguous(cu_seqlens_q, torch.int32)
-    cu_seqlens_k = _contiguous(cu_seqlens_k, torch.int32)
-    kv_lens = _contiguous(kv_lens, torch.int32)
-    q, k = rows["q"], rows["k"]
-    args = _C.AttentionArgs()
-    args.dtype = DTYPE_CODE[q.dtype]
-    args.batch = q.shape[0] if cu_seqlens_q is None else cu_seqlens_q.shape[0] - 1
-    args.heads, args.head_dim = q.shape[-2:]
-    args.len_q, args.len_k = q.shape[-3], k.shape[-3]
-    args.prefix, args.scale = prefix, scale
-    args.cu_seqlens_q, args.cu_seqlens_k = _address(cu_seqlens_q), _address(cu_seqlens_k)
-    args.kv_lens, args.rotary, args.lse = _address(kv_lens), _address(rotary), lse.data_ptr()
-    if rotary is not None:
-        args.rotary_rows, args.rotary_dim = rotary.shape
-    for name, tensor in rows.items():
-        setattr(args, name, _rows(tensor))
-    return args, [rotary, cu_seqlens_q, cu_seqlens_k, kv_lens]
+    rotary_rows, rotary_dim = (0, 0) if rotary is None else rotary.shape
+    call(
+        kernel, _C.AttentionArgs(), lse, **{name: _rows(tensor) for name, tensor in rows.items()}, lse=lse,
+        rotary=_contiguous(rotary, torch.float32), rotary_rows=rotary_rows, rotary_dim=rotary_dim,
+        cu_seqlens_q=_contiguous(cu_seqlens_q, torch.int32),
+        cu_seqlens_k=_contiguous(cu_seqlens_k, torch.int32), kv_lens=_contiguous(kv_lens, torch.int32),
+        batch=q.shape[0] if cu_seqlens_q is None else cu_seqlens_q.shape[0] - 1, heads=heads,
+        head_dim=head_dim, len_q=q.shape[-3], len_k=k.shape[-3], prefix=prefix, scale=scale, dtype=q.dtype,
+    )  # fmt: skip
 
 
-def _run_cpu(backward: bool, rows: dict[str, Tensor], lse: Tensor, *rest: Any) -> None:
-    args, _keep = _arguments(rows, lse, *rest, largest=256)
-    args.threads = torch.get_num_threads()
-    workspace = torch.empty(_C.cpu_attention_workspace(args, backward), dtype=torch.uint8)
-    args.workspace, args.workspace_bytes = workspace.data_ptr(), workspace.numel()
-    (_C.cpu_attention_backward if backward else _C.cpu_attention)(args)
+_PREPARE = {"cpu": _dense, "cuda": _aligned}
 
 
-def _run_cuda(backward: bool, rows: dict[str, Tensor], lse: Tensor, *rest: Any) -> None:
-    args, _keep = _arguments(rows, lse, *rest, largest=128)
-    size = _C.cuda_attention_workspace(args, backward)
-    # What is freed here may be used again at once, but only by later work of the same stream.
-    workspace = torch.empty(size, dtype=torch.uint8, device=lse.device)
-    args.workspace, args.workspace_bytes = workspace.data_ptr(), size
-    (_C.cuda_attention_backward if backward else _C.cuda_attention)(args, stream_of(lse))
+def _forward(device: str, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    out, lse = _fake(q, k, v, *rest)
+    prepare = _PREPARE[device]
+    _run(f"{device}_attention", {"q": prepare(q), "k": prepare(k), "v": prepare(v), "out": out}, lse, *rest)
+    return out, lse
 
 
-def _forward_by(run: Callable[..., None], prepare: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
-    def attention(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-        out, lse = _fake(q, k, v, *rest)
-        run(False, {"q": prepare(q), "k": prepare(k), "v": prepare(v), "out": out}, lse, *rest)
-        return out, lse
-
-    return attention
-
-
-def _backward_by(run: Callable[..., None], prepare: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
-    def attention_backward(
-        grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *rest: Any
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        dq, dk, dv = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
-        read = {"q": q, "k": k, "v": v, "out": out, "grad_out": grad}
-        rows = {name: prepare(x) for name, x in read.items()} | {"grad_q": dq, "grad_k": dk, "grad_v": dv}
-        run(True, rows, lse.contiguous(), *rest)
-        return dq, dk, dv
-
-    return attention_backward
+def _gradients(
+    device: str, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    dq, dk, dv = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+    read = {"q": q, "k": k, "v": v, "out": out, "grad_out": grad}
+    rows = {name: _PREPARE[device](x) for name, x in read.items()}
+    rows |= {"grad_q": dq, "grad_k": dk, "grad_v": dv}
+    _run(f"{device}_attention_backward", rows, lse.contiguous(), *rest)
+    return dq, dk, dv
 
 
 def _fake(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
@@ -271,8 +240,8 @@ _KEYS = (
 
 register(
     f"attention(Tensor q, Tensor k, Tensor v, {_KEYS}) -> (Tensor, Tensor)",
-    cpu=_forward_by(_run_cpu, _dense),
-    cuda=_forward_by(_run_cuda, _aligned),
+    cpu=partial(_forward, "cpu"),
+    cuda=partial(_forward, "cuda"),
     fake=_fake,
     reference=attention_reference.attention_op,
     setup_context=_setup_context,
@@ -281,8 +250,8 @@ register(
 register(
     f"attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, {_KEYS})"
     " -> (Tensor, Tensor, Tensor)",
-    cpu=_backward_by(_run_cpu, _dense),
-    cuda=_backward_by(_run_cuda, _aligned),
+    cpu=partial(_gradients, "cpu"),
+    cuda=partial(_gradients, "cuda"),
     fake=lambda grad, q, k, v, *_: (q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)),
     reference=attention_reference.attention_backward_op,
 )

@@ -10,7 +10,7 @@ from torch import Tensor
 from dove_ext import _C
 from dove_ext.ops import reference
 from dove_ext.ops.backend import use_kernels
-from dove_ext.ops.library import DTYPE_CODE, register, stream_of
+from dove_ext.ops.library import call, register
 
 
 def pair_norm(
@@ -105,15 +105,19 @@ def _empty(x: Tensor) -> Tensor:
     return x.new_empty(x.shape)
 
 
-def _sizes(x: Tensor) -> tuple[int, int]:
-    return x.numel() // x.shape[-1], x.shape[-1]
-
-
-def _one_dtype(*parameters: Tensor) -> tuple[tuple[Tensor, ...], int]:
-    """The parameters, dense, in one dtype (float32 if they differ), and its code."""
+def _one_dtype(*parameters: Tensor) -> tuple[Tensor, ...]:
+    """The parameters, dense, in one dtype (float32 if they differ)."""
     dtypes = {p.dtype for p in parameters}
     dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
-    return tuple(p.to(dtype).contiguous() for p in parameters), DTYPE_CODE[dtype]
+    return tuple(p.to(dtype).contiguous() for p in parameters)
+
+
+def _call(op: str, args: Any, x: Tensor, parameters: Tensor, **fields: Any) -> None:
+    """A kernel for the rows of `x`; `parameters` is one of those that `_one_dtype` gave."""
+    call(
+        f"cuda_{op}", args, x, x=x, rows=x.numel() // x.shape[-1], width=x.shape[-1], dtype=x.dtype,
+        parameters=parameters.dtype, **fields,
+    )  # fmt: skip
 
 
 def _pair_plain(
@@ -129,12 +133,10 @@ def _pair_cuda(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     x = x.contiguous()
     a, b, mean, rstd = _pair_fake(x, weight_a, bias_a, weight_b, bias_b, eps)
-    (weight_a, bias_a, weight_b, bias_b), code = _one_dtype(weight_a, bias_a, weight_b, bias_b)
-    rows, width = _sizes(x)
-    _C.cuda_pair_norm(
-        x.data_ptr(), weight_a.data_ptr(), bias_a.data_ptr(), weight_b.data_ptr(), bias_b.data_ptr(),
-        a.data_ptr(), b.data_ptr(), mean.data_ptr(), rstd.data_ptr(), rows, width, eps,
-        DTYPE_CODE[x.dtype], code, stream_of(x),
+    weight_a, bias_a, weight_b, bias_b = _one_dtype(weight_a, bias_a, weight_b, bias_b)
+    _call(
+        "pair_norm", _C.PairNormArgs(), x, weight_a, weight=(weight_a, weight_b), bias=(bias_a, bias_b),
+        normed=(a, b), mean=mean, rstd=rstd, eps=eps,
     )  # fmt: skip
     return a, b, mean, rstd
 
@@ -174,15 +176,11 @@ def _pair_backward_cuda(
     grad_a: Tensor, grad_b: Tensor, x: Tensor, weight_a: Tensor, weight_b: Tensor, mean: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor]:
     x, grad_a, grad_b = x.contiguous(), grad_a.contiguous(), grad_b.contiguous()
-    (weight_a, weight_b), code = _one_dtype(weight_a, weight_b)
+    weight_a, weight_b = _one_dtype(weight_a, weight_b)
     grad_x, parameters = _pair_backward_fake(grad_a, grad_b, x)
-    rows, width = _sizes(x)
-    size = _C.cuda_pair_norm_backward_workspace(rows, width)
-    workspace = x.new_empty(size, dtype=torch.uint8)
-    _C.cuda_pair_norm_backward(
-        x.data_ptr(), grad_a.data_ptr(), grad_b.data_ptr(), weight_a.data_ptr(), weight_b.data_ptr(),
-        mean.data_ptr(), rstd.data_ptr(), grad_x.data_ptr(), parameters.data_ptr(), workspace.data_ptr(),
-        size, rows, width, DTYPE_CODE[x.dtype], code, stream_of(x),
+    _call(
+        "pair_norm_backward", _C.PairNormGradArgs(), x, weight_a, grad=(grad_a, grad_b),
+        weight=(weight_a, weight_b), mean=mean, rstd=rstd, grad_x=grad_x, grad_parameters=parameters,
     )  # fmt: skip
     return grad_x, parameters
 
@@ -195,22 +193,16 @@ def _gelu_plain(x: Tensor, bias: Tensor) -> Tensor:
     return _empty(x).copy_(torch.nn.functional.gelu(x.float() + bias.float()))
 
 
-def _run_gelu(launcher: Any, x: Tensor, bias: Tensor, grad: Tensor | None) -> Tensor:
-    x, out = x.contiguous(), _empty(x)
-    (bias,), code = _one_dtype(bias)
-    launcher(
-        x.data_ptr(), bias.data_ptr(), 0 if grad is None else grad.data_ptr(), out.data_ptr(), *_sizes(x),
-        DTYPE_CODE[x.dtype], code, stream_of(x),
-    )  # fmt: skip
+def _gelu_cuda(x: Tensor, bias: Tensor) -> Tensor:
+    out, bias = _empty(x), bias.contiguous()
+    _call("bias_gelu", _C.BiasGeluArgs(), x.contiguous(), bias, bias=bias, out=out)
     return out
 
 
-def _gelu_cuda(x: Tensor, bias: Tensor) -> Tensor:
-    return _run_gelu(_C.cuda_bias_gelu, x, bias, None)
-
-
 def _gelu_backward_cuda(grad: Tensor, x: Tensor, bias: Tensor) -> Tensor:
-    return _run_gelu(_C.cuda_bias_gelu_backward, x, bias, grad.contiguous())
+    out, grad, bias = _empty(x), grad.contiguous(), bias.contiguous()
+    _call("bias_gelu_backward", _C.BiasGeluArgs(), x.contiguous(), bias, bias=bias, grad=grad, out=out)
+    return out
 
 
 def _gelu_backward_plain(grad: Tensor, x: Tensor, bias: Tensor) -> Tensor:
@@ -240,12 +232,9 @@ def _add_plain(x: Tensor, a: Tensor, b: Tensor, bias_a: Tensor, bias_b: Tensor) 
 
 def _add_cuda(x: Tensor, a: Tensor, b: Tensor, bias_a: Tensor, bias_b: Tensor) -> Tensor:
     x, a, b = x.contiguous(), a.contiguous(), b.contiguous()
-    (bias_a, bias_b), code = _one_dtype(bias_a, bias_b)
+    bias_a, bias_b = _one_dtype(bias_a, bias_b)
     out = _empty(x)
-    _C.cuda_add_branches(
-        x.data_ptr(), a.data_ptr(), b.data_ptr(), bias_a.data_ptr(), bias_b.data_ptr(), out.data_ptr(),
-        *_sizes(x), DTYPE_CODE[x.dtype], code, stream_of(x),
-    )  # fmt: skip
+    _call("add_branches", _C.AddBranchesArgs(), x, bias_a, a=a, b=b, bias_a=bias_a, bias_b=bias_b, out=out)
     return out
 
 

@@ -9,7 +9,7 @@ from dove_ext import _C
 from dove_ext.ops import reference
 from dove_ext.ops.backend import use_kernels
 from dove_ext.ops.group_norm import statistics
-from dove_ext.ops.library import DTYPE_CODE, register
+from dove_ext.ops.library import call, register
 
 CHANNELS = 32
 """Channels in and out must be multiples of this for the compiled kernel."""
@@ -41,9 +41,10 @@ def pack_conv3x3(weight: Tensor) -> Tensor:
     channels_out, channels_in = weight.shape[:2]
     dense = weight.detach().float().contiguous(memory_format=torch.contiguous_format)
     packed = dense.new_empty(_C.cpu_conv3x3_packed_values(channels_in, channels_out))
-    _C.cpu_conv3x3_pack(
-        dense.data_ptr(), packed.data_ptr(), channels_in, channels_out, torch.get_num_threads()
-    )
+    call(
+        "cpu_conv3x3_pack", _C.Conv3x3PackArgs(), dense, weight=dense, packed=packed, channels_in=channels_in,
+        channels_out=channels_out,
+    )  # fmt: skip
     return packed
 
 
@@ -170,23 +171,23 @@ def _cpu(
     rows = x.permute(0, 2, 3, 1)
     if rows.stride(3) != 1:
         rows = rows.contiguous()
-    norm = (0, 0, 0, 0)
-    stride_image, stride_row, stride_pixel, _ = rows.stride()
+    norm: dict[str, Tensor] = {}
     if norm_weight is not None and norm_bias is not None:
         mean, rstd = statistics(rows.permute(0, 3, 1, 2), groups, eps)
-        norm_weight, norm_bias = norm_weight.float().contiguous(), norm_bias.float().contiguous()
-        norm = mean.data_ptr(), rstd.data_ptr(), norm_weight.data_ptr(), norm_bias.data_ptr()
+        norm = {
+            "mean": mean,
+            "rstd": rstd,
+            "norm_weight": norm_weight.float().contiguous(),
+            "norm_bias": norm_bias.float().contiguous(),
+        }
     if residual is not None:
         residual = residual.contiguous(memory_format=torch.channels_last)
-    bias = bias.float().contiguous()
-    threads = torch.get_num_threads()
-    shape = x.shape[0], x.shape[2], x.shape[3], channels_in, channels_out, groups
-    size = _C.cpu_conv3x3_workspace(shape, threads)
-    workspace = x.new_empty(size, dtype=torch.uint8)
-    _C.cpu_conv3x3(
-        (rows.data_ptr(), stride_image, stride_row, stride_pixel), norm, packed.data_ptr(), bias.data_ptr(),
-        0 if residual is None else residual.data_ptr(), out.data_ptr(), workspace.data_ptr(), size, shape,
-        silu, DTYPE_CODE[x.dtype], threads,
+    call(
+        "cpu_conv3x3", _C.Conv3x3Args(), x, x=rows, x_stride_image=rows.stride(0),
+        x_stride_row=rows.stride(1), x_stride_pixel=rows.stride(2), **norm, packed=packed,
+        bias=bias.float().contiguous(), residual=residual, out=out, batch=x.shape[0],
+        height=x.shape[2], width=x.shape[3],
+        channels_in=channels_in, channels_out=channels_out, groups=groups, silu=silu, dtype=x.dtype,
     )  # fmt: skip
     return out
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from dove_ext import _C
 from dove_ext.ops import reference
 from dove_ext.ops.backend import use_kernels
-from dove_ext.ops.library import DTYPE_CODE, register, stream_of
+from dove_ext.ops.library import DTYPE_CODE, call, register
 
 
 def eos_scan(
@@ -99,85 +100,44 @@ def _dense(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 or x.shape[-1] < 2 else x.contiguous()
 
 
-def _workspace(hidden: Tensor, weight: Tensor, threads: int) -> Tensor:
-    batch, positions, width = hidden.shape
-    size = _C.cpu_eos_workspace(batch, positions, width, weight.shape[0], threads)
-    return hidden.new_empty(size, dtype=torch.uint8)
-
-
-def _scan_cpu(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, eos_id: int, witness: Tensor | None
-) -> Tensor:
+def _head(hidden: Tensor, weight: Tensor, bias: Tensor | None, eos_id: int) -> dict[str, Any]:
+    """What every struct of these ops says of the hidden states and the vocabulary."""
     hidden, weight = _dense(hidden), _dense(weight)
-    bias = None if bias is None else bias.float().contiguous()
+    return {
+        "hidden": hidden,
+        "weight": weight,
+        "bias": None if bias is None else bias.float().contiguous(),
+        "batch": hidden.shape[0],
+        "positions": hidden.shape[1],
+        "width": hidden.shape[2],
+        "vocabulary": weight.shape[0],
+        "hidden_stride_image": hidden.stride(0),
+        "hidden_stride_position": hidden.stride(1),
+        "weight_stride_row": weight.stride(0),
+        "eos_id": eos_id,
+        "dtype": hidden.dtype,
+    }
+
+
+def _scan(
+    device: str, hidden: Tensor, weight: Tensor, bias: Tensor | None, eos_id: int, witness: Tensor | None
+) -> Tensor:
     witness = None if witness is None or not witness.numel() else witness.contiguous()
-    threads = torch.get_num_threads()
-    workspace = _workspace(hidden, weight, threads)
-    batch, positions, width = hidden.shape
-    first = hidden.new_empty(batch, dtype=torch.int32)
-    _C.cpu_eos_scan(
-        hidden.data_ptr(), weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
-        0 if witness is None else witness.data_ptr(), first.data_ptr(), workspace.data_ptr(),
-        workspace.numel(), batch, positions, width, weight.shape[0],
-        0 if witness is None else witness.numel(), hidden.stride(0), hidden.stride(1), weight.stride(0),
-        eos_id, 0, DTYPE_CODE[hidden.dtype], threads,
+    first = hidden.new_empty(hidden.shape[0], dtype=torch.int32)
+    call(
+        f"{device}_eos_scan", _C.EosArgs(), hidden, **_head(hidden, weight, bias, eos_id), witness=witness,
+        witness_count=0 if witness is None else witness.numel(), first=first,
     )  # fmt: skip
     return first
 
 
-def _probability_cpu(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, eos_id: int
+def _probability(
+    device: str, hidden: Tensor, weight: Tensor, bias: Tensor | None, eos_id: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    hidden, weight = _dense(hidden), _dense(weight)
-    bias = None if bias is None else bias.float().contiguous()
-    threads = torch.get_num_threads()
-    workspace = _workspace(hidden, weight, threads)
-    batch, positions, width = hidden.shape
-    probability = hidden.new_empty((batch, positions), dtype=torch.float32)
-    maximum, total = torch.empty_like(probability), torch.empty_like(probability)
-    _C.cpu_eos_probability(
-        hidden.data_ptr(), weight.data_ptr(), 0 if bias is None else bias.data_ptr(), probability.data_ptr(),
-        maximum.data_ptr(), total.data_ptr(), workspace.data_ptr(), workspace.numel(), batch, positions,
-        width, weight.shape[0], hidden.stride(0), hidden.stride(1), weight.stride(0), eos_id,
-        DTYPE_CODE[hidden.dtype], threads,
-    )  # fmt: skip
-    return probability, maximum, total
-
-
-def _scan_cuda(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, eos_id: int, witness: Tensor | None
-) -> Tensor:
-    hidden, weight = _dense(hidden), _dense(weight)
-    bias = None if bias is None else bias.float().contiguous()
-    witness = None if witness is None or not witness.numel() else witness.contiguous()
-    batch, positions, width = hidden.shape
-    size = _C.cuda_eos_scan_workspace(batch, positions, width, weight.shape[0])
-    workspace = hidden.new_empty(size, dtype=torch.uint8)
-    first = hidden.new_empty(batch, dtype=torch.int32)
-    _C.cuda_eos_scan(
-        hidden.data_ptr(), weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
-        0 if witness is None else witness.data_ptr(), first.data_ptr(), workspace.data_ptr(), size, batch,
-        positions, width, weight.shape[0], 0 if witness is None else witness.numel(), hidden.stride(0),
-        hidden.stride(1), weight.stride(0), eos_id, 0, DTYPE_CODE[hidden.dtype], stream_of(hidden),
-    )  # fmt: skip
-    return first
-
-
-def _probability_cuda(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, eos_id: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    hidden, weight = _dense(hidden), _dense(weight)
-    bias = None if bias is None else bias.float().contiguous()
-    batch, positions, width = hidden.shape
-    size = _C.cuda_eos_probability_workspace(batch, positions, width, weight.shape[0])
-    workspace = hidden.new_empty(size, dtype=torch.uint8)
-    probability = hidden.new_empty((batch, positions), dtype=torch.float32)
-    maximum, total = torch.empty_like(probability), torch.empty_like(probability)
-    _C.cuda_eos_probability(
-        hidden.data_ptr(), weight.data_ptr(), 0 if bias is None else bias.data_ptr(), probability.data_ptr(),
-        maximum.data_ptr(), total.data_ptr(), workspace.data_ptr(), size, batch, positions, width,
-        weight.shape[0], hidden.stride(0), hidden.stride(1), weight.stride(0), eos_id,
-        DTYPE_CODE[hidden.dtype], stream_of(hidden),
+    probability, maximum, total = _probability_fake(hidden, weight, bias, eos_id)
+    call(
+        f"{device}_eos_probability", _C.EosArgs(), hidden, **_head(hidden, weight, bias, eos_id),
+        probability=probability, maximum=maximum, sum=total,
     )  # fmt: skip
     return probability, maximum, total
 
@@ -269,21 +229,12 @@ def _backward_cuda(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     if hidden.shape[2] > _WIDEST_BACKWARD or not _C.cuda_eos_backward_fits(DTYPE_CODE[hidden.dtype]):
         return _backward_plain(grad, hidden, weight, bias, probability, maximum, total, eos_id)
-    rows, words = _dense(hidden), _dense(weight)
-    floats = None if bias is None else bias.float().contiguous()
-    grad, probability = grad.float().contiguous(), probability.contiguous()
-    maximum, total = maximum.contiguous(), total.contiguous()
-    batch, positions, width = hidden.shape
     grad_hidden, grad_weight = hidden.new_empty(hidden.shape), weight.new_empty(weight.shape)
     grad_bias = weight.new_empty(weight.shape[0], dtype=torch.float32)
-    size = _C.cuda_eos_backward_workspace(batch, positions, width, weight.shape[0])
-    workspace = hidden.new_empty(size, dtype=torch.uint8)
-    _C.cuda_eos_probability_backward(
-        rows.data_ptr(), words.data_ptr(), 0 if floats is None else floats.data_ptr(), grad.data_ptr(),
-        probability.data_ptr(), maximum.data_ptr(), total.data_ptr(), grad_hidden.data_ptr(),
-        grad_weight.data_ptr(), grad_bias.data_ptr(), workspace.data_ptr(), size, batch, positions, width,
-        weight.shape[0], rows.stride(0), rows.stride(1), words.stride(0), eos_id, 0,
-        DTYPE_CODE[hidden.dtype], stream_of(hidden),
+    call(
+        "cuda_eos_probability_backward", _C.EosGradArgs(), hidden, **_head(hidden, weight, bias, eos_id),
+        grad=grad.float().contiguous(), probability=probability.contiguous(), maximum=maximum.contiguous(),
+        sum=total.contiguous(), grad_hidden=grad_hidden, grad_weight=grad_weight, grad_bias=grad_bias,
     )  # fmt: skip
     return grad_hidden, grad_weight, grad_bias.to(weight.dtype if bias is None else bias.dtype)
 
@@ -301,16 +252,16 @@ def _backward_fake(
 
 register(
     "eos_scan(Tensor hidden, Tensor weight, Tensor? bias, int eos_id, Tensor? witness) -> Tensor",
-    cpu=_scan_cpu,
-    cuda=_scan_cuda,
+    cpu=partial(_scan, "cpu"),
+    cuda=partial(_scan, "cuda"),
     fake=lambda hidden, weight, bias, eos_id, witness: hidden.new_empty(hidden.shape[0], dtype=torch.int32),
     reference=_scan_plain,
 )
 register(
     "eos_probability(Tensor hidden, Tensor weight, Tensor? bias, int eos_id) "
     "-> (Tensor probability, Tensor maximum, Tensor sum)",
-    cpu=_probability_cpu,
-    cuda=_probability_cuda,
+    cpu=partial(_probability, "cpu"),
+    cuda=partial(_probability, "cuda"),
     fake=_probability_fake,
     reference=_probability_plain,
     setup_context=_probability_setup,

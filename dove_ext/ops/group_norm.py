@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from dove_ext import _C
 from dove_ext.ops import reference
 from dove_ext.ops.backend import use_kernels
-from dove_ext.ops.library import DTYPE_CODE, register, stream_of
+from dove_ext.ops.library import call, register
 
 
 def group_norm(
@@ -87,116 +88,66 @@ def _pixel_rows(x: Tensor) -> tuple[Tensor, int, int]:
     return rows, rows.stride(0), rows.stride(-2)
 
 
+def _parameters(device: str, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight and bias, dense, in one dtype: float32 on the CPU and where they differ."""
+    dtype = weight.dtype if device == "cuda" and weight.dtype == bias.dtype else torch.float32
+    return weight.to(dtype).contiguous(), bias.to(dtype).contiguous()
+
+
 def statistics(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
     """Mean and 1 / deviation of each group, float32 [B, groups]: the CPU kernel's first pass."""
-    mean = x.new_zeros(x.shape[0], groups, dtype=torch.float32)
-    rstd = torch.zeros_like(mean)
-    nothing = mean.new_zeros(x.shape[1])
-    _launch(x, None, nothing, nothing, None, None, mean, rstd, groups, eps, False)
-    return mean, rstd
-
-
-def _run(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    batch = x.shape[0]
-    normed = _empty_like(x)
-    mean = x.new_zeros(batch, groups, dtype=torch.float32)
-    rstd = torch.zeros_like(mean)
-    summed = None if residual is None else _empty_like(x)
-    if normed.numel():
-        _launch(x, residual, weight, bias, normed, summed, mean, rstd, groups, eps, silu)
-    return normed, summed, mean, rstd
+    nothing = x.new_zeros(x.shape[1], dtype=torch.float32)
+    return _launch("cpu", x, None, nothing, nothing, None, None, groups, eps, False)
 
 
 def _launch(
+    device: str,
     x: Tensor,
     residual: Tensor | None,
     weight: Tensor,
     bias: Tensor,
     normed: Tensor | None,
     summed: Tensor | None,
-    mean: Tensor,
-    rstd: Tensor,
     groups: int,
     eps: float,
     silu: bool,
-) -> None:
-    batch, channels = x.shape[:2]
-    pixels = x[0, 0].numel()
-    threads = torch.get_num_threads()
-    rows, x_image, x_pixel = _pixel_rows(x)
-    added, residual_image, residual_pixel = (None, 0, 0) if residual is None else _pixel_rows(residual)
-    weight, bias = weight.float().contiguous(), bias.float().contiguous()
-    workspace_bytes = _C.cpu_group_norm_workspace(batch, pixels, channels, groups, threads)
-    workspace = x.new_empty(workspace_bytes, dtype=torch.uint8)
-    _C.cpu_group_norm(
-        rows.data_ptr(), 0 if added is None else added.data_ptr(), weight.data_ptr(), bias.data_ptr(),
-        0 if normed is None else normed.data_ptr(), 0 if summed is None else summed.data_ptr(),
-        mean.data_ptr(), rstd.data_ptr(), workspace.data_ptr(), workspace_bytes, batch, pixels, channels,
-        groups, x_image, x_pixel, residual_image, residual_pixel, eps, silu, DTYPE_CODE[x.dtype], threads,
-    )  # fmt: skip
+) -> tuple[Tensor, Tensor]:
+    """Fills `normed` and `summed`; returns mean and rstd."""
+    new = x.new_empty if x.numel() else x.new_zeros
+    mean, rstd = (new(x.shape[0], groups, dtype=torch.float32) for _ in range(2))
+    if x.numel():
+        rows, x_image, x_pixel = _pixel_rows(x)
+        added, added_image, added_pixel = (None, 0, 0) if residual is None else _pixel_rows(residual)
+        weight, bias = _parameters(device, weight, bias)
+        call(
+            f"{device}_group_norm", _C.GroupNormArgs(), x, x=rows, x_stride_image=x_image,
+            x_stride_pixel=x_pixel, residual=added, residual_stride_image=added_image,
+            residual_stride_pixel=added_pixel, weight=weight, bias=bias, normed=normed, summed=summed,
+            mean=mean, rstd=rstd, batch=x.shape[0], pixels=x[0, 0].numel(), channels=x.shape[1],
+            groups=groups, eps=eps, silu=silu, dtype=x.dtype, parameters=weight.dtype,
+        )  # fmt: skip
+    return mean, rstd
 
 
-def _parameters(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Weight and bias in one dtype, which is that of `x` or float32, and its code."""
-    dtype = weight.dtype if weight.dtype == bias.dtype else torch.float32
-    return weight.to(dtype).contiguous(), bias.to(dtype).contiguous(), DTYPE_CODE[dtype]
-
-
-def _run_cuda(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    batch, channels = x.shape[:2]
+def _run(
+    device: str, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     normed = _empty_like(x)
-    mean = x.new_empty(batch, groups, dtype=torch.float32)
-    rstd = torch.empty_like(mean)
-    summed = None if residual is None else _empty_like(x)
-    if not normed.numel():
-        return normed, summed, mean.zero_(), rstd.zero_()
-    pixels = x[0, 0].numel()
-    rows, x_image, x_pixel = _pixel_rows(x)
-    added, residual_image, residual_pixel = (None, 0, 0) if residual is None else _pixel_rows(residual)
-    weight, bias, parameters = _parameters(x, weight, bias)
-    size = _C.cuda_group_norm_workspace(batch, pixels, channels, groups)
-    workspace = x.new_empty(size, dtype=torch.uint8)
-    _C.cuda_group_norm(
-        rows.data_ptr(), 0 if added is None else added.data_ptr(), weight.data_ptr(), bias.data_ptr(),
-        normed.data_ptr(), 0 if summed is None else summed.data_ptr(), mean.data_ptr(), rstd.data_ptr(),
-        workspace.data_ptr(), size, batch, pixels, channels, groups, x_image, x_pixel, residual_image,
-        residual_pixel, eps, silu, DTYPE_CODE[x.dtype], parameters, stream_of(x),
-    )  # fmt: skip
-    return normed, summed, mean, rstd
+    return normed, *_launch(device, x, None, weight, bias, normed, None, groups, eps, silu)
 
 
-def _cpu(
-    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    normed, _, mean, rstd = _run(x, None, weight, bias, groups, eps, silu)
-    return normed, mean, rstd
-
-
-def _add_cpu(
-    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
+def _run_add(
+    device: str,
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    eps: float,
+    silu: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    normed, summed, mean, rstd = _run(x, residual, weight, bias, groups, eps, silu)
-    assert summed is not None
-    return normed, summed, mean, rstd
-
-
-def _cuda(
-    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    normed, _, mean, rstd = _run_cuda(x, None, weight, bias, groups, eps, silu)
-    return normed, mean, rstd
-
-
-def _add_cuda(
-    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    normed, summed, mean, rstd = _run_cuda(x, residual, weight, bias, groups, eps, silu)
-    assert summed is not None
-    return normed, summed, mean, rstd
+    normed, summed = _empty_like(x), _empty_like(x)
+    return normed, summed, *_launch(device, x, residual, weight, bias, normed, summed, groups, eps, silu)
 
 
 def _fake(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool) -> tuple[Tensor, ...]:
@@ -268,8 +219,8 @@ def _add_backward(
 _PARAMETERS = "Tensor weight, Tensor bias, int groups, float eps, bool silu"
 register(
     f"group_norm(Tensor x, {_PARAMETERS}) -> (Tensor normed, Tensor mean, Tensor rstd)",
-    cpu=_cpu,
-    cuda=_cuda,
+    cpu=partial(_run, "cpu"),
+    cuda=partial(_run, "cuda"),
     fake=_fake,
     reference=_plain,
     setup_context=_setup,
@@ -278,8 +229,8 @@ register(
 register(
     f"add_group_norm(Tensor x, Tensor residual, {_PARAMETERS}) "
     "-> (Tensor normed, Tensor summed, Tensor mean, Tensor rstd)",
-    cpu=_add_cpu,
-    cuda=_add_cuda,
+    cpu=partial(_run_add, "cpu"),
+    cuda=partial(_run_add, "cuda"),
     fake=_add_fake,
     reference=_add_plain,
     setup_context=_add_setup,

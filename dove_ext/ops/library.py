@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dove_ext import _C
 from dove_ext.ops.backend import HAS_CUDA_KERNELS, gpu_served, warn_no_kernels
 
 LIBRARY = torch.library.Library("dove", "DEF")
@@ -27,6 +28,38 @@ CUDA_IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {}
 def stream_of(tensor: Tensor) -> int:
     """The CUDA stream (its address) on which the launchers of `_C` are to queue work for `tensor`."""
     return int(torch.cuda.current_stream(tensor.device).cuda_stream) if tensor.is_cuda else 0
+
+
+def call(kernel: str, args: Any, like: Tensor, **fields: Any) -> None:
+    """Fill the struct `args` and hand it to a kernel of `_C`, with as much workspace as it wants.
+
+    Args:
+        kernel: such as "cpu_pack" or "cuda_pack"; the CPU's get torch's number of threads, CUDA's the stream.
+        args: a new instance of the kernel's struct (csrc/include/dove), all zero.
+        like: a tensor of the device.
+        fields: the struct's fields by name. A tensor stands for its address and lives until the call is over
+            (what is freed then may be used again at once, but only by later work of the same stream), None
+            stands for address 0, a dtype for its code; a tuple is converted item by item.
+    """
+    for name, value in fields.items():
+        setattr(args, name, _field(value))
+    if kernel.startswith("cpu_"):
+        args.threads = torch.get_num_threads()
+    if (size := getattr(_C, f"{kernel}_workspace", None)) is not None:
+        workspace = like.new_empty(size(args), dtype=torch.uint8)
+        args.workspace, args.workspace_bytes = workspace.data_ptr(), workspace.numel()
+    run = getattr(_C, kernel)
+    run(args) if kernel.startswith("cpu_") else run(args, stream_of(like))
+
+
+def _field(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.data_ptr()
+    if value is None:
+        return 0
+    if isinstance(value, torch.dtype):
+        return DTYPE_CODE[value]
+    return tuple(map(_field, value)) if isinstance(value, tuple) else value
 
 
 def _on_device(name: str, kernels: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:

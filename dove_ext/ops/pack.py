@@ -6,6 +6,7 @@ as the nearer of the two, and rows beyond the packed side are left out.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from dove_ext import _C
 from dove_ext.ops import reference
 from dove_ext.ops.backend import use_kernels
-from dove_ext.ops.library import register, stream_of
+from dove_ext.ops.library import call, register
 
 
 def pack(padded: Tensor, cu_seqlens: Tensor, total: int | None = None) -> Tensor:
@@ -97,103 +98,64 @@ def lengths_to_cu_seqlens(lengths: Tensor) -> Tensor:
     return out
 
 
-def _check_dtype(op: str, cu_seqlens: Tensor) -> None:
+def _check_cu_seqlens(op: str, device: str, cu_seqlens: Tensor, total: int) -> Tensor:
+    """`cu_seqlens`, dense. Where it ends is looked at on the CPU only: a GPU would have to be waited for."""
     if cu_seqlens.dtype != torch.int32 or cu_seqlens.dim() != 1 or cu_seqlens.numel() < 1:
         raise RuntimeError(
             f"dove::{op}: cu_seqlens must be int32 [B + 1], got {cu_seqlens.dtype} {list(cu_seqlens.shape)}"
         )
-
-
-def _check_lengths(op: str, cu_seqlens: Tensor, total: int) -> Tensor:
-    _check_dtype(op, cu_seqlens)
-    if int(cu_seqlens[-1]) != total:
+    if device == "cpu" and int(cu_seqlens[-1]) != total:
         raise RuntimeError(
             f"dove::{op}: cu_seqlens ends at {int(cu_seqlens[-1])}, but there are {total} packed rows"
         )
     return cu_seqlens.contiguous()
 
 
-def _pack_cpu(padded: Tensor, cu_seqlens: Tensor, total: int) -> Tensor:
-    cu_seqlens = _check_lengths("pack", cu_seqlens, total)
-    if padded.stride(-1) != 1:
-        padded = padded.contiguous()
-    batch, max_len, width = padded.shape
-    out = padded.new_empty(total, width)
-    _C.cpu_pack(
-        padded.data_ptr(), out.data_ptr(), cu_seqlens.data_ptr(), batch, max_len, width,
-        padded.element_size(), padded.stride(0), padded.stride(1), torch.get_num_threads(),
+def _move(
+    kernel: str, source: Tensor, target: Tensor, padded: Tensor, cu_seqlens: Tensor, packed_rows: int
+) -> Tensor:
+    call(
+        kernel, _C.PackArgs(), source, source=source, target=target, cu_seqlens=cu_seqlens,
+        batch=padded.shape[0], max_len=padded.shape[1], width=padded.shape[2],
+        element_bytes=padded.element_size(), padded_stride_b=padded.stride(0),
+        padded_stride_k=padded.stride(1), packed_rows=packed_rows,
     )  # fmt: skip
-    return out
+    return target
 
 
-def _unpack_cpu(packed: Tensor, cu_seqlens: Tensor, max_len: int) -> Tensor:
-    cu_seqlens = _check_lengths("unpack", cu_seqlens, packed.shape[0])
+def _dense(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _pack(device: str, padded: Tensor, cu_seqlens: Tensor, total: int) -> Tensor:
+    cu_seqlens = _check_cu_seqlens("pack", device, cu_seqlens, total)
+    padded = _dense(padded)
+    return _move(
+        f"{device}_pack", padded, padded.new_empty(total, padded.shape[2]), padded, cu_seqlens, total
+    )
+
+
+def _unpack(device: str, packed: Tensor, cu_seqlens: Tensor, max_len: int) -> Tensor:
+    total, width = packed.shape
+    cu_seqlens = _check_cu_seqlens("unpack", device, cu_seqlens, total)
     packed = packed.contiguous()
-    batch, width = cu_seqlens.numel() - 1, packed.shape[1]
-    out = packed.new_empty(batch, max_len, width)
-    _C.cpu_unpack(
-        packed.data_ptr(), out.data_ptr(), cu_seqlens.data_ptr(), batch, max_len, width,
-        packed.element_size(), out.stride(0), out.stride(1), torch.get_num_threads(),
-    )  # fmt: skip
-    return out
+    out = packed.new_empty(cu_seqlens.numel() - 1, max_len, width)
+    return _move(f"{device}_unpack", packed, out, out, cu_seqlens, total)
 
 
-def _lengths_of(lengths: Tensor, batch: int) -> Tensor:
+def _zero_tail(device: str, tokens: Tensor, lengths: Tensor) -> Tensor:
+    batch, max_len, width = tokens.shape
     if lengths.dtype != torch.int32 or lengths.shape != (batch,):
         raise RuntimeError(
             f"dove::zero_tail: lengths must be int32 [{batch}], got {lengths.dtype} {list(lengths.shape)}"
         )
-    return lengths.contiguous()
-
-
-def _zero_tail_cpu(tokens: Tensor, lengths: Tensor) -> Tensor:
-    batch, max_len, width = tokens.shape
-    lengths = _lengths_of(lengths, batch)
-    if tokens.stride(-1) != 1:
-        tokens = tokens.contiguous()
+    tokens = _dense(tokens)
     out = tokens.new_empty(tokens.shape)
-    _C.cpu_zero_tail(
-        tokens.data_ptr(), out.data_ptr(), lengths.data_ptr(), batch, max_len, width, tokens.element_size(),
-        tokens.stride(0), tokens.stride(1), torch.get_num_threads(),
-    )  # fmt: skip
-    return out
-
-
-def _pack_cuda(padded: Tensor, cu_seqlens: Tensor, total: int) -> Tensor:
-    _check_dtype("pack", cu_seqlens)
-    cu_seqlens = cu_seqlens.contiguous()
-    if padded.stride(-1) != 1:
-        padded = padded.contiguous()
-    batch, max_len, width = padded.shape
-    out = padded.new_empty(total, width)
-    _C.cuda_pack(
-        padded.data_ptr(), out.data_ptr(), cu_seqlens.data_ptr(), batch, max_len, width,
-        padded.element_size(), padded.stride(0), padded.stride(1), total, stream_of(padded),
-    )  # fmt: skip
-    return out
-
-
-def _unpack_cuda(packed: Tensor, cu_seqlens: Tensor, max_len: int) -> Tensor:
-    _check_dtype("unpack", cu_seqlens)
-    cu_seqlens, packed = cu_seqlens.contiguous(), packed.contiguous()
-    batch, width = cu_seqlens.numel() - 1, packed.shape[1]
-    out = packed.new_empty(batch, max_len, width)
-    _C.cuda_unpack(
-        packed.data_ptr(), out.data_ptr(), cu_seqlens.data_ptr(), batch, max_len, width,
-        packed.element_size(), out.stride(0), out.stride(1), packed.shape[0], stream_of(packed),
-    )  # fmt: skip
-    return out
-
-
-def _zero_tail_cuda(tokens: Tensor, lengths: Tensor) -> Tensor:
-    batch, max_len, width = tokens.shape
-    lengths = _lengths_of(lengths, batch)
-    if tokens.stride(-1) != 1:
-        tokens = tokens.contiguous()
-    out = tokens.new_empty(tokens.shape)
-    _C.cuda_zero_tail(
-        tokens.data_ptr(), out.data_ptr(), lengths.data_ptr(), batch, max_len, width, tokens.element_size(),
-        tokens.stride(0), tokens.stride(1), stream_of(tokens),
+    call(
+        f"{device}_zero_tail", _C.ZeroTailArgs(), tokens, source=tokens, target=out,
+        lengths=lengths.contiguous(), batch=batch, max_len=max_len, width=width,
+        element_bytes=tokens.element_size(), source_stride_b=tokens.stride(0),
+        source_stride_k=tokens.stride(1),
     )  # fmt: skip
     return out
 
@@ -201,7 +163,14 @@ def _zero_tail_cuda(tokens: Tensor, lengths: Tensor) -> Tensor:
 def _cu_seqlens_cuda(lengths: Tensor) -> Tensor:
     lengths = lengths.to(torch.int32).contiguous()
     out = lengths.new_empty(lengths.shape[0] + 1)
-    _C.cuda_cu_seqlens(lengths.data_ptr(), out.data_ptr(), lengths.shape[0], stream_of(lengths))
+    call(
+        "cuda_cu_seqlens",
+        _C.CuSeqlensArgs(),
+        lengths,
+        lengths=lengths,
+        cu_seqlens=out,
+        batch=lengths.shape[0],
+    )
     return out
 
 
@@ -238,8 +207,8 @@ def _zero_tail_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
 
 register(
     "pack(Tensor padded, Tensor cu_seqlens, SymInt total) -> Tensor",
-    cpu=_pack_cpu,
-    cuda=_pack_cuda,
+    cpu=partial(_pack, "cpu"),
+    cuda=partial(_pack, "cuda"),
     fake=lambda padded, cu_seqlens, total: padded.new_empty(total, padded.shape[2]),
     reference=reference.pack,
     setup_context=_pack_setup,
@@ -247,8 +216,8 @@ register(
 )
 register(
     "unpack(Tensor packed, Tensor cu_seqlens, SymInt max_len) -> Tensor",
-    cpu=_unpack_cpu,
-    cuda=_unpack_cuda,
+    cpu=partial(_unpack, "cpu"),
+    cuda=partial(_unpack, "cuda"),
     fake=lambda packed, cu_seqlens, max_len: packed.new_empty(
         cu_seqlens.shape[0] - 1, max_len, packed.shape[1]
     ),
@@ -258,8 +227,8 @@ register(
 )
 register(
     "zero_tail(Tensor tokens, Tensor lengths) -> Tensor",
-    cpu=_zero_tail_cpu,
-    cuda=_zero_tail_cuda,
+    cpu=partial(_zero_tail, "cpu"),
+    cuda=partial(_zero_tail, "cuda"),
     fake=lambda tokens, lengths: tokens.new_empty(tokens.shape),
     reference=reference.zero_tail,
     setup_context=_zero_tail_setup,

@@ -33,6 +33,42 @@ def test_stub_names_the_same_functions_and_arguments() -> None:
     assert actual == declared
 
 
+def test_stub_names_the_structs_and_what_their_fields_hold() -> None:
+    stub = ast.parse((Path(dove_ext.__file__).parent / "_C.pyi").read_text())
+    declared = {
+        struct.name: {
+            ast.unparse(field.target): ast.unparse(field.annotation).split("[")[0]
+            for field in struct.body
+            if isinstance(field, ast.AnnAssign)
+        }
+        for struct in stub.body
+        if isinstance(struct, ast.ClassDef)
+    }
+    actual = {}
+    for name in dir(_C):
+        if isinstance(struct := getattr(_C, name), type):
+            empty = struct()
+            fields = [field for field in dir(empty) if not field.startswith("_")]
+            actual[name] = {field: type(getattr(empty, field)).__name__ for field in fields}
+    assert actual == declared
+
+
+def test_a_struct_takes_what_its_fields_hold() -> None:
+    args = _C.GroupNormArgs()
+    assert (args.x, args.silu, args.eps, args.dtype) == (0, False, 0.0, 0)
+    args.x, args.x_stride_image, args.silu, args.eps, args.dtype = 4096, -3, True, 1e-6, 1
+    assert (args.x, args.x_stride_image, args.silu, args.eps, args.dtype) == (4096, -3, True, 1e-6, 1)
+    pair, attention = _C.PairNormArgs(), _C.AttentionArgs()
+    pair.weight, attention.q = (1, 2), (64, 1, 2, 3)
+    assert pair.weight == (1, 2) and attention.q == (64, 1, 2, 3)
+    with pytest.raises(ValueError, match="one address for each"):
+        pair.weight = (1,)
+    with pytest.raises(ValueError, match="stride_b, stride_n, stride_h"):
+        attention.q = (64, 1)
+    with pytest.raises(AttributeError, match="no attribute 'x_strides'"):
+        args.x_strides = 0
+
+
 def test_info_is_honest_about_backends() -> None:
     backends = dove_ext.info()["backends"]
     assert backends["cpu"]["available"] and backends["cpu"]["isa"] in ("portable", "avx2+fma", "avx512+bf16")

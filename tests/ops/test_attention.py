@@ -158,6 +158,6 @@ def test_a_small_workspace_is_refused() -> None:
     args = _C.AttentionArgs()
     args.batch, args.heads, args.head_dim, args.len_q, args.len_k = 1, 1, 64, 8, 8
     args.dtype, args.scale, args.threads = 0, 1.0, 1
-    args.workspace_bytes = _C.cpu_attention_workspace(args, False) - 1
+    args.workspace_bytes = _C.cpu_attention_workspace(args) - 1
     with pytest.raises(RuntimeError, match="the workspace is too small"):
         _C.cpu_attention(args)

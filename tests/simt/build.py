@@ -92,7 +92,7 @@ def build(folder: Path, cache: Path, replaced: dict[str, str] | None = None) -> 
         objects.append(_compile(mutants / source.name, ["-O1"], folder, (mutants,)))
     machine = [HERE / name for name in ("block.cpp", "memory.cpp", "selftest.cu")]
     objects += [_compile(source, ["-O1"], cache) for source in (*machine, CSRC / "cpu" / "isa.cpp")]
-    bindings = [*sorted((CSRC / "bindings" / "cuda").glob("*.cpp")), CSRC / "bindings" / "attention_args.cpp"]
+    bindings = [CSRC / "bindings" / name for name in ("arguments.cpp", "cuda.cpp")]
     objects += [_compile(s, ["-O0", *_PYBIND], cache) for s in (*bindings, HERE / "module.cpp")]
     module = folder / f"_simt{sysconfig.get_config_var('EXT_SUFFIX')}"
     command = [str(COMPILER), "-shared", "-o", str(module), *map(str, objects), "-lpthread"]

@@ -76,8 +76,8 @@ def _through_guards(module: ModuleType, function: Any) -> Any:
 @contextlib.contextmanager
 def emulation(module: ModuleType, seed: int = 0) -> Iterator[None]:
     """Let the ops run emulated; `seed` chooses the schedule of warps, lanes and blocks."""
-    launchers = {name: getattr(module, name) for name in dir(module) if name.startswith("cuda_")}
-    launchers["AttentionArgs"] = module.AttentionArgs
+    names = [name for name in dir(module) if name.startswith("cuda_") or name.endswith("Args")]
+    launchers = {name: getattr(module, name) for name in names}
     before = {name: getattr(_C, name) for name in launchers if hasattr(_C, name)}
     dtypes = backend.KERNEL_DTYPES["cpu"]
     override = torch.library.Library("dove", "IMPL")

@@ -8,7 +8,7 @@
 namespace py = pybind11;
 
 PYBIND11_MODULE(_simt, m) {
-  dove::bindings::bind_attention_args(m);
+  dove::bindings::bind_arguments(m);
   dove::bindings::bind_cuda(m);
   m.def("simt_allocate", [](size_t bytes) { return reinterpret_cast<uintptr_t>(simt::allocate(bytes)); });
   m.def("simt_release_all", &simt::release_all);

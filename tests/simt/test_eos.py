@@ -21,10 +21,10 @@ ROWS = {str(case): case for case in CASES}
 
 
 class Changed:
-    """The emulated module with one argument of one launcher replaced."""
+    """The emulated module with a choice that is left to one launcher (a field that is 0) made for it."""
 
-    def __init__(self, module: ModuleType, launcher: str, place: int, value: int) -> None:
-        self.module, self.launcher, self.place, self.value = module, launcher, place, value
+    def __init__(self, module: ModuleType, launcher: str, field: str, value: int) -> None:
+        self.module, self.launcher, self.field, self.value = module, launcher, field, value
         self.calls = 0
 
     def __dir__(self) -> list[str]:
@@ -35,18 +35,18 @@ class Changed:
         if name != self.launcher:
             return function
 
-        def call(*arguments: int) -> None:
+        def call(args: Any, stream: int) -> None:
             self.calls += 1
-            place = self.place % len(arguments)
-            assert arguments[place] == 0
-            function(*arguments[:place], self.value, *arguments[place + 1 :])
+            assert getattr(args, self.field) == 0
+            setattr(args, self.field, self.value)
+            function(args, stream)
 
         return call
 
 
 @pytest.mark.parametrize("row", ["late_in_a_round", "31_positions", "only_last_row_refutes"])
 def test_many_small_rounds(simt: ModuleType, row: str) -> None:
-    changed = Changed(simt, "cuda_eos_scan", -3, 1)
+    changed = Changed(simt, "cuda_eos_scan", "first_round", 1)
     with emulation(changed):  # type: ignore[arg-type]
         compare_forward(ROWS[f"eos_scan-{row}"], torch.bfloat16)
     assert changed.calls == 1
@@ -54,7 +54,7 @@ def test_many_small_rounds(simt: ModuleType, row: str) -> None:
 
 @pytest.mark.parametrize("row", ["31_positions", "257_positions", "bias"])
 def test_gradients_on_a_device_with_little_shared_memory(simt: ModuleType, row: str) -> None:
-    changed = Changed(simt, "cuda_eos_probability_backward", -3, 32)
+    changed = Changed(simt, "cuda_eos_probability_backward", "block_rows", 32)
     with emulation(changed):  # type: ignore[arg-type]
         compare_backward(ROWS[f"eos_probability-{row}"], torch.bfloat16)
     assert changed.calls == 1

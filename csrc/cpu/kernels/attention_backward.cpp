@@ -246,7 +246,7 @@ Status plan_attention_backward(const AttentionPlanArgs& p) {
   Scratch scratch{nullptr};
   const auto take = p.args->dtype == DType::kFloat32 ? take_buffers<FloatUnits> : take_buffers<UnitsOf<BFloat16>::Type>;
   take(&scratch, p.plan->max_keys, p.plan->max_queries, p.args->head_dim);
-  p.plan->thread_bytes = reinterpret_cast<size_t>(scratch.next);
+  p.plan->thread_bytes = reinterpret_cast<intptr_t>(scratch.next);
   return Status::kOk;
 }
 

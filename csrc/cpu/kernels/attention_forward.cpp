@@ -188,7 +188,7 @@ void run(const AttentionArgs& a, const AttentionPlan& plan) {
 Status plan_attention(const AttentionPlanArgs& p) {
   Scratch scratch{nullptr};
   take_buffers(&scratch, p.plan->max_keys, p.args->head_dim);
-  p.plan->thread_bytes = reinterpret_cast<size_t>(scratch.next);
+  p.plan->thread_bytes = reinterpret_cast<intptr_t>(scratch.next);
   // Heads and sequences are the natural tasks; queries are split only where those leave threads idle.
   const int64_t wanted = 2 * p.args->threads, tasks = larger(1, p.args->batch * p.args->heads);
   p.plan->parts = tasks >= wanted ? 1 : (wanted + tasks - 1) / tasks;

@@ -6,10 +6,10 @@
 namespace dove::cpu {
 
 struct AttentionPlan {
-  int64_t max_keys;     // of the longest sequence
-  int64_t max_queries;  // likewise
-  int64_t parts;        // forward: tasks a (sequence, head) is split into
-  size_t thread_bytes;  // workspace of one thread
+  int64_t max_keys;      // of the longest sequence
+  int64_t max_queries;   // likewise
+  int64_t parts;         // forward: tasks a (sequence, head) is split into
+  int64_t thread_bytes;  // workspace of one thread
 };
 
 struct AttentionPlanArgs {

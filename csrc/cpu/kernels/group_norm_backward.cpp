@@ -1,6 +1,6 @@
 // The backward of GroupNorm + SiLU (+ residual sum) over channels-last images.
 //
-// With d = x - mean, y = d * scale + shift (scale = weight * rstd) and dy = grad_normed * silu'(y):
+// With d = x - mean, y = d * scale + shift (scale = weight * rstd) and dy = grad * silu'(y):
 //   1. sums: per chunk and channel, of dy and of dy * d;
 //   2. between the passes, one task per image adds its chunks in order, in double, and makes of its groups' means
 //      two factors per channel, along_x and constant;
@@ -29,11 +29,11 @@ struct Rows {
 };
 
 template <class T>
-Rows<T> rows_of(const GroupNormBackwardArgs& a, const Chunk& chunk) {
-  return {pixel_row<T>(a.x, chunk.image, a.x_stride_image, chunk.first_pixel, a.x_stride_pixel), a.x_stride_pixel,
-          pixel_row<T>(a.grad_normed, chunk.image, a.grad_normed_stride_image, chunk.first_pixel,
-                       a.grad_normed_stride_pixel),
-          a.grad_normed_stride_pixel};
+Rows<T> rows_of(const GroupNormGradArgs& a, const Chunk& chunk) {
+  return {pixel_row<T>(a.summed, chunk.image, a.summed_stride_image, chunk.first_pixel, a.summed_stride_pixel),
+          a.summed_stride_pixel,
+          pixel_row<T>(a.grad, chunk.image, a.grad_stride_image, chunk.first_pixel, a.grad_stride_pixel),
+          a.grad_stride_pixel};
 }
 
 // What the channels of one image are multiplied with.
@@ -84,7 +84,7 @@ inline Vec grad_of_y(Vec grad, Vec d, Vec scale, Vec shift) {
 }
 
 template <class T, bool silu>
-void sums(const GroupNormBackwardArgs& a, const GroupNormBackwardLayout& w, const Chunk& chunk) {
+void sums(const GroupNormGradArgs& a, const GroupNormBackwardLayout& w, const Chunk& chunk) {
   const Rows<T> rows = rows_of<T>(a, chunk);
   const Factors f = factors_of(w, chunk.image);
   float* of_dy = w.chunk_sums + (chunk.image * w.chunks + chunk.index) * 2 * w.padded_channels;
@@ -107,12 +107,14 @@ void sums(const GroupNormBackwardArgs& a, const GroupNormBackwardLayout& w, cons
 }
 
 // The channels' center, scale and shift. Lanes of padding get zeros.
-void prepare(const GroupNormBackwardArgs& a, const GroupNormBackwardLayout& w) {
+void prepare(const GroupNormGradArgs& a, const GroupNormBackwardLayout& w) {
   const int64_t per_group = a.channels / a.groups;
   const auto pad = [&](float* row) {
     for (int64_t c = a.channels; c < w.padded_channels; ++c) row[c] = 0;
   };
-  for (int64_t c = 0; c < a.channels; ++c) w.shift[c] = a.bias[c];
+  const float* weight = static_cast<const float*>(a.weight);
+  const float* bias = static_cast<const float*>(a.bias);
+  for (int64_t c = 0; c < a.channels; ++c) w.shift[c] = bias[c];
   pad(w.shift);
   for (int64_t image = 0; image < a.batch; ++image) {
     float* center = w.center + image * w.padded_channels;
@@ -121,7 +123,7 @@ void prepare(const GroupNormBackwardArgs& a, const GroupNormBackwardLayout& w) {
       const float mean = a.mean[image * a.groups + g], rstd = a.rstd[image * a.groups + g];
       for (const int64_t end = c + per_group; c < end; ++c) {
         center[c] = mean;
-        scale[c] = a.weight[c] * rstd;
+        scale[c] = weight[c] * rstd;
       }
     }
     pad(center);
@@ -132,7 +134,7 @@ void prepare(const GroupNormBackwardArgs& a, const GroupNormBackwardLayout& w) {
 }
 
 // An image's share of the gradients of bias and weight, and what its groups' means take from grad_x.
-void finish_sums(const GroupNormBackwardArgs& a, const GroupNormBackwardLayout& w, int64_t image) {
+void finish_sums(const GroupNormGradArgs& a, const GroupNormBackwardLayout& w, int64_t image) {
   const int64_t padded = w.padded_channels;
   double* of_dy = w.image_sums + image * 2 * padded;
   double* of_dy_z = of_dy + padded;  // of dy * d until the group's rstd is multiplied in
@@ -144,14 +146,15 @@ void finish_sums(const GroupNormBackwardArgs& a, const GroupNormBackwardLayout& 
   }
   const int64_t per_group = a.channels / a.groups;
   const double count = static_cast<double>(a.pixels) * per_group;
+  const float* weight = static_cast<const float*>(a.weight);
   for (int64_t g = 0; g < a.groups; ++g) {
     const double rstd = a.rstd[image * a.groups + g];
     const int64_t first = g * per_group;
     double of_dz = 0, of_dz_z = 0;  // dz = dy * weight
     for (int64_t c = first; c < first + per_group; ++c) {
       of_dy_z[c] *= rstd;
-      of_dz += of_dy[c] * a.weight[c];
-      of_dz_z += of_dy_z[c] * a.weight[c];
+      of_dz += of_dy[c] * weight[c];
+      of_dz_z += of_dy_z[c] * weight[c];
     }
     const float along_x = static_cast<float>(-rstd * rstd * of_dz_z / count);
     const float constant = static_cast<float>(-rstd * of_dz / count);
@@ -163,7 +166,7 @@ void finish_sums(const GroupNormBackwardArgs& a, const GroupNormBackwardLayout& 
 }
 
 template <class T, bool silu, bool with_summed>
-void grad_x(const GroupNormBackwardArgs& a, const GroupNormBackwardLayout& w, const Chunk& chunk) {
+void grad_x(const GroupNormGradArgs& a, const GroupNormBackwardLayout& w, const Chunk& chunk) {
   const Rows<T> rows = rows_of<T>(a, chunk);
   const Factors f = factors_of(w, chunk.image);
   const auto grad_of_x = [&](int64_t c, Vec x, Vec grad) {
@@ -196,7 +199,7 @@ void grad_x(const GroupNormBackwardArgs& a, const GroupNormBackwardLayout& w, co
 }
 
 template <class T, bool silu>
-Status run(const GroupNormBackwardArgs& a) {
+Status run(const GroupNormGradArgs& a) {
   const GroupNormBackwardLayout w(a, a.workspace);
   prepare(a, w);
   two_passes(
@@ -219,7 +222,7 @@ Status run(const GroupNormBackwardArgs& a) {
 
 }  // namespace
 
-Status group_norm_backward(const GroupNormBackwardArgs& a) {
+Status group_norm_backward(const GroupNormGradArgs& a) {
   if (a.dtype == DType::kFloat32) return a.silu ? run<float, true>(a) : run<float, false>(a);
   return a.silu ? run<BFloat16, true>(a) : run<BFloat16, false>(a);
 }

@@ -46,14 +46,15 @@ struct AttentionArgs {
   AttentionRows grad_out, grad_q, grad_k, grad_v;
 
   int threads;
-  void* workspace;  // at least attention_workspace() bytes, aligned to 64
-  size_t workspace_bytes;
+  void* workspace;  // attention_workspace() or attention_backward_workspace() bytes, aligned to 64
+  int64_t workspace_bytes;
 };
 
 namespace cpu {
 // Bytes of workspace for `args` (its workspace fields are not looked at).
-size_t attention_workspace(const AttentionArgs& args, bool backward);
+int64_t attention_workspace(const AttentionArgs& args);
 Status attention(const AttentionArgs& args);
+int64_t attention_backward_workspace(const AttentionArgs& args);
 Status attention_backward(const AttentionArgs& args);
 }  // namespace cpu
 
@@ -61,8 +62,8 @@ Status attention_backward(const AttentionArgs& args);
 // Rows of 16-bit operands start at multiples of 16 bytes; head_dim is at most 128. Gradients are the same bits in
 // every run.
 namespace cuda {
-size_t attention_workspace(const AttentionArgs& args, bool backward);
-Status attention(const AttentionArgs& args, void* stream);
+Status attention(const AttentionArgs& args, void* stream);  // needs no workspace
+int64_t attention_backward_workspace(const AttentionArgs& args);
 Status attention_backward(const AttentionArgs& args, void* stream);
 }  // namespace cuda
 

@@ -71,7 +71,8 @@ struct AddBranchesArgs {
 
 namespace cuda {
 Status pair_norm(const PairNormArgs& args, void* stream);
-int64_t pair_norm_backward_workspace(int64_t rows, int64_t width);
+// Bytes of workspace for these sizes (pointers are not looked at).
+int64_t pair_norm_backward_workspace(const PairNormGradArgs& args);
 Status pair_norm_backward(const PairNormGradArgs& args, void* stream);
 Status bias_gelu(const BiasGeluArgs& args, void* stream);
 Status bias_gelu_backward(const BiasGeluArgs& args, void* stream);

@@ -3,6 +3,7 @@
 // Rules of the contract: raw pointers and element strides in, a Status out; the caller owns every
 // buffer including the workspace; no framework header, no exception and no allocation of outputs below
 // this line. A kernel reads and writes only what its shapes and lengths name, so padding may hold NaN.
+// Fields that an op does not speak of stay zero: start from `Args args{}`. A workspace is aligned to 64 bytes.
 #pragma once
 
 #include <cstddef>

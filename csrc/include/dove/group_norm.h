@@ -7,7 +7,7 @@
 // Memory is passed once for the statistics (the sum is made and written there) and once to normalise.
 //
 // Backward, with z = (summed - mean) * rstd, n pixels * channels / groups values a group, and sums over a group:
-//   dy = grad_normed * (silu ? silu'(y) : 1)
+//   dy = grad * (silu ? silu'(y) : 1)
 //   grad_bias = sum over images and pixels of dy,   grad_weight = the same of dy * z
 //   grad_x = rstd * (dy * weight - sum(dy * weight) / n - z * sum(dy * weight * z) / n) + grad_summed
 // which is the gradient of x as well as of the residual. y is computed anew in both passes over memory: one for
@@ -44,59 +44,17 @@ struct GroupNormArgs {
   DType parameters;  // float32 (the CPU takes no other) or dtype
 };
 
-struct GroupNormBackwardArgs {
-  const void* grad_normed;
-  const void* grad_summed;  // null: none
-  const void* x;            // what was normalised: with a residual, `summed`
-  const float* weight;      // [channels]
-  const float* bias;        // [channels]
-  const float* mean;        // [batch, groups], as the forward wrote it
-  const float* rstd;        // [batch, groups]
-  void* grad_x;             // [batch, pixels, channels], dense
-  float* grad_weight;       // [channels], written
-  float* grad_bias;         // [channels], written
-  void* workspace;
-  int64_t workspace_bytes;
-  int64_t batch;
-  int64_t pixels;
-  int64_t channels;
-  int64_t groups;
-  int64_t grad_normed_stride_image;  // in elements; channels are dense
-  int64_t grad_normed_stride_pixel;
-  int64_t grad_summed_stride_image;
-  int64_t grad_summed_stride_pixel;
-  int64_t x_stride_image;
-  int64_t x_stride_pixel;
-  bool silu;
-  DType dtype;  // of grad_normed, grad_summed, x and grad_x
-  int threads;
-};
-
-namespace cpu {
-// Bytes of workspace that `group_norm` needs for these sizes and threads (pointers are not looked at).
-int64_t group_norm_workspace(const GroupNormArgs& args);
-// The result depends neither on the number of threads nor on the other images of the batch.
-Status group_norm(const GroupNormArgs& args);
-// Likewise for the backward; the gradients of weight and bias are summed image by image, in order.
-int64_t group_norm_backward_workspace(const GroupNormBackwardArgs& args);
-Status group_norm_backward(const GroupNormBackwardArgs& args);
-}  // namespace cpu
-
-// With z = (summed - mean) * rstd and dy the gradient of y (of normed, taken through SiLU):
-//   grad_weight = sum dy z, grad_bias = sum dy, over images and pixels;
-//   grad_x = rstd (dz - mean(dz) - z mean(dz z)) + grad_summed, dz = dy weight, means over a group of an image.
-// The residual's gradient is that of x.
 struct GroupNormGradArgs {
   const void* grad;         // of normed
-  const void* summed;       // x, where there was no residual
+  const void* summed;       // what was normalised: x, where there was no residual
   const void* grad_summed;  // null: none
   const void* weight;       // [channels], of `parameters`
   const void* bias;         // [channels], of `parameters`
   const float* mean;        // [batch, groups], as the forward pass wrote them
   const float* rstd;
   void* grad_x;        // [batch, pixels, channels], dense
-  float* grad_weight;  // [channels]
-  float* grad_bias;    // [channels]
+  float* grad_weight;  // [channels], written
+  float* grad_bias;    // [channels], written
   void* workspace;
   int64_t workspace_bytes;
   int64_t batch;
@@ -110,15 +68,26 @@ struct GroupNormGradArgs {
   int64_t grad_summed_stride_image;
   int64_t grad_summed_stride_pixel;
   bool silu;
-  DType dtype;
-  DType parameters;  // float32 or dtype
+  DType dtype;  // of grad, summed, grad_summed and grad_x
+  int threads;
+  DType parameters;  // float32 (the CPU takes no other) or dtype
 };
 
+namespace cpu {
+// Bytes of workspace that `group_norm` needs for these sizes and threads (pointers are not looked at).
+int64_t group_norm_workspace(const GroupNormArgs& args);
+// The result depends neither on the number of threads nor on the other images of the batch.
+Status group_norm(const GroupNormArgs& args);
+// Likewise for the backward; the gradients of weight and bias are summed image by image, in order.
+int64_t group_norm_backward_workspace(const GroupNormGradArgs& args);
+Status group_norm_backward(const GroupNormGradArgs& args);
+}  // namespace cpu
+
 namespace cuda {
-// Bytes of workspace that both functions need for these sizes.
-int64_t group_norm_workspace(int64_t batch, int64_t pixels, int64_t channels, int64_t groups);
 // The result does not depend on the other images of the batch, and is the same at every run. At most 4096 channels.
+int64_t group_norm_workspace(const GroupNormArgs& args);
 Status group_norm(const GroupNormArgs& args, void* stream);
+int64_t group_norm_backward_workspace(const GroupNormGradArgs& args);
 Status group_norm_backward(const GroupNormGradArgs& args, void* stream);
 }  // namespace cuda
 

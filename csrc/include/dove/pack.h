@@ -3,7 +3,8 @@
 //
 // The smallest op of the house, and the worked example for adding one: contract (this file),
 // cpu/pack.cpp (dispatch), cpu/kernels/pack.cpp (kernel, compiled once per instruction set), cuda/pack.cu (kernel and
-// launcher), bindings/pack.cpp (checks and converts), dove_ext/ops/pack.py (torch op), tests/cases/pack.py (rows).
+// launcher), a line each in bindings/arguments.cpp, cpu.cpp and cuda.cpp, dove_ext/ops/pack.py (torch op),
+// tests/cases/pack.py (rows).
 #pragma once
 
 #include "dove/common.h"

@@ -43,14 +43,14 @@ MUTANTS = [
     ),
     _forward(
         name="no barrier after the keys are rotated",
-        old="rotate_tile<T, D, kKeys>(const_cast<T*>(k_tile), a, t * kKeys);\n      __syncthreads();",
-        new="rotate_tile<T, D, kKeys>(const_cast<T*>(k_tile), a, t * kKeys);",
+        old="rotate_tile<T, D, kKeys>(k_tile, a, t * kKeys);\n      __syncthreads();",
+        new="rotate_tile<T, D, kKeys>(k_tile, a, t * kKeys);",
         rows=_CACHE,
     ),
     _forward(
         name="the next tile lands in the one in use",
-        old="load_keys(t + 1);\n    cp_async_commit();",
-        new="load_keys(t + 2);\n    cp_async_commit();",
+        old="walked.load(a, s, t + 1);\n    cp_async_commit();",
+        new="walked.load(a, s, t + 2);\n    cp_async_commit();",
         rows=_THREE_TILES,
     ),
     _forward(
@@ -95,22 +95,22 @@ MUTANTS = [
         new="const int tiles = end / kKeys;",
         rows=_CACHE,
     ),
-    _forward(
+    _tiles(
         name="queries are not rotated",
-        old="rotate_tile<T, D, kRows>(q_tile, a, s.position(first));",
+        old="rotate_tile<T, D, kRows>(tile, a, first_position);",
         new="",
         rows=("attention-31",),
     ),
     _forward(
         name="a block of queries is rotated from position zero",
-        old="rotate_tile<T, D, kRows>(q_tile, a, s.position(first));",
-        new="rotate_tile<T, D, kRows>(q_tile, a, first);",
+        old="begin_walk<T, D, kRows>(q_tile, a, s.position(first), [&] {",
+        new="begin_walk<T, D, kRows>(q_tile, a, first, [&] {",
         rows=_CACHE,
     ),
     _forward(
         name="every tile of keys is rotated from position zero",
-        old="rotate_tile<T, D, kKeys>(const_cast<T*>(k_tile), a, t * kKeys);",
-        new="rotate_tile<T, D, kKeys>(const_cast<T*>(k_tile), a, 0);",
+        old="rotate_tile<T, D, kKeys>(k_tile, a, t * kKeys);",
+        new="rotate_tile<T, D, kKeys>(k_tile, a, 0);",
         rows=_CACHE,
     ),
     _tiles(
