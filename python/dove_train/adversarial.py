@@ -24,6 +24,7 @@ from dove_train.distributed import World
 from dove_train.settings import Settings
 
 NORM_GROUPS = 32
+LEARNING_RATE = 1e-4  # of the discriminator's own AdamW
 
 
 class PatchDiscriminator(nn.Module):
@@ -117,9 +118,7 @@ class Adversary:
             torch.manual_seed(settings.seed)
             self.network = PatchDiscriminator().to(world.device)
         self.spread = world.spread_whole(self.network)
-        self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=settings.gan_learning_rate, betas=(0.5, 0.9)
-        )
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=LEARNING_RATE, betas=(0.5, 0.9))
 
     def generator_loss(self, reconstruction: Tensor) -> Tensor:
         """L_gan of each image [B, 3, S, S]: [B]; its gradient does not reach the discriminator's weights."""
@@ -138,7 +137,7 @@ class Adversary:
             loss.backward()
             total += loss.item()
         self.optimizer.step()
-        return self.world.sum(torch.tensor(total, device=self.world.device)).item() / self.world.size
+        return self.world.mean(total)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""

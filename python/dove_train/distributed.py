@@ -44,6 +44,10 @@ class World:
             dist.all_reduce(values)
         return values
 
+    def mean(self, value: float) -> float:
+        """The mean of a number over all processes, on each of them."""
+        return self.sum(torch.tensor(value, device=self.device)).item() / self.size
+
     def gather(self, value: Any) -> list[Any]:
         """What every process has, by rank, on each of them: slow, for what happens rarely."""
         values = [value] * self.size
