@@ -8,8 +8,8 @@ A step of the loop, as in VQGAN (arXiv 2012.09841, section 3.1):
     discriminator.requires_grad_(True)  # its own pass, on detached images
     discriminator_loss(discriminator(pixels), discriminator(reconstruction.detach())).mean().backward()
 
-Without the first line the generator's backward would add to the discriminator's gradients, with the sign
-that makes it worse at its task.
+Without the first line the generator's backward would add to the discriminator's gradients, with the wrong
+sign.
 """
 
 from __future__ import annotations

@@ -221,7 +221,7 @@ class SkippedImages:
     """The different images that a run could not read, up to a limit.
 
     Args:
-        limit: how many are put up with.
+        limit: how many are tolerated.
         on_new: called with one sentence for each of them, once.
     """
 

@@ -58,8 +58,8 @@ class RunningThreshold:
 class TargetThreshold:
     """The sampled rule's threshold: moved slowly so that the mean length meets a target.
 
-    A threshold that follows the losses at the model's own lengths feeds on its own cuts; this one looks at
-    the lengths only.
+    A threshold set from the losses at the model's own lengths is a feedback loop: shorter lengths raise these
+    losses, and a higher threshold shortens the lengths again. This one depends on the lengths only.
     """
 
     def __init__(self, target: float) -> None:

@@ -105,7 +105,8 @@ class Objective:
     def update(self, means: dict[str, float], lambda_eos: float) -> None:
         """Move the threshold by one step's means, which are the same in every process.
 
-        The sampled rule's rests while the head does not learn: it would run after lengths that mean nothing.
+        The sampled rule's threshold stays as it is while lambda_eos is 0: the head is not trained yet, so its
+        lengths are arbitrary, and the threshold would drift with them.
         """
         if "length" in means and (lambda_eos > 0 or self.settings.eos_rule == "paper"):
             self.threshold.update(means["loss"], means["length"])

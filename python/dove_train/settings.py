@@ -42,17 +42,15 @@ class Stage:
 
     steps: int = _setting(0, "optimiser steps")
     train: list[str] = field(
-        default_factory=list, metadata=_help(f"parts that learn, of {', '.join(PART_NAMES)}")
+        default_factory=list, metadata=_help(f"parts that are trained, of {', '.join(PART_NAMES)}")
     )
     path: str = _setting(
         "tokens",
-        "'tokens': through the whole model at sampled lengths; 'autoencoder': VQGAN; 'features': the image "
-        "positions of the generator, aligned with a backbone",
+        "'tokens': the whole model at sampled lengths; 'autoencoder': the VQGAN alone; 'features': the "
+        "generator's image positions, distilled from MobileNetV2",
     )
     learning_rate: float = _setting(0.0, "peak of AdamW's learning rate (0: the run's)")
-    crop: int = _setting(
-        0, "autoencoder: side of the random squares that it sees, in pixels (0: whole images)"
-    )
+    crop: int = _setting(0, "path 'autoencoder': side of random square crops, in pixels (0: whole images)")
 
     def __post_init__(self) -> None:
         if self.path not in PATHS:
@@ -88,7 +86,7 @@ class Settings:
         default_factory=dict, metadata=_help("fields of the shape that differ from the preset")
     )
     start_from: str = _setting("", "model to start from, shape and weights: a name or a folder")
-    fit_images: int = _setting(1024, "images the closed form is fitted to")
+    fit_images: int = _setting(1024, "images that the closed form of a linear code is fitted to")
     name: str = _setting("", "the model's name; tokens remember it (empty: the output folder's name)")
     # --- the data ---
     data: list[str] = field(
@@ -104,44 +102,46 @@ class Settings:
     min_side: int = _setting(0, "least short side of a stored training image, in pixels (0: all are used)")
     max_unreadable: int = _setting(100, "unreadable images that are skipped; one more ends the run")
     # --- L_rec (Eq. 2) ---
-    mse_weight: float = _setting(1.0, "of the mean squared error, in units of the [-1, 1] range squared")
+    mse_weight: float = _setting(1.0, "weight of the mean squared error (pixels in [-1, 1])")
     perceptual: str = _setting("", "distance: lpips-vgg, mobilenet, st-lpips, st-lpips-vgg (empty: none)")
-    perceptual_weight: float = _setting(0.1, "of the perceptual distance")
+    perceptual_weight: float = _setting(0.1, "weight of the perceptual distance")
     perceptual_weights: str = _setting("", "file with its backbone (empty: from its package, or downloaded)")
     alignment_weights: str = _setting(
         "", "path 'features': torchvision's file of MobileNetV2 (empty: from its package)"
     )
-    gan_weight: float = _setting(0.0, "of the adversarial loss; the paper's is 5e-10; 0 leaves it out")
+    gan_weight: float = _setting(0.0, "weight of the adversarial loss; the paper's is 5e-10; 0 leaves it out")
     gan_start: int = _setting(0, "step at which the adversarial loss sets in")
-    kl_weight: float = _setting(1e-6, "of the KL term of DOVE (Gaussian)")
-    loss_scale: str = _setting("absolute", "'relative': follow the gradient of log L_rec, so of PSNR")
+    kl_weight: float = _setting(1e-6, "weight of the KL term of DOVE (Gaussian)")
+    loss_scale: str = _setting(
+        "absolute", "'absolute': L_rec; 'relative': log L_rec, whose gradient is PSNR's"
+    )
     # --- lengths and L_eos (Eq. 3) ---
-    eos_rule: str = _setting("sampled", "'sampled': lengths are drawn; 'paper': the model's own lengths")
-    lambda_eos: float = _setting(0.05, "weight of L_eos after its ramp")
-    target_length: float = _setting(90.0, "sampled rule: mean length that the threshold is moved towards")
-    full_share: float = _setting(0.2, "share of samples at full length; the others are log-uniform")
+    eos_rule: str = _setting("sampled", "'sampled': at random lengths; 'paper': at the model's own (Eq. 3)")
+    lambda_eos: float = _setting(0.05, "weight of L_eos, reached at 25% of a stage")
+    target_length: float = _setting(90.0, "sampled rule: mean length aimed at, in tokens")
+    full_share: float = _setting(0.2, "sampled rule: share of images at full length; others log-uniform")
     # --- optimisation ---
     batch_size: int = _setting(16, "images a process and a pass")
-    accumulate: int = _setting(1, "passes whose gradients are summed for one step")
+    accumulate: int = _setting(1, "gradient accumulation: passes a step")
     learning_rate: float = _setting(1e-4, "peak of AdamW's learning rate")
-    warmup_steps: int = _setting(100, "steps of a stage in which the learning rate rises")
-    weight_decay: float = _setting(0.01, "of matrices and convolutions")
-    clip: float = _setting(1.0, "largest norm of the gradient")
+    warmup_steps: int = _setting(100, "linear warm-up of the learning rate in each stage, in steps")
+    weight_decay: float = _setting(0.01, "AdamW's, of matrices and convolutions")
+    clip: float = _setting(1.0, "largest norm of the gradient; a longer one is scaled down")
     ema: float = _setting(0.999, "decay of the averaged weights, which are evaluated and saved")
     bf16: bool = _setting(True, "bfloat16 autocast")
     # --- scale ---
     device: str = _setting("auto", "'auto': the GPU of this process, if there is one; or cpu, cuda, ...")
     parallel: str = _setting("ddp", "under torchrun: 'ddp' or 'fsdp2'")
-    activation_checkpointing: bool = _setting(False, "compute layers twice instead of keeping activations")
+    activation_checkpointing: bool = _setting(False, "recompute activations in the backward pass")
     compile: bool = _setting(False, "torch.compile the model")
     # --- the run ---
-    seed: int = _setting(0, "of weights, lengths and the order of images")
+    seed: int = _setting(0, "seed of initial weights, lengths and the order of images")
     steps: int = _setting(0, "at most this many steps in each stage (0: as the stages say)")
-    minutes: float = _setting(0.0, "shorten the stages so that training takes this long (0: no limit)")
-    log_every: int = _setting(10, "steps")
-    checkpoint_every: int = _setting(100, "steps")
+    minutes: float = _setting(0.0, "wall-clock budget that shortens the stages (0: none)")
+    log_every: int = _setting(10, "steps between progress lines")
+    checkpoint_every: int = _setting(100, "steps between checkpoints")
     keep_checkpoints: int = _setting(2, "newest checkpoints that are kept")
-    evaluate_every: int = _setting(500, "steps")
+    evaluate_every: int = _setting(500, "steps between evaluations on the held-out images")
     picture_every: int = _setting(500, "steps between picture grids; 0 leaves them out")
     tensorboard: bool = _setting(False, "write tensorboard logs, too")
     # --- the schedule ---

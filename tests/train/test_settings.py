@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from argparse import ArgumentParser
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dove_train.cli import configure, settings_of
-from dove_train.settings import Settings, TrainingError, make_settings, read_recipe
+from dove_train.settings import _CONSTANTS, Settings, Stage, TrainingError, make_settings, read_recipe
 from tests.train.small import recipe
 
 TEXT = "preset: dove-tiny\ngan_weight: 5e-10\nstages:\n  joint: {steps: 7, train: [head]}\n"
@@ -130,3 +132,19 @@ def test_settings_out_of_range(change: dict[str, Any], sentence: str) -> None:
     with pytest.raises(TrainingError) as caught:
         make_settings(recipe(**change), "recipe")
     assert sentence in str(caught.value)
+
+
+def test_the_documentation_lists_every_setting() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    table = text.partition("\n## Settings\n")[2].partition("\nAll else is a constant")[0]
+    listed = re.findall(r"`(\w+)`", table)
+    assert sorted(listed) == sorted(
+        ["stages", *(f.name for f in [*fields(Settings), *fields(Stage)] if f.name != "stages")]
+    )
+
+
+def test_what_is_constant_now_says_so(tmp_path: Path) -> None:
+    for name, sentence in _CONSTANTS.items():
+        with pytest.raises(TrainingError) as caught:
+            parsed(tmp_path, *PATHS, text=f"{TEXT}{name}: 1\n")
+        assert f"recipe.yaml has no setting {name!r}: {sentence}; leave it out" in str(caught.value)
