@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dove_ext.errors import CheckpointError
+from dove_ext.fields import UnknownFieldError, build
 
 # More slots than any model has (K = 256 at 256 x 256): a bound for what a file may claim.
 MAX_SLOTS = 65536
@@ -211,7 +212,9 @@ def _from_json(cls: Any, model_type: str, text: str, source: str) -> Any:
             f"not {model_type!r}"
         )
     try:
-        return _build(cls, values)
+        return build(cls, values)
+    except UnknownFieldError as error:
+        raise CheckpointError(f"{source}: {error}; was the model saved by a newer dove_ext?") from error
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{source}: {error}") from error
 
@@ -224,8 +227,10 @@ def change_shape(config: DoveConfig | VQGANConfig, changes: dict[str, Any]) -> D
     """
     values = dataclasses.asdict(config)
     _merge(values, changes)
-    changed: DoveConfig | VQGANConfig = _build(type(config), values)
-    return changed
+    try:
+        return build(type(config), values)
+    except UnknownFieldError as error:
+        raise ValueError(f"{error}{error.hint}") from error
 
 
 def _merge(values: dict[str, Any], changes: dict[str, Any]) -> None:
@@ -234,37 +239,6 @@ def _merge(values: dict[str, Any], changes: dict[str, Any]) -> None:
             _merge(values[name], value)
         else:
             values[name] = value
-
-
-def _build(cls: Any, values: dict[str, Any]) -> Any:
-    """A dataclass from plain JSON values, nested dataclasses and tuples included."""
-    known = {f.name: f for f in dataclasses.fields(cls)}
-    unknown = sorted(set(values) - set(known))
-    if unknown:
-        raise ValueError(f"unknown field {unknown[0]!r}; was the model saved by a newer dove_ext?")
-    nested = {"vqgan": VQGANConfig, "generator": StackConfig, "token_decoder": StackConfig}
-    arguments: dict[str, Any] = {}
-    for name, value in values.items():
-        expected = type(getattr(_defaults(cls), name))
-        if name in nested and cls is DoveConfig:
-            if not isinstance(value, dict):
-                raise ValueError(f"{name} must be an object, got {value!r}")
-            value = _build(nested[name], value)
-        elif expected is tuple and isinstance(value, (list, tuple)) and all(type(v) is int for v in value):
-            value = tuple(value)
-        elif expected is float and type(value) is int:
-            try:
-                value = float(value)
-            except OverflowError as error:
-                raise ValueError(f"{name} must be a number below 1.8e308, got a larger one") from error
-        elif type(value) is not expected:
-            raise ValueError(f"{name} must be {expected.__name__}, got {value!r}")
-        arguments[name] = value
-    return cls(**arguments)
-
-
-def _defaults(cls: Any) -> Any:
-    return cls()
 
 
 _TINY_STACK = StackConfig(hidden=256, layers=4, heads=4, mlp=864)  # so that float16 weights stay under 30 MB

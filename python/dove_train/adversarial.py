@@ -8,8 +8,8 @@ A step of the loop, as in VQGAN (arXiv 2012.09841, section 3.1):
     discriminator.requires_grad_(True)  # its own pass, on detached images
     discriminator_loss(discriminator(pixels), discriminator(reconstruction.detach())).mean().backward()
 
-Without the first line the generator's backward would add to the discriminator's gradients, with the sign
-that makes it worse at its task.
+Without the first line the generator's backward would add to the discriminator's gradients, with the wrong
+sign.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from dove_train.distributed import World
 from dove_train.settings import Settings
 
 NORM_GROUPS = 32
+LEARNING_RATE = 1e-4  # of the discriminator's own AdamW
 
 
 class PatchDiscriminator(nn.Module):
@@ -117,9 +118,7 @@ class Adversary:
             torch.manual_seed(settings.seed)
             self.network = PatchDiscriminator().to(world.device)
         self.spread = world.spread_whole(self.network)
-        self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=settings.gan_learning_rate, betas=(0.5, 0.9)
-        )
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=LEARNING_RATE, betas=(0.5, 0.9))
 
     def generator_loss(self, reconstruction: Tensor) -> Tensor:
         """L_gan of each image [B, 3, S, S]: [B]; its gradient does not reach the discriminator's weights."""
@@ -138,7 +137,7 @@ class Adversary:
             loss.backward()
             total += loss.item()
         self.optimizer.step()
-        return self.world.sum(torch.tensor(total, device=self.world.device)).item() / self.world.size
+        return self.world.mean(total)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""

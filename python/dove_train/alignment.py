@@ -1,10 +1,10 @@
-"""Features that mean something: hidden states of the image positions, aligned with a backbone's.
+"""Feature distillation: the generator's hidden states at the image positions predict MobileNetV2's features.
 
-Pixels alone teach a code of patches little about what is in a picture. So the mean of the generator's hidden
-states learns to predict, by one linear map, what MobileNetV2 sees in the whole image, and each position what
-it sees there. The backbone looks at the sharp image, the generator often at a coarse copy of it, so that
-small and blurred pictures are understood, too. The paper has no such term: its stack starts from a trained
-language model and learns for far longer.
+Reconstruction alone teaches a code of patches little about what is in a picture. So one linear map of the
+mean hidden state predicts the backbone's features of the whole image, another one of each position those at
+that position. The backbone sees the sharp image, the generator often a low-resolution copy of it, which
+makes the features robust to small and blurred pictures. The paper has no such term: its stack starts from a
+trained language model and is trained for far longer.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dove_train.distributed import whole
 STATISTICS_IMAGES = 256  # enough for a mean and a deviation of each feature
 GRID_WEIGHT = 0.5  # of the positions' term beside the whole image's
 LEAST_AREA = 0.35  # of the random square that both look at, as a share of the image
-COARSE_SHARE = 0.7  # of the images of which the generator sees a coarse copy
+COARSE_SHARE = 0.7  # of the images of which the generator sees a low-resolution copy
 COARSE_SIDES = (32, 128)  # least and largest side of such a copy, in pixels, drawn evenly by its logarithm
 
 
@@ -42,11 +42,11 @@ class Alignment(nn.Module):
 
     def __init__(self, hidden: int, grid: int, weights: Path | None = None) -> None:
         super().__init__()
-        # In a tuple, so that it is no part of this module: it is neither trained, nor spread, nor kept.
+        # In a tuple, so that it is no submodule: it is neither trained, nor sharded, nor in checkpoints.
         self.backbone = (MobileNetDistance(weights),)
         self.grid = grid
         widths = {"whole": 1280, "grid": TAP_WIDTHS[-1]}
-        # They serve the loss only and stay outside the model.
+        # Needed by the loss only, so no part of the model.
         self.heads = nn.ModuleDict({name: nn.Linear(hidden, width) for name, width in widths.items()})
         for name, width in widths.items():
             self.register_buffer(f"{name}_mean", torch.zeros(width))
@@ -106,7 +106,7 @@ class Alignment(nn.Module):
             images: [B, 3, S, S] in [-1, 1], what the backbone is to see.
 
         Returns:
-            Tensor: float32 [B]; about 1 + GRID_WEIGHT if the maps know nothing but the means.
+            Tensor: float32 [B]; about 1 + GRID_WEIGHT if the maps predict nothing but the means.
         """
         states = {"whole": hidden.mean(1, keepdim=True), "grid": hidden}
         loss: dict[str, Tensor] = {}

@@ -16,12 +16,13 @@ from dove_ext.atomic import atomic_write
 from dove_ext.errors import OutputError
 from dove_train.settings import Settings, TrainingError
 
-FORMAT = "dove_train checkpoint 2"
+FORMAT = "dove_train checkpoint 3"
 _NAME = re.compile(r"step-(\d+)\.pt")
 
-# What a resumed run may change; everything else would make it another run.
+# What a resumed run may change; everything else would make it another run. Data may have moved, so paths are
+# free; what lies there is not (`fingerprint.py`).
 _FREE_SETTINGS = {
-    "data", "validation", "validation_limit", "workers", "max_unreadable", "perceptual_weights",
+    "data", "validation", "workers", "max_unreadable", "perceptual_weights",
     "alignment_weights", "device",
     "minutes", "log_every", "checkpoint_every", "keep_checkpoints", "evaluate_every", "picture_every",
     "tensorboard", "activation_checkpointing", "compile", "batch_size", "accumulate",

@@ -110,13 +110,13 @@ def run(args: Namespace) -> int:
     let_idle_threads_sleep()
 
     from dove_train.distributed import join
-    from dove_train.train import Run
+    from dove_train.run import Run
+    from dove_train.train import train
 
     keep_freed_memory()
     with join(settings.device, settings.parallel) as world:
         training = Run(settings, args.output, world)
-        training.start()
-        result = training.run()
+        result = train(training)
         training.report.say(json.dumps(result, indent=2))
         training.report.say(f"the model is in {training.folder / 'model'}")
     return EXIT_OK

@@ -221,7 +221,7 @@ class SkippedImages:
     """The different images that a run could not read, up to a limit.
 
     Args:
-        limit: how many are put up with.
+        limit: how many are tolerated.
         on_new: called with one sentence for each of them, once.
     """
 
@@ -279,3 +279,8 @@ def _centre(index: ImageIndex, i: int, size: int) -> Tensor:
         return prepare_images(pixels, size)
     except ImageError as error:  # it knows the shape only
         raise ImageError(f"{index.name(i)!r} cannot be cropped: {error}") from error
+
+
+def to_range(pixels: Tensor) -> Tensor:
+    """uint8 pixels as float32 in [-1, 1]."""
+    return pixels.float().div(127.5).sub(1)

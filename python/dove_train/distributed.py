@@ -29,7 +29,7 @@ class World:
 
     @property
     def leads(self) -> bool:
-        """Whether this process writes files and speaks."""
+        """Whether this process writes files and prints."""
         return self.rank == 0
 
     @property
@@ -43,6 +43,10 @@ class World:
             values = values.clone()
             dist.all_reduce(values)
         return values
+
+    def mean(self, value: float) -> float:
+        """The mean of a number over all processes, on each of them."""
+        return self.sum(torch.tensor(value, device=self.device)).item() / self.size
 
     def gather(self, value: Any) -> list[Any]:
         """What every process has, by rank, on each of them: slow, for what happens rarely."""

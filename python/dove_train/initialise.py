@@ -1,8 +1,8 @@
 """A closed-form start for models with linear shortcuts: a transform code fitted to the training images.
 
 The patch shortcut becomes the principal components of whole patches, the frequency shortcut orders the
-coefficients by the pixel error they save, a codebook starts from k-means of the latents. Learned branches
-start at zero, so training begins at this code's quality and can only add to it.
+coefficients by the pixel error they save, a codebook starts from k-means of the latents. The residual
+branches, which are learned, start at zero, so training begins at this code's quality.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def has_closed_form(model: DoveModel | VQGAN) -> bool:
 
 @torch.no_grad()
 def fit_linear_code(model: DoveModel | VQGAN, pixels: Tensor) -> None:
-    """Set the linear code from images and silence the learned branches' last layers.
+    """Set the linear code from images, and the last layers of the residual branches to zero.
 
     Args:
         model: one that `has_closed_form`.
@@ -45,7 +45,7 @@ def fit_linear_code(model: DoveModel | VQGAN, pixels: Tensor) -> None:
     vqgan.patch_out.weight.copy_((components * unit).T.unflatten(1, (3, side, side)))
     # A transposed convolution has one bias a colour, not a pixel: the mean patch is flat to within 1/1000.
     vqgan.patch_out.bias.copy_(mean.unflatten(0, (3, side * side)).mean(1))
-    silence_branches(model)
+    zero_residual_branches(model)
     if vqgan.quantize is not None:
         latents = torch.cat([_linear_latents(vqgan, chunk).flatten(0, 1) for chunk in pixels.split(32)])
         count = vqgan.config.codebook_size
@@ -60,15 +60,15 @@ def fit_linear_code(model: DoveModel | VQGAN, pixels: Tensor) -> None:
 
 
 def _linear_latents(vqgan: VQGAN, pixels: Tensor) -> Tensor:
-    """What `vqgan.encode` gives while its convolutions are silent, without running them: [B, P, C]."""
+    """What `vqgan.encode` gives while its convolutions add nothing, without running them: [B, P, C]."""
     assert vqgan.patch_in is not None
     out: Tensor = vqgan.patch_in(pixels).flatten(2).transpose(1, 2)
     return out
 
 
 @torch.no_grad()
-def silence_branches(model: DoveModel | VQGAN) -> None:
-    """Set the last layer of every learned branch to zero: the model reconstructs by the linear code alone."""
+def zero_residual_branches(model: DoveModel | VQGAN) -> None:
+    """Set the last layer of every residual branch to zero: the linear code alone reconstructs."""
     vqgan = model if isinstance(model, VQGAN) else model.vqgan
     branches = [vqgan.quant_conv, vqgan.decoder.conv_out]
     if isinstance(model, DoveModel):

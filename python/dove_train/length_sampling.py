@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+THRESHOLD_RATE = 0.02  # the largest share by which a step moves the sampled rule's threshold
+
 
 def sample_lengths(seed: int, first: int, count: int, slots: int, full_share: float) -> Tensor:
     """A length for each of the samples `first`, `first` + 1, ... of a run: int32 [count].
@@ -27,7 +29,7 @@ def sample_lengths(seed: int, first: int, count: int, slots: int, full_share: fl
 class RunningThreshold:
     """The paper's threshold: mean L_rec of the last `window` steps (2.2)."""
 
-    def __init__(self, window: int) -> None:
+    def __init__(self, window: int = 100) -> None:
         self.losses: deque[float] = deque(maxlen=window)
 
     @property
@@ -56,12 +58,13 @@ class RunningThreshold:
 class TargetThreshold:
     """The sampled rule's threshold: moved slowly so that the mean length meets a target.
 
-    A threshold that follows the losses at the model's own lengths feeds on its own cuts; this one looks at
-    the lengths only.
+    A threshold set from the losses at the model's own lengths is a feedback loop: shorter lengths raise these
+    losses, and a higher threshold shortens the lengths again. This one depends on the lengths only.
     """
 
-    def __init__(self, target: float, start: float, rate: float) -> None:
-        self.target, self.current, self.rate = target, start, rate
+    def __init__(self, target: float) -> None:
+        self.target = target
+        self.current = 0.0  # 0: not yet known
 
     @property
     def empty(self) -> bool:
@@ -69,7 +72,7 @@ class TargetThreshold:
         return self.current == 0
 
     def value(self, loss: float) -> float:
-        """The threshold for a step; the first one is that step's mean loss if none was given."""
+        """The threshold for a step; the first one is that step's mean loss."""
         if self.current == 0 and math.isfinite(loss):  # a step without a finite loss is skipped
             self.current = loss
         return self.current
@@ -77,7 +80,7 @@ class TargetThreshold:
     def update(self, loss: float, mean_length: float) -> None:
         """Raise the threshold when the model keeps too many tokens, lower it when too few."""
         error = max(-1.0, min(1.0, (mean_length - self.target) / self.target))
-        self.current *= 1 + self.rate * error
+        self.current *= 1 + THRESHOLD_RATE * error
 
     def state(self) -> list[float]:
         """What a checkpoint keeps."""

@@ -77,8 +77,8 @@ def sampled_eos_loss(p_eos: Tensor, lengths: Tensor, loss: Tensor, threshold: fl
 
     Stopping at position n (from 0) keeps n tokens, so the label of position `length` is whether L_rec with
     `length` tokens is at most the threshold. Unlike in Eq. 3 the label does not depend on the head's own
-    decisions, and p_eos comes to mean "the loss here is small enough". At length K nothing is left to stop:
-    0.
+    decisions, and p_eos estimates the probability that the loss here is small enough. It is 0 at length K,
+    which no EOS ends.
 
     Args:
         p_eos: [B, K].

@@ -34,9 +34,7 @@ class Objective:
             self.perceptual = perceptual_distance(settings.perceptual, weights).to(world.device)
         self.adversary = Adversary(settings, world) if settings.gan_weight else None
         self.threshold: RunningThreshold | TargetThreshold = (
-            RunningThreshold(settings.window)
-            if settings.eos_rule == "paper"
-            else TargetThreshold(settings.target_length, settings.start_threshold, settings.threshold_rate)
+            RunningThreshold() if settings.eos_rule == "paper" else TargetThreshold(settings.target_length)
         )
 
     def __call__(
@@ -83,7 +81,7 @@ class Objective:
             kl = gaussian_loss(outputs.divergence, outputs.lengths)
             each, tally["kl"] = each + s.kl_weight * kl, kl
         if outputs.latents is not None and outputs.codes is not None:
-            quantiser = quantiser_loss(outputs.latents, outputs.codes, s.commitment)
+            quantiser = quantiser_loss(outputs.latents, outputs.codes)
             each, tally["quantiser"] = each + quantiser, quantiser
         total = each.sum() / images
         if outputs.p_eos is not None and outputs.lengths is not None and outputs.stops is not None:
@@ -107,7 +105,8 @@ class Objective:
     def update(self, means: dict[str, float], lambda_eos: float) -> None:
         """Move the threshold by one step's means, which are the same in every process.
 
-        The sampled rule's rests while the head does not learn: it would run after lengths that mean nothing.
+        The sampled rule's threshold stays as it is while lambda_eos is 0: the head is not trained yet, so its
+        lengths are arbitrary, and the threshold would drift with them.
         """
         if "length" in means and (lambda_eos > 0 or self.settings.eos_rule == "paper"):
             self.threshold.update(means["loss"], means["length"])

@@ -12,6 +12,9 @@ from torch import nn
 from dove_train.distributed import World
 from dove_train.settings import Settings, Stage
 
+# The shares of a stage's steps between which the weight of L_eos rises.
+RAMP_START, RAMP_END = 0.05, 0.25
+
 
 def make_optimizer(parameters: Iterable[nn.Parameter], settings: Settings) -> torch.optim.AdamW:
     """AdamW with weight decay on matrices and convolutions only."""
@@ -33,10 +36,9 @@ def learning_rate(settings: Settings, stage: Stage, step: int, total: int) -> fl
 def eos_weight(settings: Settings, step: int, total: int) -> float:
     """lambda_eos: 0 at first, then rising linearly to its target (2.2)."""
     done = step / max(1, total)
-    if done < settings.ramp_start:
+    if done < RAMP_START:
         return 0.0
-    span = settings.ramp_end - settings.ramp_start
-    return settings.lambda_eos * (min(1.0, (done - settings.ramp_start) / span) if span else 1.0)
+    return settings.lambda_eos * min(1.0, (done - RAMP_START) / (RAMP_END - RAMP_START))
 
 
 def optimizer_state(path: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> dict[str, Any]:

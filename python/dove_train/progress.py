@@ -23,7 +23,7 @@ PICTURE_COUNTS = (16, 32, 64, 128)
 
 
 class Reporter:
-    """Writes for one process of a run; `quiet` ones keep silent."""
+    """Writes for one process of a run; `quiet` ones write and print nothing."""
 
     def __init__(self, folder: Path, *, quiet: bool = False, tensorboard: bool = False) -> None:
         self.folder, self.quiet = folder, quiet

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from dove_train.settings import Settings
 
-# The first steps of a stage, which tell its pace.
+# The time a step takes is measured over so many steps, the first of a stage.
 PACE_STEPS = 20
 
 
@@ -22,7 +22,7 @@ class Schedule:
     """Counts a run's steps through its stages.
 
     Attributes:
-        planned: steps of each stage; `steps` of the settings makes them fewer, and so may `minutes`.
+        planned: steps of each stage; fewer if the settings give `steps` or the budget `minutes`.
         step: the next step, over all stages, from 0.
     """
 
@@ -59,7 +59,12 @@ class Schedule:
         return self.step - sum(list(self.planned.values())[:before])
 
     def shorten(self, stage: str, pace: float) -> None:
-        """Cut a stage to its share of `minutes`, at `pace` seconds a step, but not to fewer than are done."""
+        """Shorten a stage to its share of the wall-clock budget `minutes`; steps that are done stay.
+
+        Args:
+            stage: its name.
+            pace: seconds a step.
+        """
         steps = {name: s.steps for name, s in self.settings.stages.items()}
         seconds = 60 * self.settings.minutes * steps[stage] / sum(steps.values())
         self.planned[stage] = max(self.done(stage), min(self.planned[stage], int(seconds / pace)))

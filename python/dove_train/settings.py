@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dove_ext.errors import DoveError
+from dove_ext.fields import UnknownFieldError, build
 
-# What a stage may train, see `stages.PARTS`.
+T = TypeVar("T")
+
+# What a stage may train, see `stages.parts_of`.
 PART_NAMES = (
     "encoder", "decoder", "codebook", "linear", "generator", "features", "last_layer", "tokens",
     "token_decoder", "head",
@@ -41,17 +42,15 @@ class Stage:
 
     steps: int = _setting(0, "optimiser steps")
     train: list[str] = field(
-        default_factory=list, metadata=_help(f"parts that learn, of {', '.join(PART_NAMES)}")
+        default_factory=list, metadata=_help(f"parts that are trained, of {', '.join(PART_NAMES)}")
     )
     path: str = _setting(
         "tokens",
-        "'tokens': through the whole model at sampled lengths; 'autoencoder': VQGAN; 'features': the image "
-        "positions of the generator, aligned with a backbone",
+        "'tokens': the whole model at sampled lengths; 'autoencoder': the VQGAN alone; 'features': the "
+        "generator's image positions, distilled from MobileNetV2",
     )
     learning_rate: float = _setting(0.0, "peak of AdamW's learning rate (0: the run's)")
-    crop: int = _setting(
-        0, "autoencoder: side of the random squares that it sees, in pixels (0: whole images)"
-    )
+    crop: int = _setting(0, "path 'autoencoder': side of random square crops, in pixels (0: whole images)")
 
     def __post_init__(self) -> None:
         if self.path not in PATHS:
@@ -87,8 +86,7 @@ class Settings:
         default_factory=dict, metadata=_help("fields of the shape that differ from the preset")
     )
     start_from: str = _setting("", "model to start from, shape and weights: a name or a folder")
-    closed_form: bool = _setting(True, "fit the linear code to the data first, if the model has one")
-    fit_images: int = _setting(1024, "images the closed form is fitted to")
+    fit_images: int = _setting(1024, "images that the closed form of a linear code is fitted to")
     name: str = _setting("", "the model's name; tokens remember it (empty: the output folder's name)")
     # --- the data ---
     data: list[str] = field(
@@ -104,88 +102,64 @@ class Settings:
     min_side: int = _setting(0, "least short side of a stored training image, in pixels (0: all are used)")
     max_unreadable: int = _setting(100, "unreadable images that are skipped; one more ends the run")
     # --- L_rec (Eq. 2) ---
-    mse_weight: float = _setting(1.0, "of the mean squared error, in units of the [-1, 1] range squared")
+    mse_weight: float = _setting(1.0, "weight of the mean squared error (pixels in [-1, 1])")
     perceptual: str = _setting("", "distance: lpips-vgg, mobilenet, st-lpips, st-lpips-vgg (empty: none)")
-    perceptual_weight: float = _setting(0.1, "of the perceptual distance")
+    perceptual_weight: float = _setting(0.1, "weight of the perceptual distance")
     perceptual_weights: str = _setting("", "file with its backbone (empty: from its package, or downloaded)")
     alignment_weights: str = _setting(
         "", "path 'features': torchvision's file of MobileNetV2 (empty: from its package)"
     )
-    gan_weight: float = _setting(0.0, "of the adversarial loss; the paper's is 5e-10; 0 leaves it out")
+    gan_weight: float = _setting(0.0, "weight of the adversarial loss; the paper's is 5e-10; 0 leaves it out")
     gan_start: int = _setting(0, "step at which the adversarial loss sets in")
-    gan_learning_rate: float = _setting(1e-4, "of the discriminator's own AdamW")
-    kl_weight: float = _setting(1e-6, "of the KL term of DOVE (Gaussian)")
-    commitment: float = _setting(0.25, "of the encoder's pull towards its code, for the VQGAN baseline")
-    loss_scale: str = _setting("absolute", "'relative': follow the gradient of log L_rec, so of PSNR")
+    kl_weight: float = _setting(1e-6, "weight of the KL term of DOVE (Gaussian)")
+    loss_scale: str = _setting(
+        "absolute", "'absolute': L_rec; 'relative': log L_rec, whose gradient is PSNR's"
+    )
     # --- lengths and L_eos (Eq. 3) ---
-    eos_rule: str = _setting("sampled", "'sampled': lengths are drawn; 'paper': the model's own lengths")
-    lambda_eos: float = _setting(0.05, "weight of L_eos after its ramp")
-    ramp_start: float = _setting(0.05, "share of a stage's steps during which the weight is 0")
-    ramp_end: float = _setting(0.25, "share of a stage's steps after which the weight is whole")
-    window: int = _setting(100, "paper's rule: steps whose mean L_rec is the threshold")
-    target_length: float = _setting(90.0, "sampled rule: mean length that the threshold is moved towards")
-    start_threshold: float = _setting(0.0, "sampled rule: first threshold (0: the first batch's mean L_rec)")
-    threshold_rate: float = _setting(0.02, "sampled rule: how far the threshold moves a step, at most")
-    full_share: float = _setting(0.2, "share of samples at full length; the others are log-uniform")
+    eos_rule: str = _setting("sampled", "'sampled': at random lengths; 'paper': at the model's own (Eq. 3)")
+    lambda_eos: float = _setting(0.05, "weight of L_eos, reached at 25% of a stage")
+    target_length: float = _setting(90.0, "sampled rule: mean length aimed at, in tokens")
+    full_share: float = _setting(0.2, "sampled rule: share of images at full length; others log-uniform")
     # --- optimisation ---
     batch_size: int = _setting(16, "images a process and a pass")
-    accumulate: int = _setting(1, "passes whose gradients are summed for one step")
+    accumulate: int = _setting(1, "gradient accumulation: passes a step")
     learning_rate: float = _setting(1e-4, "peak of AdamW's learning rate")
-    warmup_steps: int = _setting(100, "steps of a stage in which the learning rate rises")
-    weight_decay: float = _setting(0.01, "of matrices and convolutions")
-    clip: float = _setting(1.0, "largest norm of the gradient")
+    warmup_steps: int = _setting(100, "linear warm-up of the learning rate in each stage, in steps")
+    weight_decay: float = _setting(0.01, "AdamW's, of matrices and convolutions")
+    clip: float = _setting(1.0, "largest norm of the gradient; a longer one is scaled down")
     ema: float = _setting(0.999, "decay of the averaged weights, which are evaluated and saved")
     bf16: bool = _setting(True, "bfloat16 autocast")
     # --- scale ---
     device: str = _setting("auto", "'auto': the GPU of this process, if there is one; or cpu, cuda, ...")
     parallel: str = _setting("ddp", "under torchrun: 'ddp' or 'fsdp2'")
-    activation_checkpointing: bool = _setting(False, "compute layers twice instead of keeping activations")
+    activation_checkpointing: bool = _setting(False, "recompute activations in the backward pass")
     compile: bool = _setting(False, "torch.compile the model")
     # --- the run ---
-    seed: int = _setting(0, "of weights, lengths and the order of images")
+    seed: int = _setting(0, "seed of initial weights, lengths and the order of images")
     steps: int = _setting(0, "at most this many steps in each stage (0: as the stages say)")
-    minutes: float = _setting(0.0, "shorten the stages so that training takes this long (0: no limit)")
-    log_every: int = _setting(10, "steps")
-    checkpoint_every: int = _setting(100, "steps")
+    minutes: float = _setting(0.0, "wall-clock budget that shortens the stages (0: none)")
+    log_every: int = _setting(10, "steps between progress lines")
+    checkpoint_every: int = _setting(100, "steps between checkpoints")
     keep_checkpoints: int = _setting(2, "newest checkpoints that are kept")
-    evaluate_every: int = _setting(500, "steps")
+    evaluate_every: int = _setting(500, "steps between evaluations on the held-out images")
     picture_every: int = _setting(500, "steps between picture grids; 0 leaves them out")
     tensorboard: bool = _setting(False, "write tensorboard logs, too")
     # --- the schedule ---
     stages: dict[str, Stage] = field(default_factory=dict, metadata=_help("stages in order, by name"))
 
     def __post_init__(self) -> None:
-        counts = (
-            "batch_size accumulate warmup_steps checkpoint_every evaluate_every keep_checkpoints log_every"
-        )
-        _at_least(self, 1, *counts.split(), "window", "validation_limit")
+        from_one = "batch_size accumulate warmup_steps log_every checkpoint_every keep_checkpoints"
+        _at_least(self, 1, *from_one.split(), "evaluate_every", "validation_limit")
         _at_least(self, 32, "fit_images")
-        _at_least(
-            self,
-            0,
-            "steps",
-            "picture_every",
-            "workers",
-            "max_unreadable",
-            "min_side",
-            "gan_start",
-            "minutes",
-            "seed",
-        )
-        _at_least(self, 0, "mse_weight", "perceptual_weight", "gan_weight", "kl_weight", "commitment")
-        _at_least(self, 0, "weight_decay", "lambda_eos", "start_threshold", "threshold_rate")
-        for name in ("learning_rate", "gan_learning_rate", "clip", "target_length"):
+        from_zero = "steps minutes seed workers min_side max_unreadable picture_every gan_start"
+        weights = "mse_weight perceptual_weight gan_weight kl_weight weight_decay lambda_eos"
+        _at_least(self, 0, *from_zero.split(), *weights.split())
+        for name in ("learning_rate", "clip", "target_length"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise TrainingError(f"{name} must be above 0, got {getattr(self, name)}")
-        for name in ("crop_scale", "flip", "grey", "full_share", "ema", "ramp_start", "ramp_end"):
+        for name in ("crop_scale", "flip", "grey", "full_share", "ema"):
             if not 0 <= getattr(self, name) <= 1:
                 raise TrainingError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
-        if self.threshold_rate >= 1:
-            raise TrainingError(f"threshold_rate must be below 1, got {self.threshold_rate}")
-        if self.ramp_end < self.ramp_start:
-            raise TrainingError(
-                f"ramp_end ({self.ramp_end}) must not be before ramp_start ({self.ramp_start})"
-            )
         choices = {
             "eos_rule": ("sampled", "paper"),
             "parallel": ("ddp", "fsdp2"),
@@ -275,31 +249,32 @@ def make_settings(values: dict[str, Any], source: str) -> Settings:
     return _build(Settings, {**values, "stages": built}, source)
 
 
-def _build(cls: Any, values: dict[str, Any], source: str) -> Any:
-    known = {f.name for f in fields(cls)}
-    blank = {
-        f.name: f.default if f.default is not dataclasses.MISSING else f.default_factory()
-        for f in fields(cls)
-    }  # type: ignore[misc]
-    checked = {}
-    for name, value in values.items():
-        if name not in known:
-            near = get_close_matches(str(name), known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise TrainingError(f"{source} has no setting {name!r}{hint}")
-        expected = type(blank[name])
-        if expected is float and type(value) is int:
-            value = float(value)
-        if expected is list and isinstance(value, str):
-            value = [value]
-        if type(value) is not expected:
-            raise TrainingError(f"{source}: {name} must be {_KINDS[expected]}, got {value!r}")
-        if expected is list and not all(isinstance(item, str) for item in value):
-            raise TrainingError(f"{source}: {name} must be a list of text, got {value!r}; quote its items")
-        checked[name] = value
-    return cls(**checked)
+def _build(cls: type[T], values: dict[str, Any], source: str) -> T:
+    try:
+        return build(cls, values, _KINDS)
+    except UnknownFieldError as error:
+        if cls is Settings and error.name in _CONSTANTS:
+            raise TrainingError(
+                f"{source} has no setting {error.name!r}: {_CONSTANTS[error.name]}; leave it out"
+            ) from error
+        raise TrainingError(f"{source} has no setting {error.name!r}{error.hint}") from error
+    except TrainingError:
+        raise
+    except ValueError as error:
+        raise TrainingError(f"{source}: {error}") from error
 
 
+# Settings of earlier recipes, and what holds now.
+_CONSTANTS: dict[object, str] = {
+    "closed_form": "a model with a linear code starts from the closed form unless start_from names a model",
+    "gan_learning_rate": "it is 1e-4",
+    "commitment": "it is 0.25",
+    "ramp_start": "lambda_eos is 0 for the first 5% of a stage",
+    "ramp_end": "lambda_eos is whole from 25% of a stage on",
+    "window": "the paper's rule averages the last 100 steps",
+    "start_threshold": "the first threshold is the first batch's mean L_rec",
+    "threshold_rate": "the threshold moves by at most 2% a step",
+}
 _KINDS = {
     bool: "true or false",
     int: "a whole number",

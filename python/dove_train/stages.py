@@ -110,7 +110,7 @@ def make_pass(
             raise TrainingError(
                 f"a stage of path 'features' needs MobileNetV2 (--alignment-weights): {error}"
             ) from error
-    # The threshold would fall for ever.
+    # The threshold would fall without end: no length reaches the target.
     if settings.eos_rule == "sampled" and settings.target_length > model.config.num_tokens:
         raise TrainingError(
             f"target_length is {settings.target_length:g}, but this model has {model.config.num_tokens} "
@@ -122,13 +122,13 @@ def make_pass(
 def parts_of(model: DoveModel | VQGAN) -> dict[str, list[nn.Module | None]]:
     """The modules behind the names that a stage's `train` lists.
 
-    `linear` is the closed form: Adam moves every weight by about the learning rate whatever its gradient,
-    which is noise to a code whose finest coefficients matter at a thousandth of its coarsest. So it is a part
-    of its own, and recipes leave it out. `tokens` is what the generator adds to the shortcut's tokens, and
-    the heads of the Gaussian variant; a model with neither, whose hidden states are the tokens, has no such
-    part.
-    `features` is the generator up to its last but one layer, which the path of that name aligns; `last_layer`
-    is the rest of it, which may then learn where to stop and leaves the features as they are.
+    `linear` is the linear code that the closed form fits. It is a part of its own, and the recipes do not
+    train it: Adam moves every weight by about the learning rate whatever its gradient, and that much noise
+    drowns the finest coefficients, which are a thousandth of the coarsest.
+    `tokens` is the residual branch that the generator adds to the shortcut's tokens, and the heads of the
+    Gaussian variant; a model with neither, whose hidden states are the tokens, has no such part.
+    `features` is the generator up to its last but one layer, which the path of that name trains; `last_layer`
+    is the rest of it, which can learn where to stop without changing those features.
     """
     vqgan = model if isinstance(model, VQGAN) else model.vqgan
     parts: dict[str, list[nn.Module | None]] = {
@@ -151,7 +151,7 @@ def parts_of(model: DoveModel | VQGAN) -> dict[str, list[nn.Module | None]]:
 
 
 def trained_parameters(model: DoveModel | VQGAN, stage: Stage) -> list[nn.Parameter]:
-    """The parameters that a stage trains, each once though parts may overlap.
+    """The parameters that a stage trains; overlapping parts are counted once.
 
     Raises:
         TrainingError: if the model lacks one of the stage's parts.

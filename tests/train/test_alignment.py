@@ -13,8 +13,10 @@ from dove_ext.metrics.mobilenet import MobileNetDistance
 from dove_ext.models.dove import DoveModel
 from dove_train.alignment import COARSE_SIDES, GRID_WEIGHT, Alignment, draw_views
 from dove_train.distributed import World
+from dove_train.run import Run
+from dove_train.stage_run import StageRun
 from dove_train.stages import make_pass, parts_of, trained_parameters
-from dove_train.train import Run
+from dove_train.train import train, train_stages
 from tests.train.small import recipe, settings
 
 STAGES = {
@@ -29,9 +31,7 @@ def changes(mobilenet_file: Path) -> dict[str, Any]:
 
 
 def new_run(folder: Path, mobilenet_file: Path, **more: Any) -> Run:
-    run = Run(settings(**{**changes(mobilenet_file), **more}), folder, World(0, 1, torch.device("cpu")))
-    run.start()
-    return run
+    return Run(settings(**{**changes(mobilenet_file), **more}), folder, World(0, 1, torch.device("cpu")))
 
 
 def pictures(count: int = 3, side: int = 64) -> torch.Tensor:
@@ -85,18 +85,19 @@ def test_image_states_are_the_stacks_own() -> None:
 
 def test_each_stage_learns_its_own_and_no_token_changes(tmp_path: Path, mobilenet_file: Path) -> None:
     run = new_run(tmp_path, mobilenet_file)
+    run.start()
     parameters = dict(run.model.named_parameters())
     start = {n: p.clone() for n, p in parameters.items()}
     images = pictures(2)
     with torch.no_grad():
         tokens = run.model.generate(run.model.condition(images)).tokens
-    run.run_stage("features")
+    StageRun(run, "features", None).train()
     middle = {n: run.averaged.values[n].clone() for n in parameters}
     changed = {n for n in middle if not torch.equal(middle[n], start[n])}
     assert changed and all(
         n.startswith(("generator.from_latent", "generator.stack.layers.0")) for n in changed
     )
-    run.run_stage("head")
+    StageRun(run, "head", None).train()
     changed = {n for n, p in parameters.items() if not torch.equal(p, middle[n])}
     last = (
         "generator.stack.layers.1",
@@ -133,7 +134,7 @@ def test_it_can_be_learned(mobilenet_file: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_resumed_stage_goes_on_to_the_bit(tmp_path: Path, mobilenet_file: Path, stop: int) -> None:
     stages = {"joint": {"steps": 2, "train": ["decoder", "head"]}, **STAGES}
     whole = new_run(tmp_path / "a", mobilenet_file, stages=stages)
-    whole.run()
+    train(whole)
     first = new_run(tmp_path / "b", mobilenet_file, stages=stages, checkpoint_every=stop)
     save = first.save
 
@@ -147,10 +148,11 @@ def test_a_resumed_stage_goes_on_to_the_bit(tmp_path: Path, mobilenet_file: Path
 
     first.save = save_and_stop  # type: ignore[method-assign]
     with pytest.raises(StopError):
-        first.run()
+        train(first)
     second = new_run(tmp_path / "b", mobilenet_file, stages=stages)
-    assert second.step == stop
-    second.run()
+    state = second.start()
+    assert second.step == stop and (state is None) == (stop == 2)
+    train_stages(second, state)
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, second.model.state_dict()[name]), name
 

@@ -19,7 +19,7 @@ from dove_train.settings import TrainingError
 from tests.train.small import PARTS, PHOTOS, recipe
 
 _STAGES = {"joint": {"steps": 4, "train": PARTS}, "head": {"steps": 2, "train": ["head"]}}
-_COMMON = {"bf16": False, "stages": _STAGES, "name": "same", "ramp_start": 0.0, "ramp_end": 0.0}
+_COMMON = {"bf16": False, "stages": _STAGES, "name": "same"}
 _ALIGNED = {"features": {"steps": 4, "path": "features", "train": ["features"]}, "head": _STAGES["head"]}
 _MAIN = "from dove_ext.cli import main; raise SystemExit(main())"
 

@@ -22,7 +22,7 @@ def test_a_length_depends_on_its_place_alone() -> None:
 
 
 def test_target_threshold_follows_the_mean_length() -> None:
-    target = TargetThreshold(target=90, start=0.0, rate=0.02)
+    target = TargetThreshold(target=90)
     assert target.empty and target.value(2.0) == 2.0 and not target.empty
     target.update(loss=5.0, mean_length=180)
     assert target.value(0.0) == pytest.approx(2.0 * 1.02)  # too many tokens: a larger loss is good enough
@@ -31,7 +31,7 @@ def test_target_threshold_follows_the_mean_length() -> None:
 
 
 def test_target_threshold_does_not_start_from_a_loss_that_is_not_finite() -> None:
-    target = TargetThreshold(target=90, start=0.0, rate=0.02)
+    target = TargetThreshold(target=90)
     for loss in (float("nan"), float("inf")):
         target.value(loss)
         assert target.empty

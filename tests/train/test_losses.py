@@ -58,7 +58,7 @@ def test_paper_rule_above_and_below_the_threshold() -> None:
 
 
 def test_paper_rule_learns_where_a_first_eos_fired() -> None:
-    given = settings(eos_rule="paper", start_threshold=0.0)
+    given = settings(eos_rule="paper")
     model = micro()
     with torch.no_grad():
         model.generator.embed_out.weight.zero_()

@@ -20,18 +20,28 @@ from dove_ext import DoveModel
 from dove_ext.models.vqgan import VQGAN
 from dove_train.distributed import World
 from dove_train.progress import Reporter
+from dove_train.run import Run
 from dove_train.settings import Settings, Stage, TrainingError
+from dove_train.stage_run import StageRun
 from dove_train.stages import trained_parameters
-from dove_train.train import Run
+from dove_train.train import train, train_stages
 from tests.train.small import PARTS, PHOTOS, SHAPE, recipe, settings
 
 ALONE = World(0, 1, torch.device("cpu"))
 
 
 def new_run(folder: Path, given: Settings | None = None, **changes: Any) -> Run:
-    run = Run(given or settings(**changes), folder, ALONE)
-    run.start()
+    return Run(given or settings(**changes), folder, ALONE)
+
+
+def started(folder: Path, **changes: Any) -> Run:
+    run = new_run(folder, **changes)
+    assert run.start() is None  # it does not go on within a stage
     return run
+
+
+def train_stage(run: Run, name: str) -> None:
+    StageRun(run, name, None).train()
 
 
 def steps_of(folder: Path) -> list[dict[str, Any]]:
@@ -40,8 +50,7 @@ def steps_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_a_run_leaves_a_model_a_log_and_pictures(tmp_path: Path) -> None:
-    run = new_run(tmp_path, picture_every=2)
-    result = run.run()
+    result = train(new_run(tmp_path, picture_every=2))
     assert set(result["psnr_db"]) == {"4", "8", "16", "32", "64"}
     model = DoveModel.from_pretrained(tmp_path / "model")
     assert model.config.name == tmp_path.name  # its tokens are not those of another run
@@ -58,7 +67,7 @@ def test_a_run_leaves_a_model_a_log_and_pictures(tmp_path: Path) -> None:
 
 
 def test_closed_form_reconstructs_before_training(tmp_path: Path) -> None:
-    run = new_run(tmp_path)
+    run = started(tmp_path)
     quality = list(run.evaluate()["psnr_db"].values())
     assert quality == sorted(quality)
     assert quality[0] > 12  # far above an untrained network, which is at about 5 dB
@@ -67,10 +76,10 @@ def test_closed_form_reconstructs_before_training(tmp_path: Path) -> None:
 
 
 def test_a_stage_trains_its_parts_and_nothing_else(tmp_path: Path) -> None:
-    run = new_run(tmp_path)
-    run.run_stage("joint")
+    run = started(tmp_path)
+    train_stage(run, "joint")
     before = {n: value.clone() for n, value in run.averaged.values.items()}
-    run.run_stage("head")
+    train_stage(run, "head")
     changed = {n for n, p in run.model.named_parameters() if not torch.equal(p, before[n])}
     assert changed == {"generator.embed_out.weight", "generator.embed_out.bias"}
 
@@ -83,12 +92,12 @@ def test_overlapping_parts_are_trained_once(tmp_path: Path) -> None:
 
 
 def test_a_stage_starts_from_the_average_of_the_one_before(tmp_path: Path) -> None:
-    run = new_run(tmp_path, ema=0.9)
-    run.run_stage("joint")
+    run = started(tmp_path, ema=0.9)
+    train_stage(run, "joint")
     averaged = {name: value.clone() for name, value in run.averaged.values.items()}
     raw = run.model.state_dict()
     assert not torch.equal(raw["token_decoder.to_latent.weight"], averaged["token_decoder.to_latent.weight"])
-    run.run_stage("head")
+    train_stage(run, "head")
     for name, value in run.model.state_dict().items():
         if "embed_out" not in name:
             assert torch.equal(value, averaged[name]), name
@@ -108,7 +117,7 @@ def run_to_the_first_checkpoint(run: Run) -> None:
 
     run.save = save_and_stop  # type: ignore[method-assign]
     with pytest.raises(InterruptedError):
-        run.run()
+        train(run)
 
 
 @pytest.mark.parametrize("changes", [
@@ -118,12 +127,13 @@ def run_to_the_first_checkpoint(run: Run) -> None:
 ], ids=["sampled", "gaussian", "paper, adversarial, accumulated"])  # fmt: skip
 def test_resumed_run_equals_uninterrupted_run(tmp_path: Path, changes: dict[str, Any]) -> None:
     whole = new_run(tmp_path / "a", **changes)
-    whole.run()
+    train(whole)
     first = new_run(tmp_path / "b", **changes, checkpoint_every=2)
     run_to_the_first_checkpoint(first)
     second = new_run(tmp_path / "b", **changes)
+    state = second.start()
     assert second.step == 2
-    second.run()
+    train_stages(second, state)
     assert steps_of(tmp_path / "a") == steps_of(tmp_path / "b")
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, second.model.state_dict()[name]), name
@@ -134,7 +144,7 @@ def test_resumed_run_equals_uninterrupted_run(tmp_path: Path, changes: dict[str,
 def test_a_run_killed_at_random_moments_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
     stages = {"joint": {"steps": 8, "train": PARTS}, "head": {"steps": 4, "train": ["head"]}}
     changes = {"stages": stages, "checkpoint_every": 1, "name": "same"}
-    new_run(tmp_path / "whole", **changes).run()
+    train(new_run(tmp_path / "whole", **changes))
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe(**changes), sort_keys=False))
     command = [
         sys.executable, "-c", "from dove_ext.cli import main; raise SystemExit(main())",
@@ -167,22 +177,22 @@ def test_a_run_killed_at_random_moments_goes_on_as_if_nothing_had_happened(tmp_p
 
 
 def test_resuming_another_run_is_refused(tmp_path: Path) -> None:
-    new_run(tmp_path).run()
+    train(new_run(tmp_path))
     with pytest.raises(
         TrainingError, match=r"learning_rate=0\.0001, this run has learning_rate=1\.0; use the"
     ):
-        new_run(tmp_path, learning_rate=1.0)
+        started(tmp_path, learning_rate=1.0)
     with pytest.raises(
         TrainingError, match="2 images a step, this run has 6; change batch_size or accumulate"
     ):
-        new_run(tmp_path, batch_size=3, accumulate=2)
+        started(tmp_path, batch_size=3, accumulate=2)
     # What does not change its course may change.
-    assert new_run(tmp_path, log_every=5).schedule.place() is None
+    assert started(tmp_path, log_every=5).schedule.place() is None
 
 
 def test_a_run_starts_from_another_model(tmp_path: Path) -> None:
-    new_run(tmp_path / "first").run()
-    run = new_run(tmp_path / "second", start_from=str(tmp_path / "first" / "model"), shape={})
+    train(new_run(tmp_path / "first"))
+    run = started(tmp_path / "second", start_from=str(tmp_path / "first" / "model"), shape={})
     first = DoveModel.from_pretrained(tmp_path / "first" / "model")
     assert torch.equal(run.model.shortcut.order, first.shortcut.order)
     assert run.model.config.image_size == 64
@@ -195,9 +205,9 @@ def test_the_quantised_baseline(tmp_path: Path) -> None:
         "joint": {"steps": 2, "path": "autoencoder", "train": ["encoder", "decoder", "codebook"], "crop": 32}
     }
     shape = {**recipe()["shape"]["vqgan"], "codebook_size": 128}
-    run = new_run(tmp_path, preset="vqgan-tiny", shape=shape, stages=stages, loss_scale="absolute")
+    run = started(tmp_path, preset="vqgan-tiny", shape=shape, stages=stages, loss_scale="absolute")
     assert run.evaluate()["psnr_db"]["1024"] > 15  # k-means of patches, before training
-    run.run()
+    train(run)
     model = VQGAN.from_pretrained(tmp_path / "model")
     reconstruction, codes = model(torch.zeros(1, 3, 64, 64))
     assert reconstruction.shape == (1, 3, 64, 64) and codes.shape == (1, 64)
@@ -241,13 +251,13 @@ def test_runs_that_cannot_be(tmp_path: Path, changes: dict[str, Any], sentence: 
 def test_a_loss_that_is_not_finite_is_named_and_ends_the_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], rule: str
 ) -> None:
-    run = new_run(tmp_path, eos_rule=rule, stages={"joint": {"steps": 20, "train": PARTS}})
+    run = started(tmp_path, eos_rule=rule, stages={"joint": {"steps": 20, "train": PARTS}})
     with torch.no_grad():
         run.model.vqgan.decoder.conv_out.bias.fill_(float("nan"))
     run.averaged.reset(run.model)  # what a stage begins with
     before = run.model.generator.embed_out.bias.clone()
     with pytest.raises(TrainingError, match="ten steps in a row had a loss or gradient that is not finite"):
-        run.run()
+        train_stages(run, None)
     assert torch.equal(before, run.model.generator.embed_out.bias)  # no step was taken
     assert run.objective.threshold.empty  # nor did the threshold see that loss
     warning = capsys.readouterr().err.splitlines()[0]
@@ -259,15 +269,15 @@ def test_unreadable_images_are_named_once(tmp_path: Path, capsys: pytest.Capture
     for photo in PHOTOS.iterdir():
         (tmp_path / "photos" / photo.name).write_bytes(photo.read_bytes())
     (tmp_path / "photos" / "broken.jpg").write_bytes(b"no picture")
-    run = new_run(tmp_path / "run", data=[str(tmp_path / "photos")])
-    run.run_stage("joint")
+    run = started(tmp_path / "run", data=[str(tmp_path / "photos")])
+    train_stage(run, "joint")
     assert list(run.skipped.reasons) == [str(tmp_path / "photos" / "broken.jpg")]
-    again = new_run(tmp_path / "run", data=[str(tmp_path / "photos")])
+    again = started(tmp_path / "run", data=[str(tmp_path / "photos")])
     assert again.skipped.reasons == run.skipped.reasons  # a resumed run has not forgotten it
-    again.run()
+    train_stages(again, None)
     assert capsys.readouterr().err.count("broken.jpg") == 1
     with pytest.raises(TrainingError, match="max_unreadable is 0"):
-        new_run(tmp_path / "strict", data=[str(tmp_path / "photos")], max_unreadable=0).run()
+        train(new_run(tmp_path / "strict", data=[str(tmp_path / "photos")], max_unreadable=0))
 
 
 def test_collapsed_lengths_are_warned_of_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -287,9 +297,9 @@ def test_collapsed_lengths_are_warned_of_once(tmp_path: Path, capsys: pytest.Cap
 
 def test_minutes_shorten_the_stages(tmp_path: Path) -> None:
     run = new_run(tmp_path, minutes=0.001, stages={"joint": {"steps": 500, "train": ["head"]}})
-    run.run()
+    train(run)
     assert run.step == 20  # what it takes to know the pace
-    again = new_run(tmp_path, minutes=0.001, stages={"joint": {"steps": 500, "train": ["head"]}})
+    again = started(tmp_path, minutes=0.001, stages={"joint": {"steps": 500, "train": ["head"]}})
     assert again.schedule.place() is None
 
 
@@ -298,8 +308,9 @@ def test_a_resumed_stage_keeps_its_plan_whatever_the_minutes(tmp_path: Path) -> 
     first = new_run(tmp_path, minutes=100.0, stages=stages, checkpoint_every=25)
     run_to_the_first_checkpoint(first)
     second = new_run(tmp_path, minutes=0.001, stages=stages)
+    state = second.start()
     assert second.step == 25
-    second.run()
+    train_stages(second, state)
     assert second.schedule.planned == {"joint": 50, "head": 20}
     assert [r["stage"] for r in steps_of(tmp_path)] == ["joint"] * 50 + ["head"] * 20
 
@@ -308,8 +319,8 @@ def test_a_run_without_a_checkpoint_begins_its_log_anew(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    new_run(tmp_path, tensorboard=True).report.progress(9, 9, "joint", {"loss": 1.0})  # then it is killed
-    again = new_run(tmp_path, tensorboard=True)
+    started(tmp_path, tensorboard=True).report.progress(9, 9, "joint", {"loss": 1.0})  # then it is killed
+    again = started(tmp_path, tensorboard=True)
     assert steps_of(tmp_path) == []
     again.report.progress(1, 9, "joint", {"loss": 2.0})
     assert (tmp_path / "log.jsonl").read_text().count('"settings"') == 1
@@ -319,10 +330,10 @@ def test_a_run_without_a_checkpoint_begins_its_log_anew(tmp_path: Path) -> None:
 
 
 def test_activation_checkpointing_gives_the_same_gradients(tmp_path: Path) -> None:
-    plain = new_run(tmp_path / "a", bf16=False)
-    plain.run_stage("joint")
-    saving = new_run(tmp_path / "b", bf16=False, activation_checkpointing=True)
-    saving.run_stage("joint")
+    plain = started(tmp_path / "a", bf16=False)
+    train_stage(plain, "joint")
+    saving = started(tmp_path / "b", bf16=False, activation_checkpointing=True)
+    train_stage(saving, "joint")
     for name, value in plain.model.named_parameters():
         other = dict(saving.model.named_parameters())[name]
         assert torch.allclose(value, other, atol=1e-5), name

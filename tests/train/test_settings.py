@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from argparse import ArgumentParser
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dove_train.cli import configure, settings_of
-from dove_train.settings import Settings, TrainingError, make_settings, read_recipe
+from dove_train.settings import _CONSTANTS, Settings, Stage, TrainingError, make_settings, read_recipe
 from tests.train.small import recipe
 
 TEXT = "preset: dove-tiny\ngan_weight: 5e-10\nstages:\n  joint: {steps: 7, train: [head]}\n"
@@ -114,10 +116,14 @@ def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
         ({"fit_images": 10}, "fit_images must be at least 32, got 10"),
         ({"learning_rate": 0.0}, "learning_rate must be above 0, got 0.0"),
         ({"full_share": 2.0}, "full_share must be between 0 and 1, got 2.0"),
-        ({"ramp_start": 0.5, "ramp_end": 0.2}, "ramp_end (0.2) must not be before ramp_start (0.5)"),
+        (
+            {"ramp_end": 0.2},
+            "recipe has no setting 'ramp_end': lambda_eos is whole from 25% of a stage on; leave it out",
+        ),
         ({"eos_rule": "own"}, "eos_rule must be 'sampled' or 'paper', got 'own'"),
         ({"data": ["a", 2012]}, "data must be a list of text, got ['a', 2012]; quote its items"),
-        ({"threshold_rate": 1.0}, "threshold_rate must be below 1, got 1.0"),
+        ({"threshold_rate": 0.1}, "no setting 'threshold_rate': the threshold moves by at most 2% a step"),
+        ({"crop_scale": 1.5}, "crop_scale must be between 0 and 1, got 1.5"),
         ({"parallel": "dp"}, "parallel must be 'ddp' or 'fsdp2', got 'dp'"),
         ({"weight_decay": float("nan")}, "weight_decay must be at least 0, got nan"),
     ],
@@ -126,3 +132,19 @@ def test_settings_out_of_range(change: dict[str, Any], sentence: str) -> None:
     with pytest.raises(TrainingError) as caught:
         make_settings(recipe(**change), "recipe")
     assert sentence in str(caught.value)
+
+
+def test_the_documentation_lists_every_setting() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    table = text.partition("\n## Settings\n")[2].partition("\nAll else is a constant")[0]
+    listed = re.findall(r"`(\w+)`", table)
+    assert sorted(listed) == sorted(
+        ["stages", *(f.name for f in [*fields(Settings), *fields(Stage)] if f.name != "stages")]
+    )
+
+
+def test_what_is_constant_now_says_so(tmp_path: Path) -> None:
+    for name, sentence in _CONSTANTS.items():
+        with pytest.raises(TrainingError) as caught:
+            parsed(tmp_path, *PATHS, text=f"{TEXT}{name}: 1\n")
+        assert f"recipe.yaml has no setting {name!r}: {sentence}; leave it out" in str(caught.value)
