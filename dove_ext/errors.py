@@ -25,3 +25,7 @@ class CheckpointError(DoveError, ValueError):
 
 class OutputError(DoveError, OSError):
     """A file cannot be written."""
+
+
+class DoveWarning(UserWarning):
+    """Something was left out or done in another way than may have been meant; the work goes on."""

@@ -21,7 +21,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from dove_ext.errors import DoveError, ImageError
-from dove_ext.images import prepare_images
 from dove_ext.images.index import ImageIndex
 from dove_train.augment import Augmentation, Pixels, shrink
 from dove_train.settings import TrainingError
@@ -268,17 +267,9 @@ def held_out_images(
     Raises:
         ImageError: if there are none, or one of them cannot be read: a measurement must not lose images.
     """
-    index = ImageIndex(paths, synsets=synsets, purpose="held-out data")
+    index = ImageIndex(paths, synsets=synsets)
     chosen = index.spread(limit)
-    return torch.cat([_centre(index, i, size) for i in chosen]), [index.name(i) for i in chosen]
-
-
-def _centre(index: ImageIndex, i: int, size: int) -> Tensor:
-    pixels = index.read(i)
-    try:
-        return prepare_images(pixels, size)
-    except ImageError as error:  # it knows the shape only
-        raise ImageError(f"{index.name(i)!r} cannot be cropped: {error}") from error
+    return torch.cat([index.prepare(i, size) for i in chosen]), [index.name(i) for i in chosen]
 
 
 def to_range(pixels: Tensor) -> Tensor:

@@ -107,13 +107,13 @@ class Reporter:
 
     @torch.no_grad()
     def pictures(self, step: int, model: DoveModel | VQGAN, pixels: Tensor, names: list[str]) -> None:
-        """Draw pictures/step-N.png: held-out images [N, 3, S, S] in [-1, 1] at several lengths."""
+        """Draw pictures/step-N.dove.png: held-out images [N, 3, S, S] in [-1, 1] at several lengths."""
         if self.quiet:
             return
         rows = [_row(model, image[None], Path(name).name) for image, name in zip(pixels, names, strict=True)]
         folder = self.folder / "pictures"
         folder.mkdir(exist_ok=True)
-        with atomic_write(folder / f"step-{step:07d}.png") as temporary:
+        with atomic_write(folder / f"step-{step:07d}.dove.png") as temporary:
             draw_sheet(rows).save(temporary, format="PNG")
 
 

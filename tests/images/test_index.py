@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from dove_ext import ImageError
+from dove_ext.errors import DoveWarning
 from dove_ext.images import prepare_images, read_image
 from dove_ext.images.index import ImageIndex
 from dove_train.data import TrainingImages, held_out_images
@@ -68,8 +69,11 @@ def test_a_folder_with_pictures_hides_its_tars(small: Path, tmp_path: Path) -> N
     make_tar(tmp_path / "n0.tar", {"0.png": data})
     (tmp_path / "n0").mkdir()
     (tmp_path / "n0" / "0.png").write_bytes(data)
-    assert len(ImageIndex([tmp_path])) == 1
-    assert len(ImageIndex([tmp_path / "n0.tar", tmp_path])) == 2
+    with pytest.warns(DoveWarning, match=r"1 \.tar file is left out in '.*': it has pictures") as caught:
+        index = ImageIndex([tmp_path])
+    assert len(index) == 1 and index.left_out == [str(caught[0].message)]
+    both = ImageIndex([tmp_path, tmp_path / "n0.tar"])
+    assert len(both) == 2 and not both.left_out
 
 
 def test_folders_are_walked_in_order_through_links(small: Path, tmp_path: Path) -> None:
@@ -127,8 +131,8 @@ def test_paths_that_hold_no_images(tmp_path: Path) -> None:
     for name, sentence in (
         ("nope", r"nope' does not exist; give image folders, tar shards or pictures"),
         ("nope.tar", r"nope\.tar' does not exist; give image folders, tar shards or pictures"),
-        ("empty", r"there are no pictures in .*empty; give other training data"),
-        ("words.tar", r"there are no pictures in .*words\.tar"),
+        ("empty", r"empty' is a folder without pictures; give image folders, tar shards or pictures"),
+        ("words.tar", r"words\.tar' is a tar file without pictures"),
         ("text.tar", r"text\.tar' is not a tar file or is damaged"),
         ("cut.tar", r"cut\.tar' is not a tar file or is damaged \(unexpected end of data\)"),
         ("torn.tar", r"torn\.tar' is a damaged tar file \(after 'a\.jpg'\)"),
@@ -138,8 +142,10 @@ def test_paths_that_hold_no_images(tmp_path: Path) -> None:
     ):
         with pytest.raises(ImageError, match=sentence):
             TrainingImages([tmp_path / name], 32, 0)
-    with pytest.raises(ImageError, match="give other held-out data"):
+    with pytest.raises(ImageError, match="empty' is a folder without pictures"):
         held_out_images([tmp_path / "empty"], 32, 5)
+    with pytest.raises(ImageError, match="empty' is a folder without pictures"):  # nor beside good ones
+        TrainingImages([PHOTOS, tmp_path / "empty"], 32, 0)
 
 
 def test_an_image_costs_the_index_its_name_and_28_bytes(tmp_path: Path) -> None:
@@ -167,5 +173,5 @@ def test_an_unreadable_held_out_image_is_an_error(damaged: Path) -> None:
         held_out_images([damaged], 16, 100)
     (damaged / "2.png").unlink()
     Image.new("RGB", (500, 2)).save(damaged / "5.png")
-    with pytest.raises(ImageError, match=r"5\.png' cannot be cropped: .*too long"):
+    with pytest.raises(ImageError, match=r"5\.png' has 500 x 2 pixels, .*too long"):
         held_out_images([damaged], 16, 100)

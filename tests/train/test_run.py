@@ -61,8 +61,8 @@ def test_a_run_leaves_a_model_a_log_and_pictures(tmp_path: Path) -> None:
     assert {"loss", "eos", "length", "threshold", "lambda", "lr"} <= set(steps_of(tmp_path)[0])
     assert [r["validation"] for r in records if "validation" in r][-1] == result
     assert sorted(p.name for p in (tmp_path / "pictures").iterdir()) == [
-        "step-0000002.png",
-        "step-0000004.png",
+        "step-0000002.dove.png",
+        "step-0000004.dove.png",
     ]
 
 
