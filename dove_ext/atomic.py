@@ -6,7 +6,7 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -68,6 +68,28 @@ def check_writable_file(path: str | os.PathLike[str]) -> None:
     _create_temporary(_target(path)).unlink()
 
 
+def check_no_input(
+    outputs: Iterable[str | os.PathLike[str]], inputs: Iterable[str | os.PathLike[str]]
+) -> None:
+    """Refuse outputs that are one of the inputs, whatever name leads to it.
+
+    Raises:
+        OutputError: naming the output.
+    """
+    existing: dict[tuple[int, int], str] = {}
+    for output in outputs:
+        if (identity := _identity(output)) is not None:
+            existing[identity] = str(output)
+    if not existing:  # so no input need be looked at
+        return
+    for path in inputs:
+        identity = _identity(path)
+        if identity in existing:
+            raise OutputError(
+                f"{existing[identity]!r} would be written over, but it is an input; choose another -o"
+            )
+
+
 def make_writable_folder(path: str | os.PathLike[str]) -> Path:
     """Create a folder with its parents if need be, and find out whether files can be made in it.
 
@@ -92,6 +114,14 @@ def make_writable_folder(path: str | os.PathLike[str]) -> Path:
     return folder
 
 
+def _identity(path: str | os.PathLike[str]) -> tuple[int, int] | None:
+    try:
+        status = Path(path).stat()
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino
+
+
 def _target(path: str | os.PathLike[str]) -> Path:
     """Follow links, and refuse what a rename must not replace: folders, devices, pipes."""
     target = Path(path).resolve()
@@ -109,8 +139,9 @@ def _target(path: str | os.PathLike[str]) -> Path:
 
 
 def _create_temporary(target: Path) -> Path:
-    # Not tempfile: its files have mode 0600, and the mode travels with the rename.
-    name = f".{target.stem[:100]}-{secrets.token_hex(6)}{target.suffix[:20]}"
+    # Not tempfile: its files have mode 0600, and the mode travels with the rename. File systems count the
+    # bytes of a name, of which a character may have four.
+    name = f".{_cut(target.stem, 100)}-{secrets.token_hex(6)}{_cut(target.suffix, 20)}"
     temporary = target.parent / name
     try:
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
@@ -125,6 +156,11 @@ def _create_temporary(target: Path) -> Path:
     except OSError as error:
         raise OutputError(f"cannot write {str(target)!r}: {error.strerror}; choose another place") from error
     return temporary
+
+
+def _cut(text: str, size: int) -> str:
+    """As many of the first characters as take at most `size` bytes."""
+    return os.fsencode(text)[:size].decode("utf-8", "ignore")
 
 
 def _move(temporary: Path, target: Path) -> None:
