@@ -8,9 +8,7 @@ from __future__ import annotations
 import argparse
 import errno
 import json
-import os
 import sys
-import warnings
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 
@@ -18,11 +16,11 @@ from dove_ext.cli.command import (
     ENTRY_POINTS,
     EXIT_FAILED,
     EXIT_INTERRUPTED,
-    EXIT_OK,
     EXIT_USAGE,
     Command,
     UsageError,
 )
+from dove_ext.cli.streams import lasting_streams, silence
 from dove_ext.errors import DoveError
 
 __all__ = ["Command", "main"]
@@ -41,13 +39,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     # In front of every message: what the user typed, as far as it makes sense.
     program = " ".join(["dove", *arguments[:1]])
+    with lasting_streams(program):
+        return _run(arguments, program)
+
+
+def _run(arguments: list[str], program: str) -> int:
     args: argparse.Namespace | None = None
     try:
         args = _parse(arguments)
-        with warnings.catch_warnings():
-            # What Pillow grumbles about in a picture that it reads all the same.
-            warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-            code: int = args.run(args)
+        code: int = args.run(args)
         sys.stdout.flush()
         return code
     except SystemExit as exit_request:  # argparse: 0 after --help, 2 after a usage error
@@ -62,20 +62,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if getattr(args, "json", False):  # whoever parses standard output finds the reason there, too
             print(json.dumps({"error": str(error)}))
         return EXIT_FAILED
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        _silence_stdout()
-        return EXIT_OK
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EIO):
             raise
-        _silence_stdout()
+        silence(sys.stdout)
         print(f"{program}: cannot write the output: {error.strerror}; free some space", file=sys.stderr)
         return EXIT_FAILED
-
-
-def _silence_stdout() -> None:
-    """Keep Python from trying once more to write what is left, when it ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from argparse import ArgumentParser, Namespace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dove_ext.cli.command import EXIT_FAILED, Command, UsageError
 from dove_ext.cli.options import add_json_option
+from dove_ext.cli.outputs import output_path
 
 if TYPE_CHECKING:
     from dove_ext.checkpoints.read import UnknownLayoutError
@@ -24,6 +26,7 @@ def run(args: Namespace) -> int:
     if args.preset not in PRESETS:
         raise UsageError(f"--preset {args.preset!r} is unknown; known are {', '.join(PRESETS)}")
     check_output(args.output)
+    _check_no_input(args)
     try:
         conversion = convert(
             vqgan=args.vqgan, pythia=args.pythia, preset_name=args.preset, base=args.base, name=args.name
@@ -59,6 +62,17 @@ def run(args: Namespace) -> int:
     print(f"{len(conversion.untouched)} tensors of the model came from no file and are {rest}")
     print(f"{config.name} with {config.vqgan.codebook_size} codes written to {args.output}")
     return 0
+
+
+def _check_no_input(args: Namespace) -> None:
+    """Refuse a folder whose files are among what is converted."""
+    from dove_ext.atomic import check_no_input
+    from dove_ext.models.pretrained import CARD, CONFIG, WEIGHTS, find_model
+
+    inputs = [file for file in (args.vqgan, args.pythia) if file is not None]
+    if args.base is not None:
+        inputs.append(find_model(args.base) / WEIGHTS)
+    check_no_input((Path(args.output) / name for name in (CONFIG, WEIGHTS, CARD)), inputs)
 
 
 def _show_unknown(error: UnknownLayoutError, args: Namespace) -> int:
@@ -105,6 +119,7 @@ def configure(parser: ArgumentParser) -> None:
         "-o",
         "--output",
         required=True,
+        type=output_path,
         metavar="DIR",
         help="the model's folder; made if it is missing, a dove model is replaced, other files refused",
     )

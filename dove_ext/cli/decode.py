@@ -7,12 +7,13 @@ from argparse import ArgumentParser, Namespace
 
 from dove_ext.cli.command import Command
 from dove_ext.cli.options import add_json_option, add_model_options, load_model, positive
-from dove_ext.cli.pictures import output_names, printable, progress
+from dove_ext.cli.outputs import output_names, output_path
+from dove_ext.cli.pictures import printable, progress
 
 
 def run(args: Namespace) -> int:
     """Decode, write the pictures, report."""
-    from dove_ext.atomic import make_writable_folder
+    from dove_ext.atomic import check_no_input, make_writable_folder
     from dove_ext.errors import TokensError
     from dove_ext.images.files import save_image
     from dove_ext.tokens import DoveTokens
@@ -25,7 +26,9 @@ def run(args: Namespace) -> int:
     tokens.require(model.config.token_width, model.config.num_tokens, model.config.name)
     if args.max_tokens:
         tokens = tokens.truncate(args.max_tokens)
-    names = output_names(tokens.names or [f"image-{b:04d}" for b in range(len(tokens))])
+    sources = tokens.names or [f"image-{b:04d}" for b in range(len(tokens))]
+    names = output_names(sources)
+    check_no_input((folder / name for name in names), [args.tokens])
     with progress(len(tokens), "decode") as bar:
         for start in range(0, len(tokens), args.batch_size):
             images = model.decode(tokens[start : start + args.batch_size])
@@ -35,11 +38,14 @@ def run(args: Namespace) -> int:
     counts = tokens.lengths.tolist()
     paths = [str(folder / name) for name in names]
     if args.json:
-        items = [{"path": path, "tokens": n} for path, n in zip(paths, counts, strict=True)]
+        items = [
+            {"path": path, "name": source, "tokens": n}
+            for path, source, n in zip(paths, sources, counts, strict=True)
+        ]
         print(json.dumps({"model": model.config.name, "images": len(tokens), "items": items}, indent=2))
     else:
-        for path, count in zip(paths, counts, strict=True):
-            print(f"{count:>6}  {printable(path)}")
+        for path, source, count in zip(paths, sources, counts, strict=True):
+            print(f"{count:>6}  {printable(path)}  from {printable(source)}")
     return 0
 
 
@@ -50,6 +56,7 @@ def configure(parser: ArgumentParser) -> None:
         "-o",
         "--output",
         required=True,
+        type=output_path,
         metavar="DIR",
         help="folder for NAME.dove.png of every image (existing ones are replaced); made if it is missing",
     )

@@ -16,36 +16,41 @@ from dove_ext.cli.options import (
     length_arguments,
     load_model,
 )
-from dove_ext.cli.pictures import Failures, Source, find_pictures, printable, progress, read_batches
+from dove_ext.cli.outputs import check_no_picture, output_path, picture_files
+from dove_ext.cli.pictures import Failures, find_pictures, printable, progress, read_batches
 
 
 def run(args: Namespace) -> int:
     """Encode, write the file, report."""
-    from dove_ext.atomic import check_writable_file
+    from dove_ext.atomic import check_no_input, check_writable_file
     from dove_ext.tokens import DoveTokens
 
     lengths = length_arguments(args)
+    check_no_picture(args.output)
     check_writable_file(args.output)
     failures = Failures("encode")
-    sources = find_pictures(args.images, failures)
+    index = find_pictures(args.images, failures)
+    check_no_input([args.output], picture_files(index))
     model = load_model(args)
     parts: list[DoveTokens] = []
-    done: list[Source] = []
+    done: list[int] = []
     # A budget is shared among all images, so these must be encoded in one call.
-    batch_size = len(sources) if args.token_budget else args.batch_size
-    with progress(len(sources), "encode") as bar:
-        for batch, images in read_batches(sources, model.config.image_size, args.fit, batch_size, failures):
+    batch_size = len(index) if args.token_budget else args.batch_size
+    with progress(len(index), "encode") as bar:
+        for batch, images in read_batches(index, model.config.image_size, args.fit, batch_size, failures):
             tokens = encode(model, images, lengths, return_p_eos=args.p_eos, batch_size=args.batch_size)
             parts.append(tokens.cpu())
             done += batch
             bar.update(len(batch))
     failures.require_some(len(done))
-    tokens = replace(DoveTokens.cat(parts), names=tuple(source.name for source in done))
+    names = [index.short_name(i) for i in done]
+    tokens = replace(DoveTokens.cat(parts), names=tuple(names))
     tokens.save(args.output)
     counts = tokens.lengths.tolist()
     if args.json:
         items = [
-            {"path": str(s.path), "name": s.name, "tokens": n} for s, n in zip(done, counts, strict=True)
+            {"path": index.name(i), "name": name, "tokens": n}
+            for i, name, n in zip(done, names, counts, strict=True)
         ]
         report = {
             "output": args.output,
@@ -59,8 +64,8 @@ def run(args: Namespace) -> int:
         }
         print(json.dumps(report, indent=2))
     else:
-        for source, count in zip(done, counts, strict=True):
-            print(f"{count:>6}  {printable(source.name)}")
+        for name, count in zip(names, counts, strict=True):
+            print(f"{count:>6}  {printable(name)}")
         print(f"{sum(counts):>6}  tokens of {len(tokens)} images in {printable(args.output)}")
     return failures.report(len(done))
 
@@ -72,8 +77,9 @@ def configure(parser: ArgumentParser) -> None:
         "-o",
         "--output",
         required=True,
+        type=output_path,
         metavar="FILE",
-        help="safetensors file; an existing one is replaced whole",
+        help="safetensors file; an existing one is replaced whole, a picture never",
     )
     parser.add_argument(
         "--p-eos", action="store_true", help="keep the curve of stop probabilities in the file"

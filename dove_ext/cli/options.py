@@ -16,6 +16,14 @@ if TYPE_CHECKING:
     from dove_ext.tokens import DoveTokens
 
 DTYPES = ("float32", "bfloat16")
+# `dove_ext.images.find` in short, for the help of every verb that reads sets of pictures.
+IMAGE_PATHS = """\
+pictures are found alike by every verb:
+  A path is a picture, an uncompressed tar file, or a folder, which is searched at all depths and through
+  links; of folders and tar files the members with a picture's suffix count. Passed over are names with a
+  leading dot and *.dove.png, which dove wrote itself. Tar files in a folder are read if it has no pictures;
+  else, and if they are compressed, dove says that it leaves them out. What is named twice is taken once. With
+  several paths, the name of each picture begins with that of its path."""
 
 
 def positive(text: str) -> int:
@@ -83,11 +91,12 @@ def add_length_options(parser: ArgumentParser) -> None:
 
 def add_image_options(parser: ArgumentParser) -> None:
     """IMG... and --fit."""
+    describe_image_paths(parser)
     parser.add_argument(
         "images",
         nargs="+",
         metavar="IMG",
-        help="picture files, or folders that are searched for picture files at all depths",
+        help="pictures, folders of them and tar files; see below",
     )
     parser.add_argument(
         "--fit",
@@ -96,6 +105,11 @@ def add_image_options(parser: ArgumentParser) -> None:
         help="how a picture becomes square: its centre, all of it distorted, or all of it with grey margins "
         "(default: %(default)s)",
     )
+
+
+def describe_image_paths(parser: ArgumentParser) -> None:
+    """Say in a verb's help how sets of pictures are found."""
+    parser.epilog = f"{IMAGE_PATHS}\n\n{parser.epilog or ''}"
 
 
 def add_json_option(parser: ArgumentParser) -> None:

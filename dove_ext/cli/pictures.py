@@ -1,11 +1,10 @@
-"""Pictures in and out of the verbs: finding files, reading them in batches past bad ones, naming outputs."""
+"""Pictures into the verbs: found, read in batches past bad ones, and failures kept for the end."""
 
 from __future__ import annotations
 
 import os
-import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,16 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dove_ext.images import Fit
-
-SUFFIX = ".dove.png"
-
-
-@dataclass(frozen=True)
-class Source:
-    """A picture file to read, and the name it goes by in reports and token files."""
-
-    path: Path
-    name: str
+    from dove_ext.images.index import ImageIndex
 
 
 @dataclass
@@ -65,89 +55,44 @@ class Failures:
         return 1 if self.failed else 0
 
 
-def find_pictures(arguments: Iterable[str], failures: Failures) -> list[Source]:
-    """Expand folders into the picture files in them, at all depths, sorted.
-
-    Hidden files and this command's own outputs (`SUFFIX`) are passed over in folders. A file that is named
-    twice is taken once.
+def find_pictures(arguments: Sequence[str], failures: Failures) -> ImageIndex:
+    """The pictures that the arguments name, by the rule of `dove_ext.images.find`.
 
     Args:
-        arguments: files and folders, as given. Files are looked at only when they are read.
-        failures: takes folders without pictures.
+        arguments: pictures, folders and tar shards, as given.
+        failures: takes what cannot be read, and folders and shards without pictures.
 
-    Returns:
-        list[Source]: a file given by name goes by its file name, one found in a folder by its path in it.
+    Raises:
+        DoveError: if there are no pictures at all.
     """
-    from dove_ext.images.files import IMAGE_SUFFIXES
+    from dove_ext.images.index import ImageIndex
 
-    sources: dict[Path, Source] = {}
-    for argument in arguments:
-        path = Path(argument)
-        if not path.is_dir():
-            sources.setdefault(path.absolute(), Source(path, path.name))
-            continue
-        walk = os.walk(path, onerror=lambda error: failures.add(error.filename, _unreadable(error)))
-        found = [Path(folder, f) for folder, _, files in walk for f in files]
-        found = [f for f in found if f.suffix.lower() in IMAGE_SUFFIXES]
-        found = [f for f in found if not f.name.startswith(".") and not f.name.endswith(SUFFIX)]
-        if not found:
-            failures.add(path, ImageError(f"{argument!r} is a folder without picture files; check the path"))
-        for file in sorted(found):
-            sources.setdefault(file.absolute(), Source(file, file.relative_to(path).as_posix()))
-    return list(sources.values())
-
-
-def _unreadable(error: OSError) -> ImageError:
-    return ImageError(f"{error.filename!r} cannot be read: {error.strerror}")
+    index = ImageIndex(arguments, on_problem=failures.add)
+    failures.require_some(len(index))
+    return index
 
 
 def read_batches(
-    sources: Sequence[Source], size: int, fit: Fit, batch_size: int, failures: Failures
-) -> Iterator[tuple[list[Source], Tensor]]:
-    """Read pictures, past those that cannot be read.
+    index: ImageIndex, size: int, fit: Fit, batch_size: int, failures: Failures
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Read pictures in order, past those that cannot be read.
 
     Yields:
-        (list[Source], Tensor): what could be read, and its pixels [B, 3, S, S] in [0, 1]. `prepare_images`
+        (list[int], Tensor): which could be read, and their pixels [B, 3, S, S] in [0, 1]. `prepare_images`
         turns these into the very numbers it would have made of the files.
     """
     import torch
 
-    from dove_ext.images import prepare_images
-
-    for start in range(0, len(sources), max(batch_size, 1)):  # all of no pictures at once is 0
+    for start in range(0, len(index), batch_size):
         good, pixels = [], []
-        for source in sources[start : start + batch_size]:
+        for i in range(start, min(start + batch_size, len(index))):
             try:
-                pixels.append(prepare_images(source.path, size, fit=fit))
-                good.append(source)
+                pixels.append(index.prepare(i, size, fit=fit))
+                good.append(i)
             except ImageError as error:
-                failures.add(source.path, error)
+                failures.add(index.name(i), error)
         if good:
             yield good, (torch.cat(pixels) + 1) / 2
-
-
-def output_names(names: Sequence[str]) -> list[str]:
-    """One file name an image, such as "cat.dove.png" for "pets/cat.jpg".
-
-    The names may come from a stranger's file. What is left of them is the last part without its suffix,
-    in printable characters that every file system takes; the second "cat" becomes "cat-2". Names of the
-    sheets that `dove reconstruct` writes ("sheet-01") are left free.
-    """
-    taken: set[str] = set()
-    result = []
-    for name in names:
-        stem = re.split(r"[/\\]", name)[-1]
-        stem = stem.rsplit(".", 1)[0] or stem
-        stem = "".join(c if c.isprintable() and c not in '<>:"|?*' else "_" for c in stem).strip(". ")
-        stem = stem.encode("utf-8")[:120].decode("utf-8", "ignore") or "image"
-        stem += "-image" if re.fullmatch(r"sheet-\d+", stem, re.IGNORECASE) else ""
-        unique, count = stem, 1
-        while unique.casefold() in taken:
-            count += 1
-            unique = f"{stem}-{count}"
-        taken.add(unique.casefold())
-        result.append(unique + SUFFIX)
-    return result
 
 
 def printable(text: str | Path) -> str:

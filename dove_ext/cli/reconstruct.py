@@ -17,18 +17,11 @@ from dove_ext.cli.options import (
     length_arguments,
     load_model,
 )
-from dove_ext.cli.pictures import (
-    SUFFIX,
-    Failures,
-    Source,
-    find_pictures,
-    output_names,
-    printable,
-    progress,
-    read_batches,
-)
+from dove_ext.cli.outputs import SUFFIX, output_names, output_path, picture_files
+from dove_ext.cli.pictures import Failures, find_pictures, printable, progress, read_batches
 
 if TYPE_CHECKING:
+    from dove_ext.images.index import ImageIndex
     from dove_ext.images.sheet import Row
     from dove_ext.models.dove import DoveModel
 
@@ -38,36 +31,37 @@ ROWS_PER_SHEET = 8
 
 def run(args: Namespace) -> int:
     """Reconstruct, write pictures and sheets, report."""
-    from dove_ext.atomic import make_writable_folder
+    from dove_ext.atomic import check_no_input, make_writable_folder
     from dove_ext.images.files import save_image
     from dove_ext.images.sheet import draw_sheet, psnr
 
     lengths = length_arguments(args)
     folder = make_writable_folder(args.output)
     failures = Failures("reconstruct")
-    sources = find_pictures(args.images, failures)
-    paths = dict(
-        zip(sources, (folder / name for name in output_names([s.name for s in sources])), strict=True)
-    )
+    index = find_pictures(args.images, failures)
+    names = output_names([index.short_name(i) for i in range(len(index))])
+    planned = [folder / _sheet_name(n) for n in range(-(-len(index) // ROWS_PER_SHEET))]
+    check_no_input([*(folder / name for name in names), *planned], picture_files(index))
     model = load_model(args)
     rows: list[Row] = []
     items: list[dict[str, Any]] = []
     sheets: list[str] = []
 
     def finish_sheet() -> None:
-        path = folder / f"sheet-{len(sheets) + 1:02d}{SUFFIX}"
+        path = folder / _sheet_name(len(sheets))
         save_image(draw_sheet(rows), path)
         sheets.append(str(path))
         rows.clear()
 
-    with progress(len(sources), "reconstruct") as bar:
-        for source, row in _reconstruct(model, sources, lengths, args, failures):
+    with progress(len(index), "reconstruct") as bar:
+        for i, row in _reconstruct(model, index, lengths, args, failures):
             count, image = row.chosen
-            save_image(image, paths[source])
+            save_image(image, folder / names[i])
             items.append(
                 {
-                    "path": str(source.path),
-                    "output": str(paths[source]),
+                    "path": index.name(i),
+                    "name": index.short_name(i),
+                    "output": str(folder / names[i]),
                     "tokens": count,
                     "psnr_db": round(psnr(row.original, image), 2),
                 }
@@ -84,21 +78,26 @@ def run(args: Namespace) -> int:
         print(json.dumps(report, indent=2))
     else:
         for item in items:
-            print(f"{item['tokens']:>6} tokens {item['psnr_db']:>6.2f} dB  {printable(item['output'])}")
+            figures = f"{item['tokens']:>6} tokens {item['psnr_db']:>6.2f} dB"
+            print(f"{figures}  {printable(item['output'])}  from {printable(item['name'])}")
         for sheet in sheets:
             print(f"side by side: {printable(sheet)}")
     return failures.report(len(items))
 
 
+def _sheet_name(number: int) -> str:
+    return f"sheet-{number + 1:02d}{SUFFIX}"
+
+
 def _reconstruct(
-    model: DoveModel, sources: list[Source], lengths: dict[str, Any], args: Namespace, failures: Failures
-) -> Iterator[tuple[Source, Row]]:
+    model: DoveModel, index: ImageIndex, lengths: dict[str, Any], args: Namespace, failures: Failures
+) -> Iterator[tuple[int, Row]]:
     from dove_ext.images.sheet import Row
 
     fixed_counts = [n for n in FIXED_COUNTS if n <= model.config.num_tokens]
     # A budget is shared among all images, so these must be encoded in one call.
-    together = len(sources) if args.token_budget else args.batch_size
-    for batch, images in read_batches(sources, model.config.image_size, args.fit, together, failures):
+    together = len(index) if args.token_budget else args.batch_size
+    for batch, images in read_batches(index, model.config.image_size, args.fit, together, failures):
         all_chosen = encode(model, images, lengths, batch_size=args.batch_size)
         for start in range(0, len(batch), args.batch_size):
             chunk = slice(start, start + args.batch_size)
@@ -109,11 +108,9 @@ def _reconstruct(
                 longest = model.encode(originals, num_tokens=fixed_counts[-1])
                 fixed = [(n, model.decode(longest.truncate(n)).cpu()) for n in fixed_counts]
             decoded = model.decode(chosen).cpu()
-            for b, (source, count) in enumerate(zip(batch[chunk], chosen.lengths.tolist(), strict=True)):
-                yield (
-                    source,
-                    Row(source.name, originals[b], [(n, i[b]) for n, i in fixed], (count, decoded[b])),
-                )
+            for b, (i, count) in enumerate(zip(batch[chunk], chosen.lengths.tolist(), strict=True)):
+                shorter = [(n, images_at_n[b]) for n, images_at_n in fixed]
+                yield i, Row(index.short_name(i), originals[b], shorter, (count, decoded[b]))
 
 
 def configure(parser: ArgumentParser) -> None:
@@ -123,6 +120,7 @@ def configure(parser: ArgumentParser) -> None:
         "-o",
         "--output",
         required=True,
+        type=output_path,
         metavar="DIR",
         help="folder for NAME.dove.png, each picture at its own length, and for sheet-01.dove.png and so on, "
         "which show it at 16, 32, 64 and 128 tokens, too (existing ones are replaced); made if it is missing",

@@ -6,8 +6,9 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from typing import TYPE_CHECKING
 
 from dove_eval import COUNTS
-from dove_ext.cli.command import EXIT_OK, Command, UsageError
-from dove_ext.cli.options import add_json_option, add_model_options, positive
+from dove_ext.cli.command import Command, UsageError
+from dove_ext.cli.options import add_json_option, add_model_options, describe_image_paths, positive
+from dove_ext.cli.pictures import Failures
 
 if TYPE_CHECKING:
     from dove_eval.run import Evaluation
@@ -32,6 +33,7 @@ def configure(parser: ArgumentParser) -> None:
             verb, help=summary, description=f"{summary[0].upper()}{summary[1:]}.",
             formatter_class=RawDescriptionHelpFormatter, epilog=f"example:\n  {_example(verb)}",
         )  # fmt: skip
+        describe_image_paths(sub)
         _add_data(sub, verb)
         _add_systems(sub, verb)
         add_json_option(sub)
@@ -164,7 +166,10 @@ def run(args: Namespace) -> int:
         for note in report.notes:
             print(f"Not measured: {note}")
         print(f"The report is {page}, its numbers {numbers}.")
-    return EXIT_OK
+    sets = [images for images in (evaluation.images, evaluation.labelled) if images is not None]
+    # Both may hold the same picture, which is told once.
+    failed = list(dict.fromkeys(item for images in sets for item in images.failed.items()))
+    return Failures("eval", failed).report(sum(map(len, sets)) - len(failed))
 
 
 command = Command(

@@ -31,12 +31,14 @@ class ImageSet:
         source: where they come from, for people.
         stamp: changes when a file behind the set does.
         failed: names and reasons of images that could not be read so far.
+        left_out: sentences about what was not taken besides what the rule of `dove_ext.images.find` names.
     """
 
     items: Sequence[Item]
     source: str
     stamp: str
     failed: dict[str, str] = field(default_factory=dict)
+    left_out: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.items)
@@ -83,7 +85,8 @@ class ImageSet:
                 pixels.append(prepare_images(item.open(), size, fit=fit))
                 good.append(index)
             except ImageError as error:
-                self.failed[item.name] = str(error)
+                # Of pixels that are no file, prepare_images does not know the name.
+                self.failed[item.name] = str(error).replace("the tensor", repr(item.name), 1)
         return good, torch.cat(pixels) if pixels else None
 
     @property
@@ -144,42 +147,35 @@ def find_images(paths: Sequence[str | Path]) -> ImageSet:
     """Everything that `paths` name, in order; a file that they name twice is taken once.
 
     Args:
-        paths: image folders (all depths; a folder of images is their class), tar shards (`<key>.jpg` with an
-            optional `<key>.json` that may give `label` and `split`), npz files (images uint8 [N, H, W, 3],
-            with `labels` int and `classes` where known), folders of the CIFAR-10/100 binary version,
-            `torchvision:NAME:ROOT`, and single picture files.
+        paths: image folders, tar shards and pictures, by the rule of `dove_ext.images.find` (a folder of
+            images is their class; `<key>.json` beside a shard's `<key>.jpg` may give `label` and `split`);
+            npz files (images uint8 [N, H, W, 3], with `labels` int and `classes` where known); folders with
+            files of the CIFAR-10/100 binary version, of which nothing else is read; `torchvision:NAME:ROOT`.
 
     Raises:
         DatasetError: naming the path and what was expected.
     """
-    items: list[Item] = []
-    stamps: list[str] = []
-    taken: set[Path] = set()
-    distinct = {Path(path).absolute(): path for path in paths}
-    for path in distinct.values():
-        found, files = list_items(path)
-        if not found:
-            raise DatasetError(
-                f"{str(path)!r} holds no images; give folders, tar shards, npz or picture files"
-            )
-        found = [item for item in found if item.file is None or item.file.absolute() not in taken]
-        items += [replace(item, name=_escape(item.name)) for item in found]
-        taken.update(item.file.absolute() for item in found if item.file is not None)
-        stamps.append(_stamp(path, files))
+    distinct = list({Path(path).absolute(): path for path in paths}.values())
+    found, files, left_out = list_items(distinct)
+    items = [replace(item, name=_escape(item.name)) for part in found for item in part]
+    if not items:
+        raise DatasetError(f"there are no images in {', '.join(map(str, distinct))}; give other paths")
+    stamps = [_stamp(path, part) for path, part in zip(distinct, files, strict=True)]
     names: dict[str, int] = {}
     for i, item in enumerate(items):
         names[item.name] = names.get(item.name, 0) + 1
         if names[item.name] > 1:
             items[i] = replace(item, name=f"{item.name} ({names[item.name]})")
-    source = ", ".join(_escape(str(path)) for path in distinct.values())
-    return ImageSet(items, source, "\n".join(stamps))
+    source = ", ".join(_escape(str(path)) for path in distinct)
+    return ImageSet(items, source, "\n".join(stamps), left_out=[_escape(text) for text in left_out])
 
 
 def with_test_set(train: ImageSet, test: ImageSet) -> ImageSet:
     """One set in which all of `train` is for training and all of `test` for the test."""
     items = [replace(item, split=TRAIN, name=f"train/{item.name}") for item in train.items]
     items += [replace(item, split=TEST, name=f"test/{item.name}") for item in test.items]
-    return ImageSet(items, f"{train.source}, tested on {test.source}", f"{train.stamp}\n{test.stamp}")
+    source, stamp = f"{train.source}, tested on {test.source}", f"{train.stamp}\n{test.stamp}"
+    return ImageSet(items, source, stamp, left_out=[*train.left_out, *test.left_out])
 
 
 def _stamp(path: str | Path, files: Sequence[Path]) -> str:

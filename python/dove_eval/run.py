@@ -139,7 +139,7 @@ class Evaluation:
         readable = f"{len(images) - len(images.failed)} images" if wanted != ["segment"] else "images"
         subtitle = f"Measured on {readable} from {images.source}, {datetime.now(timezone.utc):%d %B %Y}."
         for found in (self.images, self.labelled):
-            self.notes += unreadable(found) if found is not None else []
+            self.notes += [*unreadable(found), *found.left_out] if found is not None else []
         return Report(f"{self.dove.name}: evaluation", subtitle, sections, self._origin(), self.notes)
 
     @cached_property

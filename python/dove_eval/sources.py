@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import re
 import struct
-import tarfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,16 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dove_ext.cli.pictures import Failures, Source, find_pictures
 from dove_ext.errors import DoveError, ImageError
 from dove_ext.images import ImageLike
-from dove_ext.images.files import IMAGE_SUFFIXES, read_stream
+from dove_ext.images.index import ImageIndex, Location
+from dove_ext.images.shards import Member, list_members, read_member
 
 TRAIN, TEST = "train", "test"
 TORCHVISION = "torchvision:"
 _SPLITS = {"train": TRAIN, "training": TRAIN, "test": TEST, "val": TEST, "valid": TEST, "validation": TEST}
 _CIFAR_NAMES = re.compile(r"(data_batch_\d+|test_batch|train|test)\.bin")
-_KINDS = "give image folders, tar shards, npz or pictures"
 
 
 class DatasetError(DoveError, ValueError):
@@ -44,87 +41,104 @@ class Item:
         open: reads it; anything `prepare_images` takes as one image.
         label: class name.
         split: "train", "test", or a word that the data has and `ImageSet.labelled` does not know.
-        file: the file that holds this image and nothing else, if there is one.
     """
 
     name: str
     open: Callable[[], ImageLike]
     label: str | None = None
     split: str | None = None
-    file: Path | None = None
 
 
-def list_items(path: str | Path) -> tuple[list[Item], list[Path]]:
-    """The images of one path; for what a path may be see `dove_eval.datasets.find_images`.
+def list_items(paths: Sequence[str | Path]) -> tuple[list[list[Item]], list[list[Path]], list[str]]:
+    """The images of each path; for what a path may be see `dove_eval.datasets.find_images`.
 
     Returns:
-        (list[Item], list[Path]): the images in order, and the files that they come from.
+        (list, list, list): for each path its images in order, for each path the files they come from, and
+        sentences on what was left out.
 
     Raises:
         DatasetError: naming the path and what was expected.
     """
-    if str(path).startswith(TORCHVISION):
-        return list(_torchvision(str(path))), _torchvision_files(str(path))
-    path = Path(path)
+    items: list[list[Item]] = [[] for _ in paths]
+    files: list[list[Path]] = [[] for _ in paths]
+    plain: list[int] = []
+    for i, path in enumerate(paths):
+        if str(path).startswith(TORCHVISION):
+            items[i], files[i] = list(_torchvision(str(path))), _torchvision_files(str(path))
+        elif _is_npz(Path(path)):
+            items[i], files[i] = list(_npz(Path(path))), [Path(path)]
+        elif binary := _cifar_files(Path(path)):
+            items[i], files[i] = list(_cifar(binary)), binary
+        else:
+            plain.append(i)
+    if not plain:
+        return items, files, []
     try:
-        exists = path.exists()
-    except OSError as error:
-        raise DatasetError(f"{str(path)!r} cannot be read: {error.strerror}; {_KINDS}") from error
-    if not exists:
-        raise DatasetError(f"{str(path)!r} does not exist; {_KINDS}")
-    if path.is_dir():
-        binary = [p for p in sorted(path.rglob("*.bin")) if _CIFAR_NAMES.fullmatch(p.name)]
-        if binary:
-            return list(_cifar(binary)), binary
-        items = list(_folder(path))
-        return items, [item.file for item in items if item.file is not None]
-    reader = {".tar": _tar, ".npz": _npz}.get(path.suffix.lower(), _picture)
-    return list(reader(path)), [path]
+        index = ImageIndex([paths[i] for i in plain])  # together, so that their names differ
+        notes = _Notes()
+        for i in range(len(index)):
+            location = index.locate(i)
+            path = plain[location.root]
+            items[path].append(_indexed_item(index, i, location, notes))
+            if not files[path] or files[path][-1] != location.file:
+                files[path].append(location.file)
+    except ImageError as error:
+        raise DatasetError(str(error)) from error
+    return items, files, index.left_out
 
 
-def _picture(path: Path) -> Iterator[Item]:
-    yield _file_item(Source(path, path.name))
+def _is_npz(path: Path) -> bool:
+    """By its suffix; what does not exist, or is a folder of such a name, is left to the index."""
+    try:
+        return path.suffix.lower() == ".npz" and path.is_file()
+    except OSError:
+        return False
 
 
-def _folder(root: Path) -> Iterator[Item]:
-    failures = Failures("eval")
-    sources = find_pictures([str(root)], failures)
-    for _, message in failures.failed:  # no pictures at all, or a folder that cannot be looked into
-        raise DatasetError(f"{message}; {_KINDS}")
-    yield from map(_file_item, sources)
+def _cifar_files(path: Path) -> list[Path]:
+    try:
+        return [p for p in sorted(path.rglob("*.bin")) if _CIFAR_NAMES.fullmatch(p.name)]
+    except OSError:  # whoever looks for pictures there will say so
+        return []
 
 
-def _file_item(source: Source) -> Item:
-    folders = source.name.split("/")[:-1]
+def _indexed_item(index: ImageIndex, i: int, location: Location, notes: _Notes) -> Item:
+    """A picture that is a file, labelled by its folders, or in a shard, labelled by the JSON beside it."""
+    if location.member is not None:
+        label, split = notes.of(location.file, location.member, location.offset)
+        return Item(index.short_name(i), partial(index.read, i), label, split)
+    folders = location.inside.split("/")[:-1]
     # train/cat/1.jpg, cat/1.jpg, cat/train/1.jpg: the first folder that names no split is the class.
     split = next((_SPLITS[name.lower()] for name in folders if name.lower() in _SPLITS), None)
     label = next((name for name in folders if name.lower() not in _SPLITS), None)
-    return Item(source.name, partial(Path, source.path), label, split, source.path)
+    return Item(index.short_name(i), partial(Path, location.file), label, split)
 
 
-def _tar(path: Path) -> Iterator[Item]:
-    """Index a shard; members are read later by their place in the file."""
-    found: dict[str, tuple[str, int, int]] = {}
-    notes: dict[str, bytes] = {}
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                key, _, suffix = member.name.rpartition(".")
-                if f".{suffix.lower()}" in IMAGE_SUFFIXES:
-                    found[key] = (member.name, member.offset_data, member.size)
-                elif suffix == "json" and member.isreg() and (stream := tar.extractfile(member)) is not None:
-                    notes[key] = stream.read()
-    except Exception as error:  # besides TarError and OSError, damaged headers raise ValueError and its like
-        raise DatasetError(
-            f"{str(path)!r} is not an uncompressed tar shard or is damaged ({error})"
-        ) from error
-    for key, (name, offset, size) in found.items():
-        note = _note(notes.get(key, b"{}"), repr(f"{path}: {key}.json"))
+class _Notes:
+    """What the shards' JSON files say, one shard at a time."""
+
+    def __init__(self) -> None:
+        self._shard: Path | None = None
+        self._places: dict[str, list[Member]] = {}
+
+    def of(self, shard: Path, member: str, offset: int) -> tuple[str | None, str | None]:
+        """Label and split of a picture."""
+        if shard != self._shard:
+            self._shard, self._places = shard, {}
+            for found in list_members(shard):
+                if found.name.endswith(".json") and not found.fault:
+                    self._places.setdefault(found.name.removesuffix(".json"), []).append(found)
+        key = member.rpartition(".")[0]
+        if key not in self._places:
+            return None, None
+        # Shards that were joined may use a key twice; the files of one sample lie side by side.
+        place = min(self._places[key], key=lambda found: abs(found.offset - offset))
+        data = read_member(shard, place.name, place.offset, place.size)
+        note = _note(data, repr(f"{shard}: {key}.json"))
         label, split = note.get("label"), note.get("split")
         if split is not None:
             split = _SPLITS.get(str(split).lower(), str(split))
-        read = partial(_read_member, path, name, offset, size)
-        yield Item(name, read, None if label is None else str(label), split)
+        return None if label is None else str(label), split
 
 
 def _note(data: bytes, name: str) -> dict[str, Any]:
@@ -136,17 +150,6 @@ def _note(data: bytes, name: str) -> dict[str, Any]:
     if not isinstance(note, dict):
         raise DatasetError(f'{name} must be a JSON object such as {{"label": "cat"}}; rebuild the shard')
     return note
-
-
-def _read_member(path: Path, name: str, offset: int, size: int) -> Tensor:
-    title = repr(f"{path}: {name}")
-    try:
-        with path.open("rb") as file:
-            file.seek(offset)
-            data = file.read(size)
-    except OSError as error:
-        raise ImageError(f"{title} cannot be read: {error.strerror or error}") from error
-    return read_stream(io.BytesIO(data), title)
 
 
 def _npz(path: Path) -> Iterator[Item]:

@@ -7,12 +7,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from dove_ext.atomic import check_no_input
 from dove_ext.cli.command import EXIT_OK, Command
+from dove_ext.cli.options import describe_image_paths
 from dove_train.settings import Settings, Stage, TrainingError, make_settings, parse_value, read_recipe
 
 
 def configure(parser: ArgumentParser) -> None:
     """Add the verb's arguments: the recipe, the output, and one option for each field of `Settings`."""
+    describe_image_paths(parser)
     parser.add_argument("recipe", type=Path, metavar="RECIPE", help="YAML file of settings, as in recipes/")
     parser.add_argument(
         "-o",
@@ -104,6 +107,8 @@ def run(args: Namespace) -> int:
     import json
 
     settings = settings_of(args)
+    if settings.start_from:
+        check_no_input([args.output / "model"], [settings.start_from])
 
     from dove_ext.memory import keep_freed_memory, let_idle_threads_sleep
 

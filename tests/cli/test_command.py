@@ -17,7 +17,7 @@ from PIL import Image
 import dove_ext
 from dove_ext import DoveConfig, DoveModel, StackConfig, VQGANConfig
 from dove_ext.cli import main
-from dove_ext.cli.pictures import output_names
+from dove_ext.cli.outputs import output_names
 from dove_ext.images import read_image
 from dove_ext.images.sheet import CAPTION, GAP, GROUP_GAP, MARGIN, ROW_GAP, TILE, Row, draw_sheet, psnr
 from dove_ext.tokens import DoveTokens
@@ -214,7 +214,7 @@ def test_batches_and_budget(model: PatchModel, photos: Path, tmp_path: Path, cap
 
 def test_file_given_twice_is_taken_once(model: PatchModel, photos: Path, tmp_path: Path, capsys: Any) -> None:
     run(capsys, "encode", photos / "a.png", photos, "-o", tmp_path / "t")
-    assert DoveTokens.load(tmp_path / "t").names == ("a.png", "b.JPG", "sub/a.png")
+    assert DoveTokens.load(tmp_path / "t").names == ("a.png", "photos/b.JPG", "photos/sub/a.png")
 
 
 def test_bad_files_do_not_lose_the_others(
@@ -225,16 +225,16 @@ def test_bad_files_do_not_lose_the_others(
     output = tmp_path / "t.safetensors"
     code, out, err = run(capsys, "encode", photos, tmp_path / "none.png", "-o", output, "--json")
     assert code == 1
-    assert DoveTokens.load(output).names == ("a.png", "b.JPG", "sub/a.png")
+    assert DoveTokens.load(output).names == ("photos/a.png", "photos/b.JPG", "photos/sub/a.png")
     lines = err.splitlines()
     assert lines[0] == "dove encode: 3 of 6 failed:"
-    assert "broken.png' is truncated or damaged" in lines[1]
-    assert "empty.jpg' is empty" in lines[2]
-    assert "none.png' does not exist" in lines[3]
+    assert "none.png' does not exist" in lines[1], "found out before any picture is read"
+    assert "broken.png' is truncated or damaged" in lines[2]
+    assert "empty.jpg' is empty" in lines[3]
     assert [Path(f["path"]).name for f in json.loads(out)["failed"]] == [
+        "none.png",
         "broken.png",
         "empty.jpg",
-        "none.png",
     ]
 
 
@@ -251,10 +251,11 @@ def test_names_that_are_no_text(model: PatchModel, photos: Path, tmp_path: Path,
 def test_lone_bad_file_is_one_sentence(model: PatchModel, tmp_path: Path, capsys: Any) -> None:
     code, out, err = run(capsys, "encode", tmp_path / "none.png", "-o", tmp_path / "t.safetensors")
     assert (code, out) == (1, "")
-    assert err == f"dove encode: '{tmp_path}/none.png' does not exist; check the path\n"
+    remedy = "give image folders, tar shards or pictures"
+    assert err == f"dove encode: '{tmp_path}/none.png' does not exist; {remedy}\n"
     (tmp_path / "void").mkdir()
     code, _, err = run(capsys, "encode", tmp_path / "void", "-o", tmp_path / "t.safetensors")
-    assert code == 1 and "is a folder without picture files" in err
+    assert code == 1 and "is a folder without pictures" in err
     assert not (tmp_path / "t.safetensors").exists()
 
 
@@ -264,7 +265,7 @@ def test_budget_for_no_pictures_is_one_sentence(
 ) -> None:
     (tmp_path / "void").mkdir()
     code, _, err = run(capsys, verb, tmp_path / "void", "-o", tmp_path / "out", "--token-budget", "100")
-    assert code == 1 and err.endswith("is a folder without picture files; check the path\n")
+    assert code == 1 and "is a folder without pictures; give" in err
     assert len(err.splitlines()) == 1
 
 

@@ -85,7 +85,7 @@ def report(place: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:  # heads of few steps: what they learn is tested elsewhere
         for name in ("LINEAR", "MLP"):
             patch.setattr(f"dove_eval.run.{name}", replace(getattr(heads, name), epochs=4, min_steps=4))
-        assert main([str(a) for a in ["eval", "all", *arguments]]) == 0
+        assert main([str(a) for a in ["eval", "all", *arguments]]) == 1  # a picture is broken
     return place / "report"
 
 
@@ -152,14 +152,18 @@ def test_a_second_run_computes_nothing_anew(
 
     monkeypatch.setattr("dove_eval.rows.Rows.append", fail)
     arguments = ("--data", place / "photos", "-o", report, "--batch-size", 8, "--json")
-    code, out, _ = run(capsys, place, "lengths", *arguments)
-    assert code == 0 and json.loads(out)["results"]["lengths"]["images"] == 24
+    code, out, err = run(capsys, place, "lengths", *arguments)
+    assert json.loads(out)["results"]["lengths"]["images"] == 24
+    first, second = err.splitlines()
+    assert (
+        code == 1 and first == "dove eval: 1 of 25 failed:" and "rough/broken.jpg' is not a picture" in second
+    )
 
 
 def test_markdown(place: Path, report: Path, capsys: Any) -> None:
     arguments = ("--data", place / "photos", "-o", report, "--batch-size", 8, "--markdown")
     code, out, _ = run(capsys, place, "lengths", *arguments)
-    assert code == 0 and out.startswith("# micro: evaluation\n")
+    assert code == 1 and out.startswith("# micro: evaluation\n")
     tables = [line for line in out.splitlines() if line.startswith("|")]
     assert len(tables) > 5 and len({line.count("|") for line in tables}) == 1
 
@@ -167,7 +171,7 @@ def test_markdown(place: Path, report: Path, capsys: Any) -> None:
 def test_classes_are_not_guessed_from_folders(place: Path, tmp_path: Path, capsys: Any) -> None:
     arguments = ("--data", place / "photos", "-o", tmp_path / "out", "--counts", 4, "--no-codecs")
     code, out, _ = run(capsys, place, "all", *arguments)
-    assert code == 0 and "Not measured: Classification and linear probe:" in out
+    assert code == 1 and "Not measured: Classification and linear probe:" in out
     numbers = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
     assert set(numbers["results"]) == {"reconstruction", "lengths", "segment"}
     assert any("--labelled" in note for note in numbers["not_measured"])
@@ -190,7 +194,7 @@ def test_segment_shows_the_layer_that_was_asked_for(place: Path, tmp_path: Path,
     for layer in (1, 2):
         arguments = ("--data", place / "photos", "-o", tmp_path / str(layer), "--layer", layer, "--json")
         code, out, _ = run(capsys, place, "segment", *arguments)
-        assert code == 0
+        assert code == 1  # a picture is broken
         shares.add(json.loads(out)["results"]["segment"]["variance_share"]["micro: generator"])
     assert len(shares) == 2
 

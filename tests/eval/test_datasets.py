@@ -18,6 +18,7 @@ from PIL import Image
 
 from dove_eval.datasets import find_images, with_test_set
 from dove_eval.sources import DatasetError
+from dove_ext.errors import DoveWarning
 
 
 def picture(level: int) -> Image.Image:
@@ -132,10 +133,18 @@ def test_notes_that_are_no_objects_are_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_tar_shards(tmp_path: Path) -> None:
-    images = find_images([shard(tmp_path / "a.tar"), shard(tmp_path / "b.tar")])
+    a, b = shard(tmp_path / "a.tar"), shard(tmp_path / "b.tar", k0_json=b'{"label": "other"}')
+    images = find_images([a])
     assert summary(images)[:2] == [("k0.png", "class 0", "train"), ("k1.png", "class 1", "test")]
-    assert images.items[3].name == "k0.png (2)", "names stay unique"
+    images = find_images([a, b])
+    assert [item.name for item in images.items[2:4]] == ["a.tar/k2.png", "b.tar/k0.png"]
     assert levels(images) == [0, 60, 120] * 2
+    (tmp_path / "joined").mkdir()
+    (tmp_path / "joined" / "ab.tar").write_bytes(a.read_bytes() + b.read_bytes())
+    joined = find_images([tmp_path / "joined"])  # shards in a folder, as for training
+    assert [item.name for item in joined.items[::3]] == ["ab.tar/k0.png", "ab.tar/k0.png (2)"], "unique"
+    assert [item.label for item in joined.items[::3]] == ["class 0", "other"], "each its own"
+    assert levels(joined) == [0, 60, 120] * 2
 
 
 def test_a_damaged_member_is_left_out_by_name(tmp_path: Path) -> None:
@@ -277,9 +286,9 @@ def test_refusals(tmp_path: Path) -> None:
     np.savez(tmp_path / "other.npz", x=np.zeros(2))
     for name, words in (
         ("none", "does not exist"),
-        ("empty", "is a folder without picture files"),
+        ("empty", "is a folder without pictures"),
         ("n" * 300, "cannot be read: File name too long"),
-        ("bad.tar", "not an uncompressed tar shard"),
+        ("bad.tar", "is not a tar file or is damaged"),
         ("bad.npz", "not an npz file"),
         ("cut.npz", "not an npz file"),
         ("lying.npz", "not the size that its header says"),
@@ -324,8 +333,8 @@ def test_odd_paths(tmp_path: Path) -> None:
     images = find_images([folder])
     assert images.read(range(3), 4, "crop")[0] == [0, 1]
     assert list(images.failed) == ["nowhere.png"] and "does not exist" in images.failed["nowhere.png"]
-    file = images.items[1].file
-    assert file is not None and len(images.digest) == 64
+    assert len(images.digest) == 64
+    file = next(path for path in folder.iterdir() if path.name.startswith("caf"))
     for text in (images.items[1].name, find_images([file]).source):
         text.encode("utf-8")  # as a report does
 
@@ -333,10 +342,33 @@ def test_odd_paths(tmp_path: Path) -> None:
 def test_a_picture_counts_once_and_outputs_do_not(tmp_path: Path) -> None:
     for name in ("1.png", "1.dove.png"):
         picture(1).save(tmp_path / name)
-    images = find_images([tmp_path, tmp_path / "1.png", f"{tmp_path}/"])
+    images = find_images([tmp_path, f"{tmp_path}/"])
     assert [item.name for item in images.items] == ["1.png"]
+    images = find_images([tmp_path, tmp_path / "1.png", f"{tmp_path}/"])
+    assert [item.name for item in images.items] == [f"{tmp_path.name}/1.png"]
     shard(tmp_path / "a.tar")
     assert len(find_images([tmp_path / "a.tar"] * 2)) == 3
+
+
+def test_linked_folders_count_and_the_rest_is_said(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    picture(5).save(tmp_path / "elsewhere" / "1.png")
+    (tmp_path / "d" / ".ipynb_checkpoints").mkdir(parents=True)
+    picture(6).save(tmp_path / "d" / ".ipynb_checkpoints" / "2.png")
+    (tmp_path / "d" / "cat").symlink_to("../elsewhere")
+    shard(tmp_path / "d" / "a.tar")
+    with pytest.warns(DoveWarning, match=r"1 \.tar file is left out"):
+        images = find_images([tmp_path / "d"])
+    assert summary(images) == [("cat/1.png", "cat", None)] and levels(images) == [5]
+    assert len(images.left_out) == 1 and len(with_test_set(images, images).left_out) == 2
+
+
+def test_folders_of_one_call_have_names_of_their_own(tmp_path: Path) -> None:
+    for name in ("a/x", "b/x"):
+        (tmp_path / name).mkdir(parents=True)
+        picture(1).save(tmp_path / name / "1.png")
+    images = find_images([tmp_path / "a", npz(tmp_path / "n.npz", [0]), tmp_path / "b"])
+    assert summary(images) == [("a/x/1.png", "x", None), ("n-000000", "0", None), ("b/x/1.png", "x", None)]
 
 
 def test_pixels_are_those_of_prepare_images(tmp_path: Path) -> None:
