@@ -87,7 +87,8 @@ def add_image_options(parser: ArgumentParser) -> None:
         "images",
         nargs="+",
         metavar="IMG",
-        help="picture files, or folders that are searched for picture files at all depths",
+        help="picture files, or folders that are searched for picture files at all depths; "
+        "colours are taken as stored, without embedded profiles",
     )
     parser.add_argument(
         "--fit",
