@@ -19,6 +19,11 @@ STACKS = ("generator.stack.", "token_decoder.stack.")
 _NEOX_BUFFERS = (".attention.rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias")
 
 
+_NEOX_NORM = "gpt_neox.final_layer_norm.weight"
+# The second is its name in the state_dict of transformers 5, whose save_pretrained writes the first.
+_NEOX_HEADS = ("embed_out.weight", "lm_head.weight")
+
+
 @dataclass(frozen=True)
 class Source:
     """What was made of one file.
@@ -52,7 +57,7 @@ def from_vqgan(weights: ForeignWeights) -> tuple[dict[str, Tensor], Source]:
             "learned projection; use a VQGAN with a nearest-neighbour codebook"
         )
     _refuse_ours(weights)
-    if "gpt_neox.final_layer_norm.weight" in names:
+    if _NEOX_NORM in names:
         raise CheckpointError(f"{weights.path} is a GPT-NeoX (Pythia) file, not a VQGAN; give it as --pythia")
     if {CODEBOOK, "encoder.mid_block.resnets.0.conv1.weight"} <= names:
         return _rename(weights, "diffusers VQGAN", _from_diffusers(weights))
@@ -75,12 +80,17 @@ def from_pythia(weights: ForeignWeights, config: DoveConfig) -> tuple[dict[str, 
     _refuse_ours(weights)
     if CODEBOOK in names:
         raise CheckpointError(f"{weights.path} is a VQGAN file, not Pythia; give it as --vqgan")
-    if not {"gpt_neox.final_layer_norm.weight", "embed_out.weight"} <= names:
+    heads = [name for name in _NEOX_HEADS if name in names]
+    missing = [n for n in ("gpt_neox.layers.0.mlp.dense_h_to_4h.weight", _NEOX_NORM) if n not in names]
+    if missing or not heads:
+        lacks = [repr(name) for name in missing] + ([] if heads else [" or ".join(map(repr, _NEOX_HEADS))])
         raise UnknownLayoutError(
-            f"{weights.path} is no GPT-NeoX checkpoint (names such as 'gpt_neox.layers.0...'); "
+            f"{weights.path} is no whole GPT-NeoX checkpoint: it lacks {', '.join(lacks)}; "
             "nothing was written",
             weights,
         )
+    if len(heads) > 1:
+        raise CheckpointError(f"{weights.path} has two heads, {' and '.join(map(repr, heads))}; remove one")
 
     def rename(name: str) -> str | None:
         if name.endswith(_NEOX_BUFFERS):
@@ -89,7 +99,7 @@ def from_pythia(weights: ForeignWeights, config: DoveConfig) -> tuple[dict[str, 
             return "generator.embed_in.weight" if config.query_vocab_size else None
         if name.startswith("gpt_neox."):
             return STACKS[0] + name.removeprefix("gpt_neox.")
-        return f"generator.{name}"
+        return "generator.embed_out.weight" if name in heads else f"generator.{name}"
 
     part, source = _rename(weights, "GPT-NeoX", rename)
     # Copies: safetensors refuses to save two names of one memory.

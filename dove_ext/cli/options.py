@@ -96,7 +96,8 @@ def add_image_options(parser: ArgumentParser) -> None:
         "images",
         nargs="+",
         metavar="IMG",
-        help="pictures, folders of them and tar files; see below",
+        help="pictures, folders of them and tar files, see below; colours are taken as stored, without "
+        "embedded profiles",
     )
     parser.add_argument(
         "--fit",

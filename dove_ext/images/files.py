@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dove_ext.atomic import atomic_write
 from dove_ext.errors import ImageError
+from dove_ext.images.colours import stored_form, to_rgb
 
 # Read from the header, before anything is decoded: 128 million pixels are 384 MB as RGB, enough for every
 # camera on sale, and a few kilobytes of a crafted PNG cannot ask for more.
@@ -50,9 +51,12 @@ _open_lock = threading.Lock()
 def read_image(path: str | os.PathLike[str]) -> Tensor:
     """Read a picture file as 8-bit RGB.
 
-    The EXIF orientation is applied. Palette, grey and CMYK become RGB (without colour management),
-    transparency is laid over white, 16-bit grey is scaled to 8 bits rather than clipped, and of an animation
-    the first frame is taken. Formats: JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, AVIF, JPEG 2000.
+    The EXIF orientation is applied, transparency is laid over white, 16-bit grey is scaled to 8 bits rather
+    than clipped, and of an animation the first frame is taken. Colours are taken as they are stored, as
+    torchvision and timm take them: embedded ICC profiles and PNG's gAMA are not applied, and palette, grey
+    and CMYK become RGB by formula (`PIL.ImageCms.profileToProfile` converts a picture first, where a profile
+    other than sRGB matters). Formats: JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, AVIF, JPEG 2000, and HEIF where
+    a plug-in for Pillow is registered.
 
     Args:
         path: the file.
@@ -62,7 +66,9 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
 
     Raises:
         ImageError: if the file is missing, unreadable, empty, not a picture, truncated or larger than
-            `MAX_PIXELS` (128 million) pixels; a large picture is refused before it is decoded.
+            `MAX_PIXELS` (128 million) pixels (a large picture is refused before it is decoded), or its
+            numbers have no known black and white: floats, signed or 32-bit integers, and depths that Pillow
+            misreads.
     """
     name = repr(str(path))
     file = Path(path)
@@ -94,6 +100,9 @@ def read_stream(stream: BinaryIO, name: str) -> Tensor:
 def pil_to_tensor(picture: Image.Image, name: str = "the PIL image") -> Tensor:
     """Turn a PIL image of any mode into 8-bit RGB; `read_image` lists the rules.
 
+    A single transparent grey or colour (PNG's tRNS) counts in the image as which the file was opened. In what
+    Pillow's convert, resize or copy make of it, opaque pixels may have that colour, too: there all are shown.
+
     Args:
         picture: of an animation, the frame it stands at; unchanged.
         name: how an error calls it.
@@ -110,8 +119,9 @@ def pil_to_tensor(picture: Image.Image, name: str = "the PIL image") -> Tensor:
     if width == 0 or height == 0:
         raise ImageError(f"{name} has no pixels ({width} x {height}); give a picture of at least 1 x 1")
     try:
+        stored = stored_form(picture)  # loading forgets it
         picture.load()
-        pixels = np.asarray(_to_rgb(_upright(picture), name))
+        pixels = np.asarray(_upright(to_rgb(picture, name, stored), picture))
     except ImageError:
         raise
     except (
@@ -208,35 +218,11 @@ def _too_large(name: str, size: str) -> str:
     return f"{name} has {size} pixels, the limit is {MAX_PIXELS / 1e6:.0f} million; make it smaller first"
 
 
-def _upright(picture: Image.Image) -> Image.Image:
+def _upright(rgb: Image.Image, picture: Image.Image) -> Image.Image:
+    """`rgb` turned as the EXIF block of `picture` says."""
     try:
         orientation = picture.getexif().get(_ORIENTATION_TAG, 1)
     except Exception:  # a broken EXIF block says nothing about the pixels
-        return picture
+        return rgb
     transpose = _ORIENTATIONS.get(orientation)
-    return picture if transpose is None else picture.transpose(transpose)
-
-
-def _to_rgb(picture: Image.Image, name: str) -> Image.Image:
-    mode = picture.mode
-    if mode.startswith("I"):  # "I;16" in its byte orders, and "I", as which some 16-bit files arrive
-        values = np.asarray(picture).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise ImageError(f"{name} holds integers outside 0..65535; scale it to 8 or 16 bits first")
-        return Image.fromarray(np.round(values / 257).astype(np.uint8)).convert("RGB")
-    if mode == "F":
-        raise ImageError(
-            f"{name} holds floats, whose range is not known; pass an array of floats in [0, 1] instead"
-        )
-    if mode in ("La", "RGBa"):
-        picture = picture.convert("LA" if mode == "La" else "RGBA")
-    if mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in picture.info:
-        layer = picture.convert("RGBA")
-        white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, layer).convert("RGB")
-    try:
-        return picture.convert("RGB")
-    except ValueError as error:
-        raise ImageError(
-            f"{name} has the colour mode {mode}, which has no way to RGB; convert it first"
-        ) from error
+    return rgb if transpose is None else rgb.transpose(transpose)

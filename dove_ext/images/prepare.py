@@ -54,9 +54,10 @@ def prepare_images(images: Images, size: int, *, fit: Fit = "crop") -> Tensor:
         images, else on the CPU. Gradients flow back to float tensors.
 
     Raises:
-        ImageError: if a file cannot be used (see `read_image`), an array has another rank, channel count or
-            dtype, holds NaN or values outside [0, 1], there is no image at all, or for "crop" and "pad" one
-            side is more than `MAX_ASPECT` (100) times the other.
+        ImageError: if a file cannot be used (see `read_image`), a tensor is sparse, nested, of 8-bit floats
+            or on the meta device, an array has another rank, channel count or dtype, holds NaN or values
+            outside [0, 1], there is no image at all, or for "crop" and "pad" one side is more than
+            `MAX_ASPECT` (100) times the other.
     """
     if fit not in get_args(Fit):
         raise ImageError(f"fit must be one of {', '.join(map(repr, get_args(Fit)))}, got {fit!r}")
@@ -88,6 +89,7 @@ def _describe(image: object, index: int | None = None) -> str:
 def _to_batch(image: object, name: str) -> Tensor:
     """One image or a batch as uint8 or float [B, 3, H, W], checked."""
     if isinstance(image, Tensor):
+        _check_storage(image, name)
         return _check_values(_check_tensor_shape(image, name), name)
     if isinstance(image, np.ndarray):
         return _check_values(_array_to_tensor(image, name), name)
@@ -98,6 +100,22 @@ def _to_batch(image: object, name: str) -> Tensor:
     raise ImageError(
         f"{name} is no image; give a tensor, a numpy array, a PIL image, a path, or a list of these"
     )
+
+
+def _check_storage(image: Tensor, name: str) -> None:
+    """Refuse tensors whose values are not there one by one; most of PyTorch has no answer for them either."""
+    if image.is_nested:  # has no shape to ask for
+        raise ImageError(f"{name} is nested; give a list of its images: list(tensor.unbind())")
+    if image.layout != torch.strided:
+        layout = str(image.layout).removeprefix("torch.")
+        raise ImageError(f"{name} has the memory layout {layout}; make it dense: use .to_dense()")
+    if image.is_meta:
+        raise ImageError(
+            f"{name} is on the meta device, where tensors hold no values; load or make real ones"
+        )
+    if image.is_floating_point() and image.element_size() < 2:
+        dtype = str(image.dtype).removeprefix("torch.")
+        raise ImageError(f"{name} has dtype {dtype}; use .float(), or uint8 in 0..255")
 
 
 def _check_tensor_shape(image: Tensor, name: str) -> Tensor:

@@ -56,6 +56,8 @@ def set_backend(name: str) -> str:
 def use_kernels(op: str, *tensors: Tensor | None) -> bool:
     """Decide whether `op` goes to the torch operator (compiled) or to its plain-PyTorch reference.
 
+    The reference also computes what autocast has lowered to float16 on the CPU: nobody could cast it first.
+
     Raises:
         TypeError: if compiled kernels are to run on a dtype they do not serve.
         RuntimeError: if the chosen backend does not serve the tensors' device.
@@ -72,6 +74,8 @@ def use_kernels(op: str, *tensors: Tensor | None) -> bool:
     if first.is_cuda and not gpu_served(first.device.index):
         served = ()
     if served and first.is_floating_point() and first.dtype not in served:
+        if _backend == "auto" and first.dtype == torch.float16 and torch.is_autocast_enabled("cpu"):
+            return False
         *others, last = (str(dtype).removeprefix("torch.") for dtype in served)
         raise TypeError(
             f"{op}: the compiled kernels take {', '.join(others)} or {last}, got {first.dtype}; "

@@ -32,7 +32,8 @@ def group_norm(
     blocks: arXiv 2012.09841, section 3.)
 
     Args:
-        x: [B, C, H, W] or [B, C, N], float32 or bfloat16 (on CUDA also float16). Channels-last memory (C
+        x: [B, C, H, W] or [B, C, N], float32 or bfloat16 (float16 on CUDA, and on the CPU under
+            autocast, where plain PyTorch computes it). Channels-last memory (C
             values of a pixel dense) is used as it is, other memory is copied into it first, as by
             `x.contiguous(memory_format=torch.channels_last)`.
         weight: [C], float32 or the dtype of `x`.

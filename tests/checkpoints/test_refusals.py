@@ -111,6 +111,27 @@ def test_swapped_files(ckpt: Path, neox: Path, base: Path) -> None:
     assert refusal(vqgan=ours) == f"{ours} is a dove model already; give its folder as --base"
 
 
+def test_pythia_without_a_part(base: Path, tmp_path: Path) -> None:
+    def without(*ends: str) -> str:
+        tensors = {name: tensor for name, tensor in pythia().items() if not name.endswith(ends)}
+        return refusal(pythia=saved(tensors, tmp_path / "p.safetensors"), base=base)
+
+    norm, layer = "'gpt_neox.final_layer_norm.weight'", "'gpt_neox.layers.0.mlp.dense_h_to_4h.weight'"
+    heads = "'embed_out.weight' or 'lm_head.weight'"
+    for ends, lacks in (
+        (("embed_out.weight",), heads),
+        (("final_layer_norm.weight",), norm),
+        (("dense_h_to_4h.weight", "embed_out.weight"), f"{layer}, {heads}"),
+    ):
+        assert f"is no whole GPT-NeoX checkpoint: it lacks {lacks}; nothing was written" in without(*ends)
+    inner = {name.removeprefix("gpt_neox."): tensor for name, tensor in pythia().items()}
+    message = refusal(pythia=saved(inner, tmp_path / "p.safetensors"), base=base)
+    assert f"it lacks {layer}, {norm}; nothing" in message
+    both = pythia() | {"lm_head.weight": torch.zeros(40, 64)}
+    message = refusal(pythia=saved(both, tmp_path / "p.safetensors"), base=base)
+    assert message.endswith("has two heads, 'embed_out.weight' and 'lm_head.weight'; remove one")
+
+
 def test_wrong_shapes(base: Path, tmp_path: Path) -> None:
     def vqgan(**changes: Tensor | None) -> str:
         tensors = {n: t for n, t in (taming() | changes).items() if t is not None}

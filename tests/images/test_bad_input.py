@@ -148,6 +148,12 @@ def test_broken_exif_does_not_lose_the_picture(tmp_path: Path) -> None:
 # --- Tensors and arrays -----------------------------------------------------------------------------------
 
 
+def nested(layout: torch.layout) -> torch.Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # nested tensors are a prototype
+        return torch.nested.nested_tensor([torch.zeros(3, 4, 4), torch.zeros(3, 5, 4)], layout=layout)
+
+
 NAN, INF = float("nan"), float("inf")
 BAD_ARRAYS: list[tuple[Any, str]] = [
     (torch.full((3, 4, 4), NAN), "the tensor holds NaN or infinite values"),
@@ -179,6 +185,20 @@ BAD_ARRAYS: list[tuple[Any, str]] = [
     ([torch.zeros(3, 4, 4), 7], r"images\[1\] \(int\) is no image"),
     ([torch.zeros(3, 4, 4), torch.full((3, 4, 4), NAN)], r"images\[1\] \(tensor\) holds NaN"),
     ([torch.zeros(1, 3, 4, 4)], r"images\[0\] \(tensor\) is itself a batch; list single images"),
+    (
+        torch.zeros(3, 4, 4).to_sparse(),
+        r"the tensor has the memory layout sparse_coo; make it .* \.to_dense\(\)",
+    ),
+    (torch.zeros(3, 4, 4).to_mkldnn(), "the tensor has the memory layout _mkldnn"),
+    ([torch.zeros(3, 4, 4).to_sparse()], r"images\[0\] \(tensor\) has the memory layout sparse_coo"),
+    (nested(torch.strided), r"the tensor is nested; give a list of its images: list\(tensor.unbind\(\)\)"),
+    (nested(torch.jagged), "the tensor is nested"),
+    ([nested(torch.strided)], r"images\[0\] \(tensor\) is itself a batch"),
+    (torch.zeros(3, 4, 4, device="meta"), "the tensor is on the meta device, where tensors hold no values"),
+    ([torch.zeros(3, 4, 4, device="meta")], r"images\[0\] \(tensor\) is on the meta device"),
+    (torch.zeros(3, 4, 4).to(torch.float8_e4m3fn), r"the tensor has dtype float8_e4m3fn; use .float\(\)"),
+    (torch.zeros(3, 4, 4).to(torch.float8_e5m2), "dtype float8_e5m2"),
+    (torch.zeros(3, 4, 4, dtype=torch.complex64), "dtype complex64"),
     (Image.new("F", (2, 2)), "the PIL image holds floats"),
     (Image.new("RGB", (0, 3)), r"no pixels \(0 x 3\)"),
 ]

@@ -39,6 +39,21 @@ def test_results_are_channels_last_and_the_sum_is_what_was_normalised() -> None:
         assert out.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_float16_under_autocast(with_residual: bool) -> None:
+    x, weight, bias = (t.half() if t.dim() == 4 else t for t in inputs())
+    residual = x.flip(0).contiguous() if with_residual else None
+    with torch.autocast("cpu", torch.float16):
+        out = ops.group_norm(x, weight, bias, residual=residual)
+    summed = x if residual is None else x + residual
+    normed = out if isinstance(out, Tensor) else out[0]
+    assert normed.dtype == torch.float16 and (isinstance(out, Tensor) or torch.equal(out[1], summed))
+    exact = reference.group_norm(summed.double(), weight.double(), bias.double())
+    assert (normed.double() - exact).abs().max() <= 4 * 2**-11 * exact.abs().max()
+    with pytest.raises(TypeError, match="the compiled kernels take float32 or bfloat16"):
+        ops.group_norm(x, weight, bias)
+
+
 def backward_inputs(dtype: torch.dtype) -> tuple[Any, ...]:
     """Arguments of dove::group_norm_backward up to `silu`, channels-last."""
     x, weight, bias = inputs(dtype)
