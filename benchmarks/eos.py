@@ -82,7 +82,7 @@ def full_scan(hidden: Tensor, weight: Tensor, **_: Any) -> Tensor:
     images, positions, width = hidden.shape
     first = torch.empty(images, dtype=torch.int32)
     library.call(
-        "cpu_eos_scan", _C.EosArgs(), hidden, hidden=hidden, weight=weight, first=first, batch=images,
+        "cpu_eos_scan", _C.EosArgs, hidden, hidden=hidden, weight=weight, first=first, batch=images,
         positions=positions, width=width, vocabulary=weight.shape[0], hidden_stride_image=hidden.stride(0),
         hidden_stride_position=hidden.stride(1), weight_stride_row=weight.stride(0),
         first_round=images * positions, dtype=hidden.dtype,

@@ -1,11 +1,11 @@
 """Compiled kernels of dove_ext, which take addresses and sizes; call them through `dove_ext.ops`.
 
-The classes are the structs of csrc/include/dove, with pointers as addresses, all zero at first;
-`dove_ext.ops.library.call` fills them.
+The classes are the structs of csrc/include/dove, with pointers as addresses; fields that the constructor
+is not told of are zero. `dove_ext.ops.library.call` makes them.
 """
 
 class AttentionArgs:
-    def __init__(self) -> None: ...
+    def __init__(self, **fields: object) -> None: ...
     dtype: int
     batch: int
     heads: int
@@ -34,7 +34,7 @@ class AttentionArgs:
     workspace_bytes: int
 
 class PairNormArgs:
-    def __init__(self) -> None: ...
+    def __init__(self, **fields: object) -> None: ...
     x: int
     weight: tuple[int, ...]
     bias: tuple[int, ...]
@@ -48,7 +48,7 @@ class PairNormArgs:
     parameters: int
 
 class PairNormGradArgs:
-    def __init__(self) -> None: ...
+    def __init__(self, **fields: object) -> None: ...
     x: int
     grad: tuple[int, ...]
     weight: tuple[int, ...]
@@ -64,7 +64,7 @@ class PairNormGradArgs:
     parameters: int
 
 class BiasGeluArgs:
-    def __init__(self) -> None: ...
+    def __init__(self, **fields: object) -> None: ...
     x: int
     bias: int
     grad: int
@@ -75,7 +75,7 @@ class BiasGeluArgs:
     parameters: int
 
 class AddBranchesArgs:
-    def __init__(self) -> None: ...
+    def __init__(self, **fields: object) -> None: ...
     x: int
     a: int
     b: int
@@ -88,7 +88,7 @@ class AddBranchesArgs:
     parameters: int
 
 class Conv3x3Args:
-    def __init__(self) -> None: ...
+    def __init__(self, **fields: object) -> None: ...
     x: int
     mean: int
     rstd: int
@@ -114,7 +114,7 @@ class Conv3x3Args:
     threads: int
 
 class Conv3x3PackArgs:
-    def __init__(self) -> None: ...
+    def __init__(self, **fields: object) -> None: ...
     weight: int
     packed: int
     channels_in: int
@@ -122,7 +122,7 @@ class Conv3x3PackArgs:
     threads: int
 
 class EosArgs:
-    def __init__(self) -> None: ...
+    def __init__(self, **fields: object) -> None: ...
     hidden: int
     weight: int
     bias: int
@@ -147,7 +147,7 @@ class EosArgs:
     threads: int
 
 class EosGradArgs:
-    def __init__(self) -> None: ...
+    def __init__(self, **fields: object) -> None: ...
     hidden: int
     weight: int
     bias: int
@@ -172,7 +172,7 @@ class EosGradArgs:
     dtype: int
 
 class GroupNormArgs:
-    def __init__(self) -> None: ...
+    def __init__(self, **fields: object) -> None: ...
     x: int
     residual: int
     weight: int
@@ -198,7 +198,7 @@ class GroupNormArgs:
     parameters: int
 
 class GroupNormGradArgs:
-    def __init__(self) -> None: ...
+    def __init__(self, **fields: object) -> None: ...
     grad: int
     summed: int
     grad_summed: int
@@ -227,7 +227,7 @@ class GroupNormGradArgs:
     parameters: int
 
 class PackArgs:
-    def __init__(self) -> None: ...
+    def __init__(self, **fields: object) -> None: ...
     source: int
     target: int
     cu_seqlens: int
@@ -241,7 +241,7 @@ class PackArgs:
     packed_rows: int
 
 class ZeroTailArgs:
-    def __init__(self) -> None: ...
+    def __init__(self, **fields: object) -> None: ...
     source: int
     target: int
     lengths: int
@@ -254,7 +254,7 @@ class ZeroTailArgs:
     threads: int
 
 class CuSeqlensArgs:
-    def __init__(self) -> None: ...
+    def __init__(self, **fields: object) -> None: ...
     lengths: int
     cu_seqlens: int
     batch: int

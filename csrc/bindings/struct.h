@@ -1,10 +1,12 @@
-// A plain struct as a Python class: all fields zero at first, then set by name.
+// A plain struct as a Python class: what its keyword constructor is not told of is zero; fields can be read and set.
 //
 // In Python a pointer is an address (0: null), a dtype its number, an array a tuple, and AttentionRows are
 // (address, stride_b, stride_n, stride_h). Nothing is kept alive: dove_ext/ops/library.py holds the tensors.
 #pragma once
 
+#include <functional>
 #include <type_traits>
+#include <unordered_map>
 
 #include "bindings.h"
 #include "dove/attention.h"
@@ -50,24 +52,40 @@ void write(T& field, const py::handle& value) {
   }
 }
 
-// Local to the module: the emulation of tests/simt is a second module with the same classes.
+// Local to the module (py::module_local): the emulation of tests/simt is a second module with the same classes.
 template <class Args>
 class Struct {
  public:
   Struct(py::module_& m, const char* name, const char* header)
       : type_(m, name, (std::string("Arguments of a kernel; see ") + header).c_str(), py::module_local()) {
-    type_.def(py::init([] { return Args{}; }));
+    // One call for all fields: a property costs Python several times as much.
+    type_.def(py::init([name](const py::kwargs& fields) {
+      Args args{};
+      for (const auto& [field, value] : fields) {
+        const auto setter = setters().find(py::cast<std::string>(field));
+        if (setter == setters().end()) {
+          throw py::type_error(std::string(name) + " has no field '" + py::cast<std::string>(field) + "'");
+        }
+        setter->second(args, value);
+      }
+      return args;
+    }));
   }
 
   template <class T>
   Struct& field(const char* name, T Args::* member) {
-    type_.def_property(
-        name, [member](const Args& args) { return read(args.*member); },
-        [member](Args& args, const py::handle& value) { write(args.*member, value); });
+    const auto set = [member](Args& args, const py::handle& value) { write(args.*member, value); };
+    setters()[name] = set;
+    type_.def_property(name, [member](const Args& args) { return read(args.*member); }, set);
     return *this;
   }
 
  private:
+  static auto& setters() {
+    static std::unordered_map<std::string, std::function<void(Args&, const py::handle&)>> by_name;
+    return by_name;
+  }
+
   py::class_<Args> type_;
 };
 

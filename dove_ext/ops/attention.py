@@ -188,7 +188,7 @@ def _run(
         )
     rotary_rows, rotary_dim = (0, 0) if rotary is None else rotary.shape
     call(
-        kernel, _C.AttentionArgs(), lse, **{name: _rows(tensor) for name, tensor in rows.items()}, lse=lse,
+        kernel, _C.AttentionArgs, lse, **{name: _rows(tensor) for name, tensor in rows.items()}, lse=lse,
         rotary=_contiguous(rotary, torch.float32), rotary_rows=rotary_rows, rotary_dim=rotary_dim,
         cu_seqlens_q=_contiguous(cu_seqlens_q, torch.int32),
         cu_seqlens_k=_contiguous(cu_seqlens_k, torch.int32), kv_lens=_contiguous(kv_lens, torch.int32),

@@ -112,10 +112,10 @@ def _one_dtype(*parameters: Tensor) -> tuple[Tensor, ...]:
     return tuple(p.to(dtype).contiguous() for p in parameters)
 
 
-def _call(op: str, args: Any, x: Tensor, parameters: Tensor, **fields: Any) -> None:
+def _call(op: str, struct: Any, x: Tensor, parameters: Tensor, **fields: Any) -> None:
     """A kernel for the rows of `x`; `parameters` is one of those that `_one_dtype` gave."""
     call(
-        f"cuda_{op}", args, x, x=x, rows=x.numel() // x.shape[-1], width=x.shape[-1], dtype=x.dtype,
+        f"cuda_{op}", struct, x, x=x, rows=x.numel() // x.shape[-1], width=x.shape[-1], dtype=x.dtype,
         parameters=parameters.dtype, **fields,
     )  # fmt: skip
 
@@ -135,7 +135,7 @@ def _pair_cuda(
     a, b, mean, rstd = _pair_fake(x, weight_a, bias_a, weight_b, bias_b, eps)
     weight_a, bias_a, weight_b, bias_b = _one_dtype(weight_a, bias_a, weight_b, bias_b)
     _call(
-        "pair_norm", _C.PairNormArgs(), x, weight_a, weight=(weight_a, weight_b), bias=(bias_a, bias_b),
+        "pair_norm", _C.PairNormArgs, x, weight_a, weight=(weight_a, weight_b), bias=(bias_a, bias_b),
         normed=(a, b), mean=mean, rstd=rstd, eps=eps,
     )  # fmt: skip
     return a, b, mean, rstd
@@ -179,7 +179,7 @@ def _pair_backward_cuda(
     weight_a, weight_b = _one_dtype(weight_a, weight_b)
     grad_x, parameters = _pair_backward_fake(grad_a, grad_b, x)
     _call(
-        "pair_norm_backward", _C.PairNormGradArgs(), x, weight_a, grad=(grad_a, grad_b),
+        "pair_norm_backward", _C.PairNormGradArgs, x, weight_a, grad=(grad_a, grad_b),
         weight=(weight_a, weight_b), mean=mean, rstd=rstd, grad_x=grad_x, grad_parameters=parameters,
     )  # fmt: skip
     return grad_x, parameters
@@ -195,13 +195,13 @@ def _gelu_plain(x: Tensor, bias: Tensor) -> Tensor:
 
 def _gelu_cuda(x: Tensor, bias: Tensor) -> Tensor:
     out, bias = _empty(x), bias.contiguous()
-    _call("bias_gelu", _C.BiasGeluArgs(), x.contiguous(), bias, bias=bias, out=out)
+    _call("bias_gelu", _C.BiasGeluArgs, x.contiguous(), bias, bias=bias, out=out)
     return out
 
 
 def _gelu_backward_cuda(grad: Tensor, x: Tensor, bias: Tensor) -> Tensor:
     out, grad, bias = _empty(x), grad.contiguous(), bias.contiguous()
-    _call("bias_gelu_backward", _C.BiasGeluArgs(), x.contiguous(), bias, bias=bias, grad=grad, out=out)
+    _call("bias_gelu_backward", _C.BiasGeluArgs, x.contiguous(), bias, bias=bias, grad=grad, out=out)
     return out
 
 
@@ -234,7 +234,7 @@ def _add_cuda(x: Tensor, a: Tensor, b: Tensor, bias_a: Tensor, bias_b: Tensor) -
     x, a, b = x.contiguous(), a.contiguous(), b.contiguous()
     bias_a, bias_b = _one_dtype(bias_a, bias_b)
     out = _empty(x)
-    _call("add_branches", _C.AddBranchesArgs(), x, bias_a, a=a, b=b, bias_a=bias_a, bias_b=bias_b, out=out)
+    _call("add_branches", _C.AddBranchesArgs, x, bias_a, a=a, b=b, bias_a=bias_a, bias_b=bias_b, out=out)
     return out
 
 

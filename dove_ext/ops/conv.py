@@ -42,7 +42,7 @@ def pack_conv3x3(weight: Tensor) -> Tensor:
     dense = weight.detach().float().contiguous(memory_format=torch.contiguous_format)
     packed = dense.new_empty(_C.cpu_conv3x3_packed_values(channels_in, channels_out))
     call(
-        "cpu_conv3x3_pack", _C.Conv3x3PackArgs(), dense, weight=dense, packed=packed, channels_in=channels_in,
+        "cpu_conv3x3_pack", _C.Conv3x3PackArgs, dense, weight=dense, packed=packed, channels_in=channels_in,
         channels_out=channels_out,
     )  # fmt: skip
     return packed
@@ -183,7 +183,7 @@ def _cpu(
     if residual is not None:
         residual = residual.contiguous(memory_format=torch.channels_last)
     call(
-        "cpu_conv3x3", _C.Conv3x3Args(), x, x=rows, x_stride_image=rows.stride(0),
+        "cpu_conv3x3", _C.Conv3x3Args, x, x=rows, x_stride_image=rows.stride(0),
         x_stride_row=rows.stride(1), x_stride_pixel=rows.stride(2), **norm, packed=packed,
         bias=bias.float().contiguous(), residual=residual, out=out, batch=x.shape[0],
         height=x.shape[2], width=x.shape[3],

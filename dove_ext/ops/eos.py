@@ -125,7 +125,7 @@ def _scan(
     witness = None if witness is None or not witness.numel() else witness.contiguous()
     first = hidden.new_empty(hidden.shape[0], dtype=torch.int32)
     call(
-        f"{device}_eos_scan", _C.EosArgs(), hidden, **_head(hidden, weight, bias, eos_id), witness=witness,
+        f"{device}_eos_scan", _C.EosArgs, hidden, **_head(hidden, weight, bias, eos_id), witness=witness,
         witness_count=0 if witness is None else witness.numel(), first=first,
     )  # fmt: skip
     return first
@@ -136,7 +136,7 @@ def _probability(
 ) -> tuple[Tensor, Tensor, Tensor]:
     probability, maximum, total = _probability_fake(hidden, weight, bias, eos_id)
     call(
-        f"{device}_eos_probability", _C.EosArgs(), hidden, **_head(hidden, weight, bias, eos_id),
+        f"{device}_eos_probability", _C.EosArgs, hidden, **_head(hidden, weight, bias, eos_id),
         probability=probability, maximum=maximum, sum=total,
     )  # fmt: skip
     return probability, maximum, total
@@ -232,7 +232,7 @@ def _backward_cuda(
     grad_hidden, grad_weight = hidden.new_empty(hidden.shape), weight.new_empty(weight.shape)
     grad_bias = weight.new_empty(weight.shape[0], dtype=torch.float32)
     call(
-        "cuda_eos_probability_backward", _C.EosGradArgs(), hidden, **_head(hidden, weight, bias, eos_id),
+        "cuda_eos_probability_backward", _C.EosGradArgs, hidden, **_head(hidden, weight, bias, eos_id),
         grad=grad.float().contiguous(), probability=probability.contiguous(), maximum=maximum.contiguous(),
         sum=total.contiguous(), grad_hidden=grad_hidden, grad_weight=grad_weight, grad_bias=grad_bias,
     )  # fmt: skip

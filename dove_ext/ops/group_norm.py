@@ -121,7 +121,7 @@ def _launch(
         added, added_image, added_pixel = (None, 0, 0) if residual is None else _pixel_rows(residual)
         weight, bias = _parameters(device, weight, bias)
         call(
-            f"{device}_group_norm", _C.GroupNormArgs(), x, x=rows, x_stride_image=x_image,
+            f"{device}_group_norm", _C.GroupNormArgs, x, x=rows, x_stride_image=x_image,
             x_stride_pixel=x_pixel, residual=added, residual_stride_image=added_image,
             residual_stride_pixel=added_pixel, weight=weight, bias=bias, normed=normed, summed=summed,
             mean=mean, rstd=rstd, batch=x.shape[0], pixels=x[0, 0].numel(), channels=x.shape[1],

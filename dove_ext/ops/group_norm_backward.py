@@ -25,7 +25,7 @@ def _run(
         direct, direct_image, direct_pixel = (None, 0, 0) if grad_summed is None else _pixel_rows(grad_summed)
         weights, biases = _parameters(device, weight, bias)
         call(
-            f"{device}_group_norm_backward", _C.GroupNormGradArgs(), x, grad=grad_rows,
+            f"{device}_group_norm_backward", _C.GroupNormGradArgs, x, grad=grad_rows,
             grad_stride_image=grad_image, grad_stride_pixel=grad_pixel, summed=rows,
             summed_stride_image=x_image, summed_stride_pixel=x_pixel, grad_summed=direct,
             grad_summed_stride_image=direct_image, grad_summed_stride_pixel=direct_pixel, weight=weights,

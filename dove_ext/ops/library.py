@@ -30,26 +30,26 @@ def stream_of(tensor: Tensor) -> int:
     return int(torch.cuda.current_stream(tensor.device).cuda_stream) if tensor.is_cuda else 0
 
 
-def call(kernel: str, args: Any, like: Tensor, **fields: Any) -> None:
-    """Fill the struct `args` and hand it to a kernel of `_C`, with as much workspace as it wants.
+def call(kernel: str, struct: Callable[..., Any], like: Tensor, **fields: Any) -> None:
+    """Make a struct of arguments and hand it to a kernel of `_C`, with as much workspace as it wants.
 
     Args:
         kernel: such as "cpu_pack" or "cuda_pack"; the CPU's get torch's number of threads, CUDA's the stream.
-        args: a new instance of the kernel's struct (csrc/include/dove), all zero.
+        struct: the class of `_C` that the kernel takes (csrc/include/dove); fields not named here are zero.
         like: a tensor of the device.
         fields: the struct's fields by name. A tensor stands for its address and lives until the call is over
             (what is freed then may be used again at once, but only by later work of the same stream), None
             stands for address 0, a dtype for its code; a tuple is converted item by item.
     """
-    for name, value in fields.items():
-        setattr(args, name, _field(value))
-    if kernel.startswith("cpu_"):
-        args.threads = torch.get_num_threads()
-    if (size := getattr(_C, f"{kernel}_workspace", None)) is not None:
+    on_cpu = kernel.startswith("cpu_")
+    if on_cpu:
+        fields["threads"] = torch.get_num_threads()
+    args = struct(**{name: v if type(v) is int else _field(v) for name, v in fields.items()})
+    if (size := vars(_C).get(f"{kernel}_workspace")) is not None:
         workspace = like.new_empty(size(args), dtype=torch.uint8)
         args.workspace, args.workspace_bytes = workspace.data_ptr(), workspace.numel()
     run = getattr(_C, kernel)
-    run(args) if kernel.startswith("cpu_") else run(args, stream_of(like))
+    run(args) if on_cpu else run(args, stream_of(like))
 
 
 def _field(value: Any) -> Any:
@@ -59,7 +59,9 @@ def _field(value: Any) -> Any:
         return 0
     if isinstance(value, torch.dtype):
         return DTYPE_CODE[value]
-    return tuple(map(_field, value)) if isinstance(value, tuple) else value
+    if isinstance(value, tuple):
+        return tuple([v if type(v) is int else _field(v) for v in value])
+    return value
 
 
 def _on_device(name: str, kernels: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:

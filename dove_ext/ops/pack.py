@@ -115,7 +115,7 @@ def _move(
     kernel: str, source: Tensor, target: Tensor, padded: Tensor, cu_seqlens: Tensor, packed_rows: int
 ) -> Tensor:
     call(
-        kernel, _C.PackArgs(), source, source=source, target=target, cu_seqlens=cu_seqlens,
+        kernel, _C.PackArgs, source, source=source, target=target, cu_seqlens=cu_seqlens,
         batch=padded.shape[0], max_len=padded.shape[1], width=padded.shape[2],
         element_bytes=padded.element_size(), padded_stride_b=padded.stride(0),
         padded_stride_k=padded.stride(1), packed_rows=packed_rows,
@@ -152,7 +152,7 @@ def _zero_tail(device: str, tokens: Tensor, lengths: Tensor) -> Tensor:
     tokens = _dense(tokens)
     out = tokens.new_empty(tokens.shape)
     call(
-        f"{device}_zero_tail", _C.ZeroTailArgs(), tokens, source=tokens, target=out,
+        f"{device}_zero_tail", _C.ZeroTailArgs, tokens, source=tokens, target=out,
         lengths=lengths.contiguous(), batch=batch, max_len=max_len, width=width,
         element_bytes=tokens.element_size(), source_stride_b=tokens.stride(0),
         source_stride_k=tokens.stride(1),
@@ -165,7 +165,7 @@ def _cu_seqlens_cuda(lengths: Tensor) -> Tensor:
     out = lengths.new_empty(lengths.shape[0] + 1)
     call(
         "cuda_cu_seqlens",
-        _C.CuSeqlensArgs(),
+        _C.CuSeqlensArgs,
         lengths,
         lengths=lengths,
         cu_seqlens=out,

@@ -54,12 +54,11 @@ def test_stub_names_the_structs_and_what_their_fields_hold() -> None:
 
 
 def test_a_struct_takes_what_its_fields_hold() -> None:
-    args = _C.GroupNormArgs()
-    assert (args.x, args.silu, args.eps, args.dtype) == (0, False, 0.0, 0)
-    args.x, args.x_stride_image, args.silu, args.eps, args.dtype = 4096, -3, True, 1e-6, 1
-    assert (args.x, args.x_stride_image, args.silu, args.eps, args.dtype) == (4096, -3, True, 1e-6, 1)
-    pair, attention = _C.PairNormArgs(), _C.AttentionArgs()
-    pair.weight, attention.q = (1, 2), (64, 1, 2, 3)
+    args = _C.GroupNormArgs(x=4096, x_stride_image=-3, silu=True)
+    assert (args.x, args.x_stride_image, args.silu, args.eps, args.dtype) == (4096, -3, True, 0.0, 0)
+    args.eps, args.dtype = 1e-6, 1
+    assert (args.eps, args.dtype) == (1e-6, 1)
+    pair, attention = _C.PairNormArgs(weight=(1, 2)), _C.AttentionArgs(q=(64, 1, 2, 3))
     assert pair.weight == (1, 2) and attention.q == (64, 1, 2, 3)
     with pytest.raises(ValueError, match="one address for each"):
         pair.weight = (1,)
@@ -67,6 +66,8 @@ def test_a_struct_takes_what_its_fields_hold() -> None:
         attention.q = (64, 1)
     with pytest.raises(AttributeError, match="no attribute 'x_strides'"):
         args.x_strides = 0
+    with pytest.raises(TypeError, match="GroupNormArgs has no field 'x_strides'"):
+        _C.GroupNormArgs(x_strides=0)
 
 
 def test_info_is_honest_about_backends() -> None:
