@@ -40,7 +40,7 @@ def run(args: Namespace) -> int:
     """Reconstruct, write pictures and sheets, report."""
     from dove_ext.atomic import make_writable_folder
     from dove_ext.images.files import save_image
-    from dove_ext.images.sheet import draw_sheet, psnr
+    from dove_ext.images.sheet import draw_sheet
 
     lengths = length_arguments(args)
     folder = make_writable_folder(args.output)
@@ -69,7 +69,7 @@ def run(args: Namespace) -> int:
                     "path": str(source.path),
                     "output": str(paths[source]),
                     "tokens": count,
-                    "psnr_db": round(psnr(row.original, image), 2),
+                    "psnr_db": round(row.decibel(image), 2),
                 }
             )
             rows.append(row)
