@@ -9,7 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from dove_ext.metrics.distance import FeatureDistance, Trunk
-from dove_ext.metrics.weights import EXTRAS, downloaded_file, fill, package_file, read_tensors, torchvision_models
+from dove_ext.metrics.weights import (
+    EXTRAS,
+    downloaded_file,
+    fill,
+    package_file,
+    read_tensors,
+    torchvision_models,
+)
 
 VGG16_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
 VGG16_WIDTHS = (64, 128, 256, 512, 512)  # of the five stages
@@ -20,7 +27,7 @@ HEADS = {r"lin(\d)\.model\.1\.": r"lin\1."}
 
 
 def vgg16_layers() -> list[nn.Module]:
-    """torchvision's VGG16 up to relu5_3, on the meta device.
+    """Torchvision's VGG16 up to relu5_3, on the meta device.
 
     Raises:
         CheckpointError: if torchvision cannot be imported.

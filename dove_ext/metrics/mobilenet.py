@@ -18,7 +18,7 @@ TAP_WIDTHS = (16, 24, 32, 96)
 
 
 def mobilenet_v2_trunk() -> Trunk:
-    """torchvision's MobileNetV2 up to its last convolution, on the meta device.
+    """Torchvision's MobileNetV2 up to its last convolution, on the meta device.
 
     Raises:
         CheckpointError: if torchvision cannot be imported.

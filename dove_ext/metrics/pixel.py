@@ -27,9 +27,7 @@ def mse(reconstruction: Tensor, pixels: Tensor, *, black: float = -1.0) -> Tenso
     return difference.div(1 - black).square().flatten(1).mean(1)
 
 
-def psnr(
-    reconstruction: Tensor, pixels: Tensor, *, black: float = -1.0, ceiling: float = math.inf
-) -> Tensor:
+def psnr(reconstruction: Tensor, pixels: Tensor, *, black: float = -1.0, ceiling: float = math.inf) -> Tensor:
     """Peak signal-to-noise ratio of each image.
 
     Args:

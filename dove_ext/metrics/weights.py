@@ -1,4 +1,4 @@
-"""Where the backbones of perceptual distances come from: torchvision, and weights from a file or a package."""
+"""Where the backbones of perceptual distances come from, torchvision, and their weights: a file or a package."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from dove_ext.checkpoints.read import read_foreign
 from dove_ext.errors import CheckpointError
 
-
 EXTRAS = "'dove-ext[eval]' (or 'dove-ext[train]')"  # that hold torchvision and lpips
 
 
@@ -32,9 +31,7 @@ def torchvision_models() -> Any:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "torchvision":
             raise
-        raise CheckpointError(
-            f"torchvision is not installed: pip install {EXTRAS}"
-        ) from error
+        raise CheckpointError(f"torchvision is not installed: pip install {EXTRAS}") from error
     except (ImportError, RuntimeError, OSError, AttributeError) as error:  # what another build fails with
         reason = " ".join(str(error).split())
         raise CheckpointError(

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from dove_eval import COUNTS
 from dove_eval.datasets import ImageSet
 from dove_eval.features import Extracted, describe
 from dove_eval.heads import MLP, HeadSettings, Score
 from dove_eval.plots import Line, Point, axis, line_chart
 from dove_eval.report import Block, Plot, Section, Table
+from dove_eval.settings import COUNTS
 from dove_eval.systems import OWN
 from dove_ext.cli.pictures import progress
 

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dove_eval import COUNTS
 from dove_eval.datasets import ImageSet
 from dove_eval.heads import HeadSettings, Score, train_and_test
 from dove_eval.rows import Rows, fill
+from dove_eval.settings import COUNTS
 from dove_eval.sources import TEST, TRAIN, DatasetError
 from dove_eval.systems import Dove, Pixels, Vqgan
 from dove_ext.images import Fit

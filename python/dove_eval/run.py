@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime, timezone
+from typing import Any
 
 import torch
 
@@ -12,6 +13,7 @@ from dove_eval import (
     classify,
     compare,
     length_study,
+    oracle,
     probe,
     reconstruction,
     reconstruction_section,
@@ -55,7 +57,8 @@ class Evaluation:
         """
         self.settings = settings
         self.subjects = find_subjects(settings)
-        self.output = make_writable_folder(settings.output)  # last: a wrong name leaves no empty folder behind
+        # Last, so that a wrong name leaves no empty folder behind.
+        self.output = make_writable_folder(settings.output)
 
     def run(self) -> Report:
         """Measure everything that was asked for."""
@@ -104,10 +107,13 @@ class Evaluation:
         """What lengths follow."""
         found, s = self.subjects, self.settings
         assert found.images is not None
-        rows = length_study.measure(
-            found.images, found.dove, self.output, fit=s.fit, batch_size=s.batch_size, oracle=bool(s.oracle)
-        )
-        return length_study.show(found.images, rows, found.dove, s.fit, s.oracle)
+        how: dict[str, Any] = {"fit": s.fit, "batch_size": s.batch_size}
+        rows = length_study.measure(found.images, found.dove, self.output, **how)
+        ceiling = []
+        if s.oracle:
+            known = oracle.measure(found.images, found.dove, self.output, **how)
+            ceiling = oracle.summarise(known, found.dove, s.oracle)
+        return length_study.show(found.images, rows, found.dove, s.fit, ceiling)
 
     def segment(self) -> Section:
         """Hidden features as pictures."""
@@ -121,9 +127,7 @@ class Evaluation:
         found, s = self.subjects, self.settings
         assert found.labelled is not None
         systems = [x for x in (found.dove, found.qdove, found.vqgan, Pixels()) if x is not None]
-        return extract(
-            found.labelled, systems, found.size, self.output, fit=s.fit, batch_size=s.batch_size
-        )
+        return extract(found.labelled, systems, found.size, self.output, fit=s.fit, batch_size=s.batch_size)
 
     def classify(self, extracted: list[Extracted]) -> Section:
         """An MLP on pooled tokens."""

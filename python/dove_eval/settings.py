@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from dove_eval import COUNTS
 from dove_ext.config import DEFAULT_MODEL
 from dove_ext.errors import DoveError
 
+COUNTS = (16, 32, 64, 128, 256)  # token counts that curves are drawn through
 # What can be measured: the verbs of `dove eval`.
 MEASUREMENTS = {
     "reconstruction": "quality against token count, beside VQGAN, JPEG and WebP",
@@ -24,6 +24,8 @@ MEASUREMENTS = {
 }
 LABELS = ("classify", "probe")  # need classes
 UNLABELLED = tuple(name for name in MEASUREMENTS if name not in LABELS)
+CLASSES = (*LABELS, "all")
+ONE_MODEL = tuple(name for name in MEASUREMENTS if name != "compare")
 QUALITY = ("reconstruction", "compare", "all")
 DISTANCES = {  # what a perceptual distance truly is
     "mobilenet": "MobileNetV2 feature distance",
@@ -37,18 +39,16 @@ class EvaluationError(DoveError, ValueError):
     """Settings that contradict one another or are out of range; one sentence that names the option."""
 
 
-def _setting(
-    default: Any,
+def _about(
     text: str,
     metavar: str = "",
     *,
     of: Sequence[str] = tuple(MEASUREMENTS),
     needed: Sequence[str] = (),
     choices: Sequence[str] = (),
-) -> Any:
-    """A field: `of` these measurements, `needed` by those."""
-    metadata = {"help": text, "metavar": metavar, "of": of, "needed": needed, "choices": choices}
-    return field(default=default, metadata=metadata)
+) -> dict[str, Any]:
+    """What a field is for: `of` these measurements, `needed` by those."""
+    return {"help": text, "metavar": metavar, "of": of, "needed": needed, "choices": choices}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,63 +60,101 @@ class EvalSettings:
     """
 
     measurement: str = field(default="all", metadata={"choices": tuple(MEASUREMENTS)})
-    output: str | Path = _setting(
-        MISSING, "folder for report.html and report.json; rows/ in it lets an interrupted run go on", "DIR"
+    output: str | Path = field(
+        metadata=_about(
+            "folder for report.html and report.json; rows/ in it lets an interrupted run go on", "DIR"
+        )
     )
     # --- the images ---
-    data: Sequence[str | Path] = _setting(
-        (), "images: folders, tar shards, npz files, CIFAR's binary folders, torchvision:NAME:ROOT, picture files",
-        "PATH", of=UNLABELLED, needed=UNLABELLED,
+    data: Sequence[str | Path] = field(
+        default=(),
+        metadata=_about(
+            "images: folders, tar shards, npz files, CIFAR's binary folders, torchvision:NAME:ROOT, picture "
+            "files", "PATH", of=UNLABELLED, needed=UNLABELLED,
+        ),
     )  # fmt: skip
-    limit: int | None = _setting(None, "use N images, evenly spread over the set", "N", of=UNLABELLED)
-    labelled: Sequence[str | Path] = _setting(
-        (), "images with classes: a folder for each class, labels in the shards' JSON or in the npz", "PATH",
-        of=(*LABELS, "all"), needed=LABELS,
-    )  # fmt: skip
-    labelled_test: Sequence[str | Path] = _setting(
-        (), "test images with classes; without it, the split that the data names, or every fifth image", "PATH",
-        of=(*LABELS, "all"),
-    )  # fmt: skip
-    per_class: int | None = _setting(
-        None, "use the first N images of each class and split", "N", of=(*LABELS, "all")
+    limit: int | None = field(
+        default=None, metadata=_about("use N images, evenly spread over the set", "N", of=UNLABELLED)
     )
-    fit: str = _setting("crop", "how a picture becomes square", choices=("crop", "squash", "pad"))
+    labelled: Sequence[str | Path] = field(
+        default=(),
+        metadata=_about(
+            "images with classes: a folder for each class, labels in the shards' JSON or in the npz", "PATH",
+            of=CLASSES, needed=LABELS,
+        ),
+    )  # fmt: skip
+    labelled_test: Sequence[str | Path] = field(
+        default=(),
+        metadata=_about(
+            "test images with classes; without it, the split that the data names, or every fifth image",
+            "PATH", of=CLASSES,
+        ),
+    )  # fmt: skip
+    per_class: int | None = field(
+        default=None, metadata=_about("use the first N images of each class and split", "N", of=CLASSES)
+    )
+    fit: str = field(
+        default="crop",
+        metadata=_about("how a picture becomes square", choices=("crop", "squash", "pad")),
+    )
     # --- the model and what stands beside it ---
     model: str | Path = DEFAULT_MODEL
     device: str = "cpu"
     dtype: str = field(default="float32", metadata={"choices": ("float32", "bfloat16")})
     batch_size: int = 16
-    vqgan: str | Path | None = _setting(
-        None, "a VQGAN's folder as the fixed-length baseline (default: the model's own)", "FOLDER",
-        of=[name for name in MEASUREMENTS if name != "compare"],
-    )  # fmt: skip
-    qdove: str | Path | None = _setting(
-        None, "a query-conditioned model", "NAME", of=[name for name in MEASUREMENTS if name != "compare"]
+    vqgan: str | Path | None = field(
+        default=None,
+        metadata=_about(
+            "a VQGAN's folder as the fixed-length baseline (default: the model's own)", "FOLDER", of=ONE_MODEL
+        ),
     )
-    null_query: Sequence[int] = _setting(
-        (), 'the ids of its query "null" (default: no query)', "ID",
-        of=[name for name in MEASUREMENTS if name != "compare"],
-    )  # fmt: skip
-    against: str | Path | None = _setting(
-        None, "a second model, compared pair by pair", "NAME", of=("compare", "all"), needed=("compare",)
+    qdove: str | Path | None = field(
+        default=None, metadata=_about("a query-conditioned model", "NAME", of=ONE_MODEL)
+    )
+    null_query: Sequence[int] = field(
+        default=(), metadata=_about('the ids of its query "null" (default: no query)', "ID", of=ONE_MODEL)
+    )
+    against: str | Path | None = field(
+        default=None,
+        metadata=_about(
+            "a second model, compared pair by pair", "NAME", of=("compare", "all"), needed=("compare",)
+        ),
     )
     # --- how it is measured ---
-    counts: Sequence[int] = _setting(COUNTS, "token counts", "N", of=QUALITY)
-    perceptual: str | None = _setting(
-        None, f"perceptual distance: {', '.join(DISTANCES)}", "NAME", of=QUALITY, choices=tuple(DISTANCES)
-    )
-    perceptual_weights: str | Path | None = _setting(None, "its local weights file", "FILE", of=QUALITY)
-    inception: str | Path | None = _setting(
-        None, "FID's InceptionV3, pt_inception-2015-12-05-6726825d.pth", "FILE", of=("reconstruction", "all")
-    )
-    codecs: bool = _setting(True, "leave JPEG and WebP out, which saves time", of=("reconstruction", "all"))
-    oracle: Sequence[float] = _setting(
-        (), "mean lengths at which to say what lengths chosen with full knowledge would reach", "MEAN",
-        of=("lengths", "all"),
+    counts: Sequence[int] = field(default=COUNTS, metadata=_about("token counts", "N", of=QUALITY))
+    perceptual: str | None = field(
+        default=None,
+        metadata=_about(
+            "perceptual distance (default: mobilenet, if its weights are there)", of=QUALITY,
+            choices=tuple(DISTANCES),
+        ),
     )  # fmt: skip
-    seeds: int = _setting(3, "heads trained from N seeds", "N", of=(*LABELS, "all"))
-    layer: int | None = _setting(
-        None, "the generator's layer to show (default: the last but one)", "L", of=("segment", "all")
+    perceptual_weights: str | Path | None = field(
+        default=None, metadata=_about("its local weights file", "FILE", of=QUALITY)
+    )
+    inception: str | Path | None = field(
+        default=None,
+        metadata=_about(
+            "FID's InceptionV3, pt_inception-2015-12-05-6726825d.pth", "FILE", of=("reconstruction", "all")
+        ),
+    )
+    codecs: bool = field(
+        default=True,
+        metadata=_about("leave JPEG and WebP out, which saves time", of=("reconstruction", "all")),
+    )
+    oracle: Sequence[float] = field(
+        default=(),
+        metadata=_about(
+            "mean lengths at which to say what lengths chosen with full knowledge of every error would reach",
+            "MEAN", of=("lengths", "all"),
+        ),
+    )  # fmt: skip
+    seeds: int = field(default=3, metadata=_about("heads trained from N seeds", "N", of=CLASSES))
+    layer: int | None = field(
+        default=None,
+        metadata=_about(
+            "the generator's layer to show (default: the last but one)", "L", of=("segment", "all")
+        ),
     )
 
     def __post_init__(self) -> None:

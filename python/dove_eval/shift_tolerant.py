@@ -1,4 +1,4 @@
-"""Shift-tolerant LPIPS (arXiv 2207.13686), a judge that forgives a pixel's shift; it serves evaluation only."""
+"""Shift-tolerant LPIPS (arXiv 2207.13686), a judge that forgives a pixel's shift; for evaluation only."""
 
 from __future__ import annotations
 

@@ -81,9 +81,7 @@ def find_subjects(settings: EvalSettings) -> Subjects:
             settings.perceptual, settings.perceptual_weights, settings.inception, notes
         )
     counts = _counts(settings, dove)
-    return Subjects(
-        images, labelled, dove, qdove, against, vqgan, counts, distance, features, tuple(notes)
-    )
+    return Subjects(images, labelled, dove, qdove, against, vqgan, counts, distance, features, tuple(notes))
 
 
 def _labelled(settings: EvalSettings) -> ImageSet | None:
@@ -121,7 +119,9 @@ def _second(
 def _vqgan(settings: EvalSettings, dove: Dove, loading: dict[str, Any]) -> Vqgan:
     size = dove.model.config.image_size
     if settings.vqgan is not None:
-        return Vqgan(VQGAN.from_pretrained(settings.vqgan, **loading), size, _folder_name(str(settings.vqgan)))
+        return Vqgan(
+            VQGAN.from_pretrained(settings.vqgan, **loading), size, _folder_name(str(settings.vqgan))
+        )
     own = dove.model.vqgan
     quantised = "" if own.quantize is not None else ", not quantised"
     return Vqgan(own, size, f"{dove.name}'s VQGAN{quantised}")

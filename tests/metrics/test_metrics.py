@@ -258,9 +258,7 @@ def refusal(error: type[DoveError], call: Any, *args: Any) -> str:
 
 def test_unknown_name() -> None:
     text = refusal(CheckpointError, perceptual_distance, "lpips-vgg16")
-    assert text.startswith(
-        "there is no perceptual distance 'lpips-vgg16', only lpips-vgg, mobilenet"
-    )
+    assert text.startswith("there is no perceptual distance 'lpips-vgg16', only lpips-vgg, mobilenet")
     assert text.endswith("did you mean 'lpips-vgg'?")
 
 
