@@ -1,4 +1,4 @@
-"""Where the backbones of perceptual distances come from, torchvision, and their weights: a file or a package."""
+"""Where the networks of perceptual distances come from, and their weights: torchvision; a file, a package."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def st_lpips(net: str, weights: str | Path | None = None) -> FeatureDistance:
     """
     name = f"{net}_shift_tolerant.pth"
     if weights is None:
-        remedy = f"pip install 'dove-ext[eval]', or give the path of {name} as weights"
+        remedy = f"pip install 'dove-ext[perceptual]', or give the path of {name} as weights"
         weights = package_file("stlpips_pytorch", f"weights/vST0.0/{name}", remedy)
     trunk = blurred_vgg16() if net == "vgg" else blurred_alexnet()
     tensors = read_tensors(weights, {r"net\.slice\d\.": "", **HEADS})

@@ -70,7 +70,11 @@ def test_without_weights_the_report_says_so(monkeypatch: pytest.MonkeyPatch) -> 
     ]
     monkeypatch.setattr(backbones, "perceptual_distance", missing)
     monkeypatch.setattr(backbones, "st_lpips", missing)
-    for name, weights in (("lpips-vgg", None), ("st-lpips", None), (None, "here.pth")):  # asked for: no silent way around
+    for name, weights in (
+        ("lpips-vgg", None),
+        ("st-lpips", None),
+        (None, "here.pth"),
+    ):  # asked for: no silent way around
         with pytest.raises(CheckpointError):
             backbones.load(name, weights, None, [])
 

@@ -57,8 +57,8 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch, net: str) -> None:
     monkeypatch.setattr("dove_ext.metrics.weights.find_spec", lambda _: None)
     text = refusal(CheckpointError, st_lpips, net)
     assert text.startswith(
-        "the package 'stlpips_pytorch' is not installed: pip install 'dove-ext[eval]', or give the path of "
-        f"{net}_"
+        "the package 'stlpips_pytorch' is not installed: pip install 'dove-ext[perceptual]', or give the "
+        f"path of {net}_"
     )
 
 
