@@ -8,7 +8,8 @@ from argparse import ArgumentParser, Namespace
 from dove_ext.cli.command import Command
 from dove_ext.cli.options import add_json_option, add_model_options, load_model, positive
 from dove_ext.cli.outputs import output_names, output_path
-from dove_ext.cli.pictures import printable, progress
+from dove_ext.cli.pictures import printable
+from dove_ext.progress import progress
 
 
 def run(args: Namespace) -> int:

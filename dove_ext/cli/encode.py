@@ -17,7 +17,8 @@ from dove_ext.cli.options import (
     load_model,
 )
 from dove_ext.cli.outputs import check_no_picture, output_path, picture_files
-from dove_ext.cli.pictures import Failures, find_pictures, printable, progress, read_batches
+from dove_ext.cli.pictures import Failures, find_pictures, printable, read_batches
+from dove_ext.progress import progress
 
 
 def run(args: Namespace) -> int:

@@ -10,6 +10,7 @@ from dove_ext.config import DEFAULT_MODEL
 from dove_ext.errors import DoveError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from dove_ext.models.dove import DoveModel
@@ -133,6 +134,23 @@ def length_arguments(args: Namespace) -> dict[str, Any]:
     return given
 
 
+def find_device(name: str) -> torch.device:
+    """The device that --device names.
+
+    Raises:
+        UsageError: if it is unknown.
+        DoveError: if it is not there.
+    """
+    from dove_ext.devices import find_device
+
+    try:
+        return find_device(name)
+    except ValueError as error:
+        raise UsageError(f"--{error}") from error
+    except DoveError as error:
+        raise DoveError(f"--{error}; use --device cpu") from error
+
+
 def load_model(args: Namespace) -> DoveModel:
     """The model that --model, --device and --dtype ask for.
 
@@ -144,21 +162,7 @@ def load_model(args: Namespace) -> DoveModel:
 
     import dove_ext
 
-    try:
-        device = torch.device(args.device)
-    except RuntimeError as error:
-        raise UsageError(f"--device {args.device!r} is unknown; use cpu, cuda or cuda:N") from error
-    if device.type not in ("cpu", "cuda", "mps"):
-        raise UsageError(f"--device {args.device!r} cannot run a model; use cpu, cuda or cuda:N")
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise DoveError(f"--device {args.device!r} is not there: torch sees no Apple GPU; use --device cpu")
-    if device.type == "cuda" and not (
-        torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()
-    ):
-        count = torch.cuda.device_count()
-        raise DoveError(
-            f"--device {args.device!r} is not there: torch sees {count} CUDA devices; use --device cpu"
-        )
+    device = find_device(args.device)
     if device.type == "cpu":
         dove_ext.keep_freed_memory()
     model: DoveModel = dove_ext.load_model(args.model, device=device, dtype=getattr(torch, args.dtype))

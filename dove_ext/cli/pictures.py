@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dove_ext.errors import DoveError, ImageError
 
@@ -99,10 +99,3 @@ def printable(text: str | Path) -> str:
     """A name for the terminal; one that holds control characters or undecodable bytes is escaped."""
     text = str(text)
     return text if text.isprintable() else repr(text)[1:-1]
-
-
-def progress(total: int, verb: str) -> Any:
-    """A progress bar over images on stderr, if that is a terminal."""
-    from tqdm import tqdm  # type: ignore[import-untyped]
-
-    return tqdm(total=total, desc=verb, unit="image", disable=None, leave=False, file=sys.stderr)

@@ -18,7 +18,8 @@ from dove_ext.cli.options import (
     load_model,
 )
 from dove_ext.cli.outputs import SUFFIX, output_names, output_path, picture_files
-from dove_ext.cli.pictures import Failures, find_pictures, printable, progress, read_batches
+from dove_ext.cli.pictures import Failures, find_pictures, printable, read_batches
+from dove_ext.progress import progress
 
 if TYPE_CHECKING:
     from dove_ext.images.index import ImageIndex
@@ -33,7 +34,7 @@ def run(args: Namespace) -> int:
     """Reconstruct, write pictures and sheets, report."""
     from dove_ext.atomic import check_no_input, make_writable_folder
     from dove_ext.images.files import save_image
-    from dove_ext.images.sheet import draw_sheet, psnr
+    from dove_ext.images.sheet import draw_sheet
 
     lengths = length_arguments(args)
     folder = make_writable_folder(args.output)
@@ -63,7 +64,7 @@ def run(args: Namespace) -> int:
                     "name": index.short_name(i),
                     "output": str(folder / names[i]),
                     "tokens": count,
-                    "psnr_db": round(psnr(row.original, image), 2),
+                    "psnr_db": round(row.decibel(image), 2),
                 }
             )
             rows.append(row)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from dove_ext import metrics
 from dove_ext.images.files import to_pil
+from dove_ext.metrics.pixel import psnr
 
 TILE = 256
 MARGIN = 32
@@ -43,11 +43,9 @@ class Row:
     fixed: Sequence[tuple[int, Tensor]]
     chosen: tuple[int, Tensor]
 
-
-def psnr(a: Tensor, b: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of two images in [0, 1]; infinite if they are equal."""
-    pair = [2 * image.double()[None] - 1 for image in (a, b)]
-    return float(metrics.psnr(pair[0], pair[1]))
+    def decibel(self, image: Tensor) -> float:
+        """PSNR of one of the reconstructions; infinite if it equals the original."""
+        return psnr(image[None].double(), self.original[None].double(), black=0).item()
 
 
 def draw_sheet(rows: Sequence[Row]) -> Image.Image:
@@ -77,7 +75,7 @@ def _draw_row(sheet: Image.Image, draw: ImageDraw.ImageDraw, row: Row, top: int)
     left += TILE + GROUP_GAP
     for count, image in row.fixed:
         sheet.paste(_tile(image), (left, top))
-        _caption(draw, left, top, _tokens(count), _decibel(row.original, image), INK)
+        _caption(draw, left, top, _tokens(count), _decibel(row, image), INK)
         left += TILE + GAP
     if row.fixed:
         left += GROUP_GAP - GAP
@@ -85,7 +83,7 @@ def _draw_row(sheet: Image.Image, draw: ImageDraw.ImageDraw, row: Row, top: int)
     box = (left - FRAME, top - FRAME, left + TILE + FRAME - 1, top + TILE + FRAME - 1)
     draw.rounded_rectangle(box, radius=FRAME, fill=ACCENT)
     sheet.paste(_tile(image), (left, top))
-    _caption(draw, left, top, f"{_tokens(count)}, chosen", _decibel(row.original, image), ACCENT)
+    _caption(draw, left, top, f"{_tokens(count)}, chosen", _decibel(row, image), ACCENT)
 
 
 def _caption(
@@ -117,8 +115,8 @@ def _tokens(count: int) -> str:
     return f"{count} token{'s' * (count != 1)}"
 
 
-def _decibel(original: Tensor, image: Tensor) -> str:
-    return f"{psnr(original, image):.1f} dB"
+def _decibel(row: Row, image: Tensor) -> str:
+    return f"{row.decibel(image):.1f} dB"
 
 
 def _font(size: int) -> _Font:

@@ -1,6 +1,18 @@
 """How far an image is from its original: in pixels, and as seen by a network."""
 
+from dove_ext.metrics.lengths import OWN, AtLength, at_lengths, own_lengths
 from dove_ext.metrics.perceptual import PERCEPTUAL_DISTANCES, perceptual_distance
-from dove_ext.metrics.pixel import laplacian_variance, psnr
+from dove_ext.metrics.pixel import PSNR_CEILING, laplacian_variance, mse, psnr
 
-__all__ = ["PERCEPTUAL_DISTANCES", "laplacian_variance", "perceptual_distance", "psnr"]
+__all__ = [
+    "OWN",
+    "PERCEPTUAL_DISTANCES",
+    "PSNR_CEILING",
+    "AtLength",
+    "at_lengths",
+    "laplacian_variance",
+    "mse",
+    "own_lengths",
+    "perceptual_distance",
+    "psnr",
+]

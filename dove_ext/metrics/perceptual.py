@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from difflib import get_close_matches
-from functools import partial
 from pathlib import Path
 
 from dove_ext.errors import CheckpointError
 from dove_ext.metrics.distance import FeatureDistance
-from dove_ext.metrics.lpips import lpips_vgg, st_lpips
+from dove_ext.metrics.lpips import lpips_vgg
 from dove_ext.metrics.mobilenet import MobileNetDistance
 
 _MAKERS: dict[str, Callable[[str | Path | None], FeatureDistance]] = {
     "lpips-vgg": lpips_vgg,
     "mobilenet": MobileNetDistance,
-    "st-lpips": partial(st_lpips, "alex"),
-    "st-lpips-vgg": partial(st_lpips, "vgg"),
 }
 
 PERCEPTUAL_DISTANCES = tuple(_MAKERS)
@@ -30,13 +27,13 @@ def perceptual_distance(name: str, weights: str | Path | None = None) -> Feature
 
     Args:
         name: "lpips-vgg": LPIPS 0.1, the usual one. "mobilenet": MobileNetV2 feature distance, the fastest;
-            it also has `features`. "st-lpips", "st-lpips-vgg": shift-tolerant LPIPS with an AlexNet or a VGG.
-        weights: the backbone's file, of torchvision for the first two and of stlpips-pytorch for the others;
-            None takes it from the installed package that has it, or, for lpips-vgg, downloads it.
+            it also has `features`.
+        weights: the backbone's file, of torchvision; None takes it from the installed package that has it,
+            or, for lpips-vgg, downloads it.
 
     Raises:
-        CheckpointError: if the name is unknown, a package is missing, the download fails, or the file is
-            not the one that is wanted.
+        CheckpointError: if the name is unknown, torchvision or a package is missing, the download fails, or
+            the file is not the one that is wanted.
     """
     maker = _MAKERS.get(name)
     if maker is None:

@@ -2,24 +2,45 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+PSNR_CEILING = 100.0  # dB; what equal images count as where there must be a mean
 
-def psnr(reconstruction: Tensor, pixels: Tensor) -> Tensor:
+
+def mse(reconstruction: Tensor, pixels: Tensor, *, black: float = -1.0) -> Tensor:
+    """Mean squared error of each image, on the scale 0..1.
+
+    Args:
+        reconstruction: [B, 3, H, W], clamped to `black`..1 first.
+        pixels: [B, 3, H, W] in `black`..1.
+        black: the darkest value: -1 of images as a model takes them, 0 of images as a user has them.
+
+    Returns:
+        Tensor: [B]; float64 if an input is, otherwise float32.
+    """
+    dtype = torch.promote_types(torch.promote_types(reconstruction.dtype, pixels.dtype), torch.float32)
+    difference = reconstruction.to(dtype).clamp(black, 1) - pixels.to(dtype)
+    return difference.div(1 - black).square().flatten(1).mean(1)
+
+
+def psnr(reconstruction: Tensor, pixels: Tensor, *, black: float = -1.0, ceiling: float = math.inf) -> Tensor:
     """Peak signal-to-noise ratio of each image.
 
     Args:
-        reconstruction: [B, 3, H, W], clamped to [-1, 1] first.
-        pixels: [B, 3, H, W] in [-1, 1].
+        reconstruction: as for `mse`.
+        pixels: likewise.
+        black: likewise.
+        ceiling: the most that is given, such as `PSNR_CEILING`, in dB.
 
     Returns:
-        Tensor: [B], in dB, infinite where both are equal; float64 if an input is, otherwise float32.
+        Tensor: [B], in dB, infinite where both are equal and there is no ceiling; float64 if an input is,
+        otherwise float32.
     """
-    dtype = torch.promote_types(torch.promote_types(reconstruction.dtype, pixels.dtype), torch.float32)
-    error = (reconstruction.to(dtype).clamp(-1, 1) - pixels.to(dtype)).div(2).square().flatten(1).mean(1)
-    return -10 * error.log10()
+    return (-10 * mse(reconstruction, pixels, black=black).log10()).clamp_max(ceiling)
 
 
 def laplacian_variance(pixels: Tensor) -> Tensor:

@@ -1,11 +1,14 @@
-"""Where the backbones of perceptual distances come from: a file, an installed package, or a download."""
+"""Where the networks of perceptual distances come from, and their weights: torchvision; a file, a package."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 
 import torch
@@ -13,6 +16,36 @@ from torch import Tensor, nn
 
 from dove_ext.checkpoints.read import read_foreign
 from dove_ext.errors import CheckpointError
+
+EXTRAS = "'dove-ext[eval]' (or 'dove-ext[train]')"  # that hold torchvision and lpips
+
+
+def torchvision_models() -> Any:
+    """The module `torchvision.models`, imported when a network of it is wanted and not before.
+
+    Raises:
+        CheckpointError: if torchvision is not installed, or was built for another torch.
+    """
+    try:
+        return import_module("torchvision.models")
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "torchvision":
+            raise
+        raise CheckpointError(f"torchvision is not installed: pip install {EXTRAS}") from error
+    except (ImportError, RuntimeError, OSError, AttributeError) as error:  # what another build fails with
+        reason = " ".join(str(error).split())
+        raise CheckpointError(
+            f"the installed torchvision {_version('torchvision')} does not load beside torch "
+            f"{torch.__version__} ({reason}): install both from one index, such as pip install "
+            "--force-reinstall torch torchvision --index-url https://download.pytorch.org/whl/cpu"
+        ) from error
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "of unknown version"
 
 
 def package_file(package: str, inside: str, remedy: str) -> Path:

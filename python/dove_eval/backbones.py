@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dove_eval.rows import weights_digest
+from dove_eval.settings import DISTANCES
+from dove_eval.shift_tolerant import st_lpips
 from dove_ext.errors import CheckpointError
 from dove_ext.metrics import perceptual_distance
 from dove_ext.metrics.distance import FeatureDistance
 from dove_ext.metrics.mobilenet import MobileNetDistance
 
-# What a perceptual distance truly is.
-NAMES = {
-    "mobilenet": "MobileNetV2 feature distance",
-    "lpips-vgg": "LPIPS (VGG16)",
-    "st-lpips": "ST-LPIPS (AlexNet)",
-    "st-lpips-vgg": "ST-LPIPS (VGG16)",
-}
+SHIFT_TOLERANT = {"st-lpips": "alex", "st-lpips-vgg": "vgg"}
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ class Features:
     protocol: str
 
 
-def inception(path: str) -> Features:
+def inception(path: str | Path) -> Features:
     """FID's InceptionV3 from a local file; see `dove_eval.inception`."""
     from dove_eval.inception import PROTOCOL, FidInception
 
@@ -66,12 +63,12 @@ def inception(path: str) -> Features:
 
 
 def load(
-    name: str | None, weights: str | None, inception_file: str | None, notes: list[str]
+    name: str | None, weights: str | Path | None, inception_file: str | Path | None, notes: list[str]
 ) -> tuple[Distance | None, Features | None]:
     """The perceptual distance and the features of the Frechet distance.
 
     Args:
-        name: of `dove_ext.metrics.perceptual_distance`; None: "mobilenet" if its weights are there.
+        name: of `DISTANCES`; None: "mobilenet" if its weights are there.
         weights: file of the perceptual distance's backbone; None: an installed package's.
         inception_file: FID's InceptionV3; None: the MobileNetV2 of the perceptual distance.
         notes: takes a sentence for each that cannot be had and was not asked for by name.
@@ -80,7 +77,9 @@ def load(
         CheckpointError: if what was asked for by name cannot be had.
     """
     network = mobilenet = None
-    if name is not None:
+    if name in SHIFT_TOLERANT:
+        network = st_lpips(SHIFT_TOLERANT[name], weights)
+    elif name is not None:
         network = perceptual_distance(name, weights)
     if isinstance(network, MobileNetDistance):
         mobilenet = network
@@ -99,7 +98,7 @@ def load(
     network = mobilenet if network is None else network
     distance = None
     if network is not None:
-        distance = Distance(NAMES[name or "mobilenet"], network, weights_digest(network))
+        distance = Distance(DISTANCES[name or "mobilenet"], network, weights_digest(network))
     if inception_file is not None:
         return distance, inception(inception_file)
     if mobilenet is None:

@@ -10,14 +10,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from dove_eval import COUNTS
 from dove_eval.datasets import ImageSet
-from dove_eval.features import Extracted, describe
+from dove_eval.features import Extracted, describe, score_all
 from dove_eval.heads import MLP, HeadSettings, Score
 from dove_eval.plots import Line, Point, axis, line_chart
 from dove_eval.report import Block, Plot, Section, Table
+from dove_eval.settings import COUNTS
 from dove_eval.systems import OWN
-from dove_ext.cli.pictures import progress
 
 KINDS = {"tokens": "", "states": "last layer at "}
 WHOLE = {"latents": "all positions", "thumbnail": "16 x 16 thumbnail"}
@@ -25,16 +24,8 @@ WHOLE = {"latents": "all positions", "thumbnail": "16 x 16 thumbnail"}
 
 def measure(extracted: Sequence[Extracted], settings: HeadSettings = MLP) -> dict[str, Any]:
     """Accuracy of every system: at each token count and own length for DOVE, once for the others (JSON)."""
-    jobs = [(e, column) for e in extracted for column in columns(e)]
-    series: dict[str, dict[str, Any]] = {}
-    with progress(len(jobs), "classify") as bar:
-        for e, column in jobs:
-            entry = series.setdefault(
-                e.system.key, {"system": e.system.key, "name": e.system.name, "points": {}}
-            )
-            entry["points"][column] = e.score(column, settings).to_json()
-            bar.update()
-    return {**describe(extracted[0]), "series": list(series.values()), "head": asdict(settings)}
+    series = score_all(extracted, columns, settings, "classify", "points")
+    return {**describe(extracted[0]), "series": series, "head": asdict(settings)}
 
 
 def columns(e: Extracted) -> list[str]:

@@ -1,41 +1,44 @@
-"""`dove eval VERB`: measure a model on your own images."""
+"""`dove eval MEASUREMENT`: the fields of `EvalSettings` as options, and what is printed of a report."""
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from typing import TYPE_CHECKING
+from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable
+from dataclasses import MISSING, Field, fields
+from pathlib import Path
+from typing import Any
 
-from dove_eval import COUNTS
+from dove_eval.settings import LABELS, MEASUREMENTS, EvalSettings, EvaluationError, option
 from dove_ext.cli.command import Command, UsageError
-from dove_ext.cli.options import add_json_option, add_model_options, describe_image_paths, positive
+from dove_ext.cli.options import (
+    add_json_option,
+    add_model_options,
+    describe_image_paths,
+    find_device,
+    positive,
+)
 from dove_ext.cli.pictures import Failures
 
-if TYPE_CHECKING:
-    from dove_eval.run import Evaluation
-
-VERBS = {
-    "reconstruction": "quality against token count, beside VQGAN, JPEG and WebP",
-    "lengths": "how many tokens images get, and what that follows",
-    "classify": "an MLP on frozen tokens, at several token counts",
-    "probe": "a linear layer on every hidden layer",
-    "segment": "hidden features as pictures",
-    "compare": "two models on the same images, paired",
-    "all": "everything that the data allows, as one report",
-}
-LABELS = ("classify", "probe")  # need classes
+BESIDE = (
+    "vqgan", "qdove", "null_query", "against", "counts", "perceptual", "perceptual_weights", "inception",
+    "codecs", "oracle", "layer",
+)  # fmt: skip
 
 
 def configure(parser: ArgumentParser) -> None:
     """Add a parser for each measurement."""
     verbs = parser.add_subparsers(metavar="MEASUREMENT", dest="measurement", required=True)
-    for verb, summary in VERBS.items():
+    for verb, summary in MEASUREMENTS.items():
         sub = verbs.add_parser(
             verb, help=summary, description=f"{summary[0].upper()}{summary[1:]}.",
             formatter_class=RawDescriptionHelpFormatter, epilog=f"example:\n  {_example(verb)}",
         )  # fmt: skip
         describe_image_paths(sub)
-        _add_data(sub, verb)
-        _add_systems(sub, verb)
+        add_model_options(sub)
+        group = sub.add_argument_group("beside it")
+        for item in fields(EvalSettings):
+            if verb in item.metadata.get("of", ()):
+                _add_option(group if item.name in BESIDE else sub, item, verb)
         add_json_option(sub)
         sub.add_argument(
             "--markdown", action="store_true", help="print the tables as Markdown on standard output"
@@ -50,92 +53,59 @@ def _example(verb: str) -> str:
     return f"dove eval {verb} --data photos/ -o report/"
 
 
-def _add_data(parser: ArgumentParser, verb: str) -> None:
-    kinds = "folders, tar shards, npz files, CIFAR's binary folders, torchvision:NAME:ROOT, picture files"
-    if verb not in LABELS:
-        parser.add_argument("--data", nargs="+", required=True, metavar="PATH", help=f"images: {kinds}")
-        parser.add_argument(
-            "--limit", type=positive, metavar="N", help="use N images, evenly spread over the set"
-        )
-    if verb in (*LABELS, "all"):
-        parser.add_argument(
-            "--labelled", nargs="+", required=verb != "all", metavar="PATH",
-            help="images with classes: a folder for each class, labels in the shards' JSON or in the npz",
-        )  # fmt: skip
-        parser.add_argument(
-            "--labelled-test", nargs="+", metavar="PATH",
-            help="test images with classes; without it, the split that the data names, or every fifth image",
-        )  # fmt: skip
-        parser.add_argument(
-            "--per-class", type=positive, metavar="N", help="use the first N images of each class and split"
-        )
-        parser.add_argument(
-            "--seeds",
-            type=positive,
-            default=3,
-            metavar="N",
-            help="heads trained from N seeds (default: %(default)s)",
-        )
+def _add_option(parser: Any, item: Field[Any], verb: str) -> None:
+    flags = ["-o", "--output"] if item.name == "output" else [option(item)]
+    text = item.metadata["help"]
+    if item.default is True:
+        parser.add_argument(*flags, dest=item.name, action="store_false", default=SUPPRESS, help=text)
+        return
+    many = isinstance(item.default, tuple)
+    if item.default not in (None, (), MISSING):
+        shown = " ".join(map(str, item.default)) if many else item.default
+        text += f" (default: {shown})"
     parser.add_argument(
-        "-o", "--output", required=True, metavar="DIR",
-        help="folder for report.html and report.json; rows/ in it lets an interrupted run go on",
-    )  # fmt: skip
-    parser.add_argument(
-        "--fit", choices=("crop", "squash", "pad"), default="crop",
-        help="how a picture becomes square (default: %(default)s)",
-    )  # fmt: skip
+        *flags,
+        dest=item.name,
+        nargs="+" if many else None,
+        default=SUPPRESS,
+        type=_kind(item),
+        required=item.name == "output" or verb in item.metadata["needed"],
+        choices=item.metadata["choices"] or None,
+        metavar=item.metadata["metavar"] or None,
+        help=text,
+    )
 
 
-def _add_systems(parser: ArgumentParser, verb: str) -> None:
-    add_model_options(parser)
-    group = parser.add_argument_group("beside it")
-    if verb != "compare":
-        group.add_argument(
-            "--vqgan",
-            metavar="FOLDER",
-            help="a VQGAN's folder as the fixed-length baseline (default: the model's own)",
-        )
-        group.add_argument("--qdove", metavar="NAME", help="a query-conditioned model")
-        group.add_argument(
-            "--null-query",
-            type=int,
-            nargs="+",
-            metavar="ID",
-            help='the ids of its query "null" (default: no query)',
-        )
-    if verb in ("compare", "all"):
-        group.add_argument(
-            "--against",
-            required=verb == "compare",
-            metavar="NAME",
-            help="a second model, compared pair by pair",
-        )
-    if verb in ("reconstruction", "compare", "all"):
-        group.add_argument(
-            "--counts", type=positive, nargs="+", default=list(COUNTS), metavar="N",
-            help=f"token counts (default: {' '.join(map(str, COUNTS))})",
-        )  # fmt: skip
-        group.add_argument(
-            "--perceptual", metavar="NAME", help="perceptual distance: mobilenet, lpips-vgg or st-lpips"
-        )
-        group.add_argument("--perceptual-weights", metavar="FILE", help="its local weights file")
-    if verb in ("reconstruction", "all"):
-        group.add_argument(
-            "--inception", metavar="FILE", help="FID's InceptionV3, pt_inception-2015-12-05-6726825d.pth"
-        )
-        group.add_argument(
-            "--no-codecs",
-            dest="codecs",
-            action="store_false",
-            help="leave JPEG and WebP out, which saves time",
-        )
-    if verb in ("segment", "all"):
-        group.add_argument(
-            "--layer",
-            type=positive,
-            metavar="L",
-            help="the generator's layer to show (default: the last but one)",
-        )
+def _kind(item: Field[Any]) -> Callable[[str], Any]:
+    """How an option's text is read."""
+    if "float" in str(item.type):
+        return _length
+    if "int" not in str(item.type):
+        return str
+    return int if item.name == "null_query" else positive
+
+
+def _length(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not value >= 1:
+        raise ArgumentTypeError(f"{text!r} is not a number of at least 1")
+    return value
+
+
+def settings_of(args: Namespace) -> EvalSettings:
+    """What the command line asks for.
+
+    Raises:
+        UsageError: if options contradict one another.
+    """
+    names = {item.name for item in fields(EvalSettings)}
+    try:
+        return EvalSettings(**{name: value for name, value in vars(args).items() if name in names})
+    except EvaluationError as error:
+        raise UsageError(str(error)) from error
 
 
 def run(args: Namespace) -> int:
@@ -144,18 +114,16 @@ def run(args: Namespace) -> int:
 
     from dove_ext.memory import keep_freed_memory, let_idle_threads_sleep
 
-    if getattr(args, "null_query", None) and not args.qdove:
-        raise UsageError("--null-query belongs to --qdove; give the model, too")
-    if getattr(args, "labelled_test", None) and not args.labelled:
-        raise UsageError("--labelled-test belongs to --labelled; give images to train on, too")
+    settings = settings_of(args)
     let_idle_threads_sleep()
+    find_device(settings.device)  # a wrong --device is a usage error
 
-    from dove_eval.run import Evaluation
+    from dove_eval import Evaluation
 
     keep_freed_memory()
-    evaluation: Evaluation = Evaluation(args)
+    evaluation = Evaluation(settings)
     report = evaluation.run()
-    page, numbers = evaluation.write(report)
+    report.write(settings.output)
     if args.json:
         print(json.dumps(report.json(), indent=2))
     elif args.markdown:
@@ -165,8 +133,10 @@ def run(args: Namespace) -> int:
             print(f"{section.title}: {section.finding}")
         for note in report.notes:
             print(f"Not measured: {note}")
-        print(f"The report is {page}, its numbers {numbers}.")
-    sets = [images for images in (evaluation.images, evaluation.labelled) if images is not None]
+        folder = Path(settings.output)
+        print(f"The report is {folder / 'report.html'}, its numbers {folder / 'report.json'}.")
+    found = evaluation.subjects
+    sets = [images for images in (found.images, found.labelled) if images is not None]
     # Both may hold the same picture, which is told once.
     failed = list(dict.fromkeys(item for images in sets for item in images.failed.items()))
     return Failures("eval", failed).report(sum(map(len, sets)) - len(failed))

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dove_eval import COUNTS
 from dove_eval.datasets import ImageSet
 from dove_eval.heads import HeadSettings, Score, train_and_test
 from dove_eval.rows import Rows, fill
+from dove_eval.settings import COUNTS
 from dove_eval.sources import TEST, TRAIN, DatasetError
 from dove_eval.systems import Dove, Pixels, Vqgan
 from dove_ext.images import Fit
+from dove_ext.progress import progress
 
 FeatureSystem = Dove | Vqgan | Pixels
 
@@ -99,6 +101,26 @@ def _require_enough(images: ImageSet, train_labels: np.ndarray, tests: int) -> N
             f"{images.source} can be read; a classifier needs training images of two classes and a test image"
             + ("" if first is None else f" (the first that cannot be read: {first})")
         )
+
+
+def score_all(
+    extracted: Sequence[Extracted],
+    columns: Callable[[Extracted], list[str]],
+    settings: HeadSettings,
+    verb: str,
+    points: str,
+) -> list[dict[str, Any]]:
+    """Accuracy of every system at each of its `columns` (JSON): an entry a system, scores under `points`."""
+    jobs = [(e, column) for e in extracted for column in columns(e)]
+    series: dict[str, dict[str, Any]] = {}
+    with progress(len(jobs), verb) as bar:
+        for e, column in jobs:
+            entry = series.setdefault(
+                e.system.key, {"system": e.system.key, "name": e.system.name, points: {}}
+            )
+            entry[points][column] = e.score(column, settings).to_json()
+            bar.update()
+    return list(series.values())
 
 
 def describe(extracted: Extracted) -> dict[str, int]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dove_ext.errors import CheckpointError
+from dove_ext.metrics.weights import torchvision_models
 
 PROTOCOL = (
     "FID: 8-bit images, TensorFlow-1 bilinear resize to 299 x 299, (x - 128) / 128, 2048 features of the "
@@ -40,19 +41,16 @@ class FidInception(nn.Module):
         """Load the weights.
 
         Raises:
-            CheckpointError: if torchvision is missing, or the file is not that of the original FID.
+            CheckpointError: if torchvision cannot be imported, or the file is not that of the original FID.
         """
         super().__init__()
-        try:
-            from torchvision.models import Inception3
-        except ImportError as error:
-            raise CheckpointError("FID's InceptionV3 needs torchvision; pip install torchvision") from error
+        models = torchvision_models()
         path = Path(path)
         if not path.is_file():
             raise CheckpointError(
                 f"{str(path)!r} is missing; give FID's weights, pt_inception-2015-12-05-6726825d.pth"
             )
-        net: Any = Inception3(num_classes=1008, aux_logits=False, init_weights=False)
+        net: Any = models.Inception3(num_classes=1008, aux_logits=False, init_weights=False)
         try:
             net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         except Exception as error:  # torch.load raises nearly anything on a foreign file

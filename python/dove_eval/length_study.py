@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from scipy import stats
 from torch import Tensor
 
-from dove_eval import quality
+from dove_eval import oracle, quality
 from dove_eval.bootstrap import LEVEL, Estimate, bootstrap, mean
 from dove_eval.datasets import ImageSet
 from dove_eval.plots import Line, Point, axis, histogram, line_chart, scatter
@@ -20,7 +21,7 @@ from dove_eval.rows import Rows, fill
 from dove_eval.systems import OWN, Dove
 from dove_ext.images import Fit
 from dove_ext.images.files import to_pil
-from dove_ext.metrics import laplacian_variance
+from dove_ext.metrics import laplacian_variance, mse
 
 COUNTS = (4, 8, 16, 32, 64, 96, 128, 192)  # and full length
 BINS = 32
@@ -41,7 +42,7 @@ def measure(images: ImageSet, model: Dove, output: Path, *, fit: Fit, batch_size
     def compute(_: list[int], pixels: Tensor) -> dict[str, Tensor]:
         row = {"complexity": laplacian_variance(pixels)}
         for r in model.reconstruct(pixels, counts):
-            row[f"mse-{r.point}"] = quality.mse(quality.as_shown(r.images), pixels)
+            row[f"mse-{r.point}"] = mse(quality.as_shown(r.images), pixels)
             if r.point == OWN:
                 row["length"] = r.tokens
         return row
@@ -68,7 +69,7 @@ def summarise(rows: Rows, model: Dove) -> dict[str, Any]:
         "histogram": {"counts": frequency.tolist(), "edges": edges.tolist()},
         "mse": {str(n): mean(rows.values(f"mse-{n}")).to_json() for n in [*counts_of(model), OWN]},
         "pearson": _correlate(lambda rows: correlation(*rows.T), pairs),
-        "spearman": _correlate(lambda rows: correlation(*(ranks(column) for column in rows.T)), pairs),
+        "spearman": _correlate(spearman, pairs),
     }
 
 
@@ -84,20 +85,19 @@ def _text(e: Estimate | None) -> str:
 
 def correlation(a: np.ndarray, b: np.ndarray) -> float:
     """Pearson's r of [n] and [n]; NaN where one does not vary."""
-    a, b = a - a.mean(), b - b.mean()
-    scale = np.sqrt(np.square(a).sum() * np.square(b).sum())
-    return float((a * b).sum() / scale) if scale > 0 else float("nan")
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return float(np.corrcoef(a, b)[0, 1])
 
 
-def ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 1, the mean rank for ties: their Pearson correlation is Spearman's."""
-    _, inverse, count = np.unique(values, return_inverse=True, return_counts=True)
-    first = np.concatenate([[0], count.cumsum()[:-1]])
-    return np.asarray((first + (count + 1) / 2)[inverse])
+def spearman(pairs: np.ndarray) -> float:
+    """Spearman's rho of the two columns of [n, 2]: Pearson's r of their ranks."""
+    return correlation(*stats.rankdata(pairs, axis=0).T)
 
 
-def show(images: ImageSet, rows: Rows, model: Dove, fit: Fit) -> Section:
-    """The report's section."""
+def show(
+    images: ImageSet, rows: Rows, model: Dove, fit: Fit, ceiling: Sequence[dict[str, Any]] = ()
+) -> Section:
+    """The report's section; `ceiling` is the summary of an oracle."""
     result = summarise(rows, model)
     length, complexity = rows.values("length"), rows.values("complexity")
     pearson, spearman = (
@@ -132,6 +132,7 @@ def show(images: ImageSet, rows: Rows, model: Dove, fit: Fit) -> Section:
         _loss_plot(result, model),
         _complexity_plot(length, complexity, names, pearson),
         table,
+        *([oracle.table(ceiling)] if ceiling else []),
         *contact_sheet(images, rows, model, fit),
     ]
     follows = (
@@ -152,6 +153,12 @@ def show(images: ImageSet, rows: Rows, model: Dove, fit: Fit) -> Section:
         "Loss: mean squared error of pixels in 0..1, rounded to 8 bits. The paper reports a Pearson "
         "correlation of 0.742 on COCO.",
     ]
+    if ceiling:
+        result["oracle"] = list(ceiling)
+        method.append(
+            "With full knowledge: of 1, 2, 4 and every eighth length, those that minimise the summed error "
+            "of all images at no more than the mean length that was asked for."
+        )
     tiles = [
         (f"{1 - share:.0%}", f"fewer tokens than {result['tokens']} an image"),
         (

@@ -7,12 +7,11 @@ from dataclasses import asdict
 from typing import Any
 
 from dove_eval.datasets import ImageSet
-from dove_eval.features import Extracted, describe
+from dove_eval.features import Extracted, describe, score_all
 from dove_eval.heads import LINEAR, HeadSettings, Score
 from dove_eval.plots import Bar, bars
 from dove_eval.report import Block, Plot, Section, Table
 from dove_eval.systems import Dove, Pixels, Vqgan
-from dove_ext.cli.pictures import progress
 
 # What stands for a system without a hidden layer to choose.
 FIXED = {"vqgan": "before-quantisation", "pixels": "thumbnail"}
@@ -30,18 +29,10 @@ def layers(e: Extracted) -> list[str]:
 
 def measure(extracted: Sequence[Extracted], settings: HeadSettings = LINEAR) -> dict[str, Any]:
     """Accuracy at every layer; chosen is the layer that does best on held-out training images (JSON)."""
-    jobs = [(e, column) for e in extracted for column in layers(e)]
-    series: dict[str, dict[str, Any]] = {}
-    with progress(len(jobs), "probe") as bar:
-        for e, column in jobs:
-            entry = series.setdefault(
-                e.system.key, {"system": e.system.key, "name": e.system.name, "layers": {}}
-            )
-            entry["layers"][column] = e.score(column, settings).to_json()
-            bar.update()
-    for entry in series.values():
+    series = score_all(extracted, layers, settings, "probe", "layers")
+    for entry in series:
         entry["chosen"] = max(entry["layers"], key=lambda name: entry["layers"][name]["held_out"])
-    return {**describe(extracted[0]), "series": list(series.values()), "head": asdict(settings)}
+    return {**describe(extracted[0]), "series": series, "head": asdict(settings)}
 
 
 def show(images: ImageSet, result: dict[str, Any], fit: str) -> Section:

@@ -1,12 +1,10 @@
-"""How close a reconstruction is: errors of pixels and structure, one value an image."""
+"""What the library does not measure: absolute errors and structure, one value an image."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-from dove_ext import metrics
 
 
 def as_shown(images: Tensor) -> Tensor:
@@ -17,11 +15,6 @@ def as_shown(images: Tensor) -> Tensor:
 def l1(a: Tensor, b: Tensor) -> Tensor:
     """Mean absolute error of images [B, 3, H, W] in [-1, 1], on the scale 0..1: [B]."""
     return (a.float() - b.float()).div(2).abs().flatten(1).mean(1)
-
-
-def mse(a: Tensor, b: Tensor) -> Tensor:
-    """Mean squared error of images [B, 3, H, W] in [-1, 1], on the scale 0..1: [B]."""
-    return (a.float() - b.float()).div(2).square().flatten(1).mean(1)
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
@@ -47,8 +40,3 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
         (mean_a.square() + mean_b.square() + c1) * (variance_a + variance_b + c2)
     )
     return similarity.flatten(1).mean(1)
-
-
-def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """PSNR in dB of images [B, 3, H, W] in [-1, 1], at most 100, so that there is a mean: [B]."""
-    return metrics.psnr(a, b).clamp_max(100)

@@ -11,14 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dove_eval import COUNTS, frechet, quality
+from dove_eval import frechet, quality
 from dove_eval.backbones import Distance, Features
 from dove_eval.bootstrap import mean
 from dove_eval.datasets import ImageSet
 from dove_eval.rows import Rows, fill
+from dove_eval.settings import COUNTS
 from dove_eval.systems import OWN, Codec, Dove, Reconstruction, Vqgan
 from dove_ext.images import Fit
 from dove_ext.images.files import to_pil
+from dove_ext.metrics import PSNR_CEILING, mse, psnr
 
 QUALITIES = (5, 10, 25, 50, 75, 90)  # of the plain rate table
 
@@ -92,10 +94,10 @@ def _judge(
     row = {
         "tokens": result.tokens,
         "bytes": result.bytes,
-        "psnr": quality.psnr(image, pixels),
+        "psnr": psnr(image, pixels, ceiling=PSNR_CEILING),
         "ssim": quality.ssim(image, pixels),
         "l1": quality.l1(image, pixels),
-        "mse": quality.mse(image, pixels),
+        "mse": mse(image, pixels),
     }
     if setup.distance is not None and original is not None:
         network = setup.distance.network
@@ -112,7 +114,7 @@ def _rate(codec: Codec, pixels: Tensor) -> dict[str, Tensor]:
         files = [codec.encode(picture, q) for picture in pictures]
         images = torch.stack([codec.decode(data) for data in files])
         row[f"rate-{codec.key}-{q}-bytes"] = torch.tensor([float(len(data)) for data in files])
-        row[f"rate-{codec.key}-{q}-psnr"] = quality.psnr(images, pixels)
+        row[f"rate-{codec.key}-{q}-psnr"] = psnr(images, pixels, ceiling=PSNR_CEILING)
     return row
 
 

@@ -18,6 +18,7 @@ from dove_eval.report import Block, Pictures, Plot, Section, Table
 from dove_eval.rows import Rows
 from dove_eval.systems import OWN, Codec, Dove
 from dove_ext.images.files import to_pil
+from dove_ext.metrics import PSNR_CEILING, psnr
 
 EXAMPLES = 5
 
@@ -154,7 +155,7 @@ def examples(images: ImageSet, size: int, setup: Setup, good: np.ndarray) -> Pic
         row = [(to_pil((pixels[b] + 1) / 2)[0], Path(images.items[index].name).name)]
         for r in results:
             shown = quality.as_shown(r.images[b : b + 1])
-            decibel = f"{float(quality.psnr(shown, pixels[b : b + 1])):.1f} dB"
+            decibel = f"{float(psnr(shown, pixels[b : b + 1], ceiling=PSNR_CEILING)):.1f} dB"
             text = f"{int(r.tokens[b])} tokens, {decibel}" if r.point == OWN else decibel
             row.append((to_pil((r.images[b] + 1) / 2)[0], text))
         grid.append(row)

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from dove_eval.datasets import ImageSet
 from dove_eval.sources import DatasetError
 from dove_ext.atomic import atomic_write, make_writable_folder
-from dove_ext.cli.pictures import progress
 from dove_ext.errors import OutputError
 from dove_ext.images import Fit
+from dove_ext.progress import progress
 
 Values = Mapping[str, Tensor]  # column -> [B] or [B, W]
 SAVE_SECONDS = 10.0  # the work that a killed process loses at most, besides its batch

@@ -36,13 +36,14 @@ def hidden_grid(model: Dove, pixels: Tensor, layer: int | None = None) -> Tensor
     return dove.generator.image_states(latents, layer).float()
 
 
+@torch.no_grad()
 def decoder_grid(model: Dove, pixels: Tensor) -> Tensor:
     """The token decoder's last layer at all tokens, whose slots are the grid: float32 [B, P, hidden]."""
     kept: list[Tensor] = []
     hook = model.model.token_decoder.stack.register_forward_hook(lambda _, __, output: kept.append(output))
     try:
         tokens, own = model.generate(pixels)
-        model.render(tokens, torch.full_like(own, tokens.shape[1]))
+        model.model.render(tokens, torch.full_like(own, tokens.shape[1]))
     finally:
         hook.remove()
     return kept[0].float()

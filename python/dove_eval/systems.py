@@ -20,10 +20,10 @@ from torch.nn import functional as F
 
 from dove_eval.rows import weights_digest
 from dove_ext.images.files import pil_to_tensor, to_pil
+from dove_ext.metrics import OWN, at_lengths, own_lengths
 from dove_ext.models.dove import DoveModel
 from dove_ext.models.vqgan import VQGAN
 
-OWN = "own"  # the point at which the model chooses the length itself
 BYTES_PER_VALUE = 2  # a token is kept as float16: D values of two bytes
 
 
@@ -79,20 +79,9 @@ class Dove:
         self.token_bytes = model.config.token_width * BYTES_PER_VALUE
         self.cost = f"{self.token_bytes} ({model.config.token_width} float16 values)"
 
-    @torch.no_grad()
     def generate(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """All tokens [B, K, D] and the model's own lengths int32 [B]."""
-        pixels = pixels.to(self.model.device, self.model.dtype)
-        query = self.query
-        if query is not None:
-            query = query.to(pixels.device).expand(len(pixels), *query.shape)
-        generated = self.model.generate(self.model.condition(pixels, query))
-        return generated.tokens, self.model.generator.lengths(generated.hidden)
-
-    @torch.no_grad()
-    def render(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Images float32 [B, 3, S, S] clamped to [-1, 1]."""
-        return self.model.render(tokens, lengths).float().clamp(-1, 1).contiguous().cpu()
+        return own_lengths(self.model, pixels, self.query)
 
     def counts(self, counts: Sequence[int]) -> list[int]:
         """Those of `counts` that this model can give."""
@@ -100,11 +89,8 @@ class Dove:
 
     def reconstruct(self, pixels: Tensor, counts: Sequence[int]) -> Iterator[Reconstruction]:
         """Every count, then the model's own length."""
-        tokens, own = self.generate(pixels)
-        for n in self.counts(counts):
-            lengths = torch.full_like(own, n)
-            yield Reconstruction(str(n), self.render(tokens, lengths), lengths, lengths * self.token_bytes)
-        yield Reconstruction(OWN, self.render(tokens, own), own, own * self.token_bytes)
+        for at in at_lengths(self.model, pixels, counts, self.query):
+            yield Reconstruction(at.point, at.images.cpu(), at.lengths, at.lengths * self.token_bytes)
 
     @torch.no_grad()
     def features(self, pixels: Tensor, counts: Sequence[int]) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from dove_ext import DoveConfig, DoveModel, StackConfig, VQGANConfig
 from dove_ext.cli import main
 from dove_ext.cli.outputs import output_names
 from dove_ext.images import read_image
-from dove_ext.images.sheet import CAPTION, GAP, GROUP_GAP, MARGIN, ROW_GAP, TILE, Row, draw_sheet, psnr
+from dove_ext.images.sheet import CAPTION, GAP, GROUP_GAP, MARGIN, ROW_GAP, TILE, Row, draw_sheet
 from dove_ext.tokens import DoveTokens
 from tests.cli.stand_in import SIZE, SLOTS, PatchModel
 
@@ -433,9 +433,11 @@ def test_sheet_shows_each_image_in_its_place() -> None:
     assert (np.asarray(sheet)[:, :8] == 255).all() and (np.asarray(sheet)[-4:] == 255).all(), "margins"
 
 
-def test_psnr() -> None:
-    assert psnr(torch.zeros(3, 2, 2), torch.full((3, 2, 2), 0.1)) == pytest.approx(20)
-    assert psnr(torch.zeros(3, 2, 2), torch.zeros(3, 2, 2)) == float("inf")
+def test_decibels_of_a_row() -> None:
+    black = torch.zeros(3, 2, 2)
+    row = Row("black", black, [], (1, black))
+    assert row.decibel(torch.full((3, 2, 2), 0.1)) == pytest.approx(20)
+    assert row.decibel(black) == float("inf")
 
 
 # --- The real model ---------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dove_eval import backbones
+from dove_eval.settings import DISTANCES
 from dove_ext.errors import CheckpointError
 
 
@@ -68,7 +69,12 @@ def test_without_weights_the_report_says_so(monkeypatch: pytest.MonkeyPatch) -> 
         "Perceptual distance and Frechet distance: the package is not installed: pip install it."
     ]
     monkeypatch.setattr(backbones, "perceptual_distance", missing)
-    for name, weights in (("lpips-vgg", None), (None, "here.pth")):  # asked for: no silent way around
+    monkeypatch.setattr(backbones, "st_lpips", missing)
+    for name, weights in (
+        ("lpips-vgg", None),
+        ("st-lpips", None),
+        (None, "here.pth"),
+    ):  # asked for: no silent way around
         with pytest.raises(CheckpointError):
             backbones.load(name, weights, None, [])
 
@@ -76,4 +82,4 @@ def test_without_weights_the_report_says_so(monkeypatch: pytest.MonkeyPatch) -> 
 def test_every_distance_has_a_name() -> None:
     from dove_ext.metrics import PERCEPTUAL_DISTANCES
 
-    assert set(PERCEPTUAL_DISTANCES) == set(backbones.NAMES)
+    assert {*PERCEPTUAL_DISTANCES, *backbones.SHIFT_TOLERANT} == set(DISTANCES)

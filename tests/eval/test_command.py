@@ -15,6 +15,7 @@ from PIL import Image
 
 from dove_eval import heads
 from dove_ext.cli import main
+from dove_ext.metrics import psnr
 from tests.models.micro import micro, photos, stop_at_share
 
 VOID = {"meta", "img", "input", "br", "link"}
@@ -128,8 +129,8 @@ def test_the_numbers(report: Path, place: Path) -> None:
     tokens = model.encode(pixels)
     assert results["lengths"]["length"]["value"] == pytest.approx(tokens.lengths.double().mean().item())
     images = (model.decode(tokens) * 255).round() / 255
-    psnr = -10 * (images - pixels).square().flatten(1).mean(1).log10()
-    assert series["dove"][-1]["psnr"]["value"] == pytest.approx(psnr.mean().item(), abs=2e-3)
+    quality = psnr(images, pixels, black=0)
+    assert series["dove"][-1]["psnr"]["value"] == pytest.approx(quality.mean().item(), abs=2e-3)
     probe = {s["system"]: s for s in results["probe"]["series"]}
     assert (results["probe"]["train"], results["probe"]["test"]) == (20, 4)
     assert set(probe) == {"dove", "vqgan", "pixels"} and probe["dove"]["chosen"] in probe["dove"]["layers"]

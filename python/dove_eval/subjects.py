@@ -1,0 +1,158 @@
+"""What an evaluation looks at: its images, its models, and the networks that judge, all found beforehand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dove_eval import backbones
+from dove_eval.backbones import Distance, Features
+from dove_eval.datasets import ImageSet, find_images, with_test_set
+from dove_eval.settings import QUALITY, EvalSettings
+from dove_eval.systems import Dove, Vqgan
+from dove_ext.api import load_model
+from dove_ext.devices import find_device
+from dove_ext.errors import DoveError
+from dove_ext.models.dove import DoveModel
+from dove_ext.models.vqgan import VQGAN
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """What settings name.
+
+    Attributes:
+        images: of `data`, or None.
+        labelled: of `labelled`, each with a label and a split, or None.
+        dove: the model in question.
+        qdove: a query-conditioned model, or None.
+        against: a second model, or None.
+        vqgan: the fixed-length baseline, but for `compare`.
+        counts: token counts that the model can give.
+        distance: the perceptual distance, or None.
+        features: what a Frechet distance compares, or None.
+        notes: a sentence for each thing that cannot be had and was not asked for by name.
+    """
+
+    images: ImageSet | None
+    labelled: ImageSet | None
+    dove: Dove
+    qdove: Dove | None
+    against: Dove | None
+    vqgan: Vqgan | None
+    counts: tuple[int, ...]
+    distance: Distance | None
+    features: Features | None
+    notes: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        """Side of the images that all models take."""
+        return self.dove.model.config.image_size
+
+
+def find_subjects(settings: EvalSettings) -> Subjects:
+    """Find data, models and judges; nothing is measured.
+
+    Raises:
+        DoveError: naming what cannot be found or does not fit together.
+    """
+    notes: list[str] = []
+    images = find_images(settings.data).limit(settings.limit) if settings.data else None
+    labelled = _labelled(settings)
+    if labelled is None and settings.measurement == "all":  # albums are folders, too: classes are not guessed
+        notes.append("Classification and linear probe: give images with classes by --labelled.")
+    loading = {"device": find_device(settings.device), "dtype": getattr(torch, settings.dtype)}
+    dove = Dove(load_model(str(settings.model), **loading))
+    qdove = against = vqgan = None
+    if settings.qdove is not None:
+        qdove = _second("qdove", str(settings.qdove), "qdove", settings, dove, loading)
+    if settings.against is not None:
+        against = _second("against", str(settings.against), "other", settings, dove, loading)
+    if settings.measurement != "compare":  # named after the model, whose name is known by now
+        vqgan = _vqgan(settings, dove, loading)
+    _check_layer(settings, dove, qdove)
+    distance = features = None
+    if settings.measurement in QUALITY:
+        distance, features = backbones.load(
+            settings.perceptual, settings.perceptual_weights, settings.inception, notes
+        )
+    counts = _counts(settings, dove)
+    return Subjects(images, labelled, dove, qdove, against, vqgan, counts, distance, features, tuple(notes))
+
+
+def _labelled(settings: EvalSettings) -> ImageSet | None:
+    if not settings.labelled:
+        return None
+    images = find_images(settings.labelled)
+    if settings.labelled_test:
+        images = with_test_set(images, find_images(settings.labelled_test))
+    return images.labelled().limit_per_class(settings.per_class)
+
+
+def _second(
+    option: str, name: str, key: str, settings: EvalSettings, dove: Dove, loading: dict[str, Any]
+) -> Dove:
+    model = DoveModel.from_pretrained(name, **loading)
+    size = dove.model.config.image_size
+    if model.config.image_size != size:
+        raise DoveError(
+            f"--{option} {name!r} takes images of {model.config.image_size} pixels, {dove.name} of {size}; "
+            "only models of one size stand side by side"
+        )
+    query = torch.tensor(settings.null_query) if key == "qdove" and settings.null_query else None
+    words = model.config.query_vocab_size
+    if query is not None and not query.max() < words:
+        raise DoveError(
+            f"--null-query {' '.join(map(str, query.tolist()))} does not fit {name!r}, which "
+            + (f"takes ids from 0 to {words - 1}" if words else "takes no ids of words; leave it out")
+        )
+    second = Dove(model, key, query)
+    if second.name == dove.name:  # two trainings of one preset
+        dove.name, second.name = _apart(str(settings.model), name)
+    return second
+
+
+def _vqgan(settings: EvalSettings, dove: Dove, loading: dict[str, Any]) -> Vqgan:
+    size = dove.model.config.image_size
+    if settings.vqgan is not None:
+        return Vqgan(
+            VQGAN.from_pretrained(settings.vqgan, **loading), size, _folder_name(str(settings.vqgan))
+        )
+    own = dove.model.vqgan
+    quantised = "" if own.quantize is not None else ", not quantised"
+    return Vqgan(own, size, f"{dove.name}'s VQGAN{quantised}")
+
+
+def _check_layer(settings: EvalSettings, *systems: Dove | None) -> None:
+    for system in systems:
+        layers = 0 if system is None else len(system.model.generator.stack.layers)
+        if system is not None and settings.layer is not None and settings.layer > layers:
+            raise DoveError(
+                f"--layer {settings.layer} is above the {layers} layers of {system.name}'s generator"
+            )
+
+
+def _counts(settings: EvalSettings, dove: Dove) -> tuple[int, ...]:
+    counts = tuple(sorted(set(dove.counts(settings.counts))))
+    if not counts and settings.measurement in QUALITY:
+        raise DoveError(
+            f"--counts {' '.join(map(str, settings.counts))} are all above the "
+            f"{dove.model.config.num_tokens} tokens of {dove.name}"
+        )
+    return counts
+
+
+def _apart(first: str, second: str) -> tuple[str, str]:
+    """Two model names or folders as people would call them, different ones."""
+    short = _folder_name(first), _folder_name(second)
+    return short if short[0] != short[1] else (first, second)
+
+
+def _folder_name(path: str) -> str:
+    """What people call a model's folder: training calls each one `model`, inside a folder that has a name."""
+    folder = Path(path).resolve()
+    return folder.parent.name if folder.name == "model" else folder.name
