@@ -103,7 +103,7 @@ class Settings:
     max_unreadable: int = _setting(100, "unreadable images that are skipped; one more ends the run")
     # --- L_rec (Eq. 2) ---
     mse_weight: float = _setting(1.0, "weight of the mean squared error (pixels in [-1, 1])")
-    perceptual: str = _setting("", "distance: lpips-vgg, mobilenet, st-lpips, st-lpips-vgg (empty: none)")
+    perceptual: str = _setting("", "distance: lpips-vgg or mobilenet (empty: none)")
     perceptual_weight: float = _setting(0.1, "weight of the perceptual distance")
     perceptual_weights: str = _setting("", "file with its backbone (empty: from its package, or downloaded)")
     alignment_weights: str = _setting(
