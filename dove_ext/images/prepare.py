@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from dove_ext.errors import ImageError
+from dove_ext.fork import lead_threads
 from dove_ext.images.files import pil_to_tensor, read_image
 
 ImageLike: TypeAlias = Union[Tensor, "npt.NDArray[np.generic]", Image.Image, str, "os.PathLike[str]"]
@@ -63,6 +64,7 @@ def prepare_images(images: Images, size: int, *, fit: Fit = "crop") -> Tensor:
         raise ImageError(f"fit must be one of {', '.join(map(repr, get_args(Fit)))}, got {fit!r}")
     if size < 1:
         raise ImageError(f"size must be at least 1 pixel, got {size}")
+    lead_threads()
     if not isinstance(images, list | tuple):
         name = _describe(images)
         return _fit(_to_batch(images, name), size, fit, name)

@@ -12,6 +12,7 @@ from torch import Tensor
 from dove_ext import ops
 from dove_ext.config import DoveConfig, preset
 from dove_ext.errors import CheckpointError, TokensError
+from dove_ext.fork import lead_threads
 from dove_ext.images import prepare_images
 from dove_ext.models.generator import Condition, Generator, TokenDecoder
 from dove_ext.models.graphs import Encode, EncodeGraphs
@@ -44,6 +45,10 @@ class DoveModel(Pretrained):
         >>> model = DoveModel.from_pretrained("dove-tiny")
         >>> tokens = model.encode(["photo.jpg"])
         >>> images = model.decode(tokens)
+
+    Processes that are forked after a model was built or used on several threads cannot use several themselves
+    (PyTorch's own threads do not survive it) and are told so: start them by "spawn" or "forkserver", or call
+    `torch.set_num_threads(1)` in them, as the workers of a `DataLoader` do.
     """
 
     config_class: ClassVar[type[DoveConfig]] = DoveConfig
@@ -189,6 +194,8 @@ class DoveModel(Pretrained):
             ValueError: if length controls contradict one another or are out of range, or `cuda_graph` is
                 asked for where there is no CUDA.
             ImageError: if an input is not an image or not in range.
+            RuntimeError: on several threads in a process that was forked after this model, or any of this
+                package, had used several: it would wait for ever (`dove_ext.fork`).
         """
         rule = LengthRule(num_tokens, max_tokens, eos_threshold, token_budget)
         batch_size, block_size = operator.index(batch_size), operator.index(block_size)
@@ -301,6 +308,7 @@ class DoveModel(Pretrained):
             raise TypeError(f"decode takes DoveTokens, as encode returns them, got {type(tokens).__name__}")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        lead_threads()
         tokens.require(self.config.token_width, self.config.num_tokens, self.config.name)
         images = []
         for start in range(0, len(tokens), batch_size):

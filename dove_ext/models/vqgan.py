@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from dove_ext import ops
 from dove_ext.config import VQGANConfig
+from dove_ext.fork import lead_threads
 from dove_ext.models.packed import Packed, wants_packed
 from dove_ext.models.precision import full_precision
 from dove_ext.models.pretrained import Pretrained
@@ -302,6 +303,7 @@ class VQGAN(Pretrained):
     config: VQGANConfig
 
     def __init__(self, config: VQGANConfig) -> None:
+        lead_threads()  # draw the first weights
         super().__init__()
         self.config = config
         width = config.latent_channels
