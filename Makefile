@@ -39,13 +39,13 @@ format: $(VENV)/.dev  ## rewrite the sources as lint wants them
 	$(BIN)/clang-format -i $(CXX_SOURCES)
 
 bench: $(VENV)/.runtime  ## measure the kernels and the models on this machine (some minutes)
-	$(BIN)/python -m benchmarks.attention
-	$(BIN)/python -m benchmarks.eos
-	$(BIN)/python -m benchmarks.group_norm
-	$(BIN)/python -m benchmarks.group_norm --backward
-	$(BIN)/python -m benchmarks.conv
+	$(BIN)/python -m benchmarks.ops.attention
+	$(BIN)/python -m benchmarks.ops.eos
+	$(BIN)/python -m benchmarks.ops.group_norm
+	$(BIN)/python -m benchmarks.ops.group_norm --backward
+	$(BIN)/python -m benchmarks.ops.conv
 	$(BIN)/dove bench --quick
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.training
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.ops.training
 
 clean:  ## remove what the build and the tests leave
 	rm -rf $(VENV) build dist out *.egg-info dove_ext/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

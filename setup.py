@@ -12,6 +12,7 @@ from pathlib import Path
 import pybind11
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 
@@ -45,4 +46,17 @@ class CMakeBuild(build_ext):
         subprocess.run(["cmake", "--build", str(build), "--target", "_C", "--parallel", jobs], check=True)
 
 
-setup(ext_modules=[Extension("dove_ext._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
+class ClonePackages(build_py):
+    """An editable install, which is one of a clone, finds `benchmarks` too; a wheel does not carry it."""
+
+    def run(self) -> None:
+        """Build the packages of pyproject.toml, or link those of the clone."""
+        if self.editable_mode:
+            self.distribution.packages.append("benchmarks")
+        super().run()
+
+
+setup(
+    ext_modules=[Extension("dove_ext._C", sources=[])],
+    cmdclass={"build_ext": CMakeBuild, "build_py": ClonePackages},
+)

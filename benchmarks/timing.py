@@ -1,4 +1,4 @@
-"""What every benchmark here shares: interleaved pairs, their statistics, the machine, and the record.
+"""Timing of candidates in turns, and its statistics.
 
 Two candidates are never timed one after the other but in turns, and what is reported is the median of the
 ratios of neighbouring runs: a load that comes and goes on the machine then strikes both alike.
@@ -6,19 +6,10 @@ ratios of neighbouring runs: a load that comes and goes on the machine then stri
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any
-
-import torch
 
 
 def quantile(values: Sequence[float], share: float) -> float:
@@ -96,90 +87,3 @@ def compare(times: Mapping[str, Sequence[float]], ours: str) -> dict[str, Any]:
             if name != ours
         },
     }
-
-
-def machine() -> dict[str, Any]:
-    """Processor, threads, and the versions that decide a timing."""
-    import dove_ext
-
-    model = platform.processor()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [
-            line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line
-        ]
-        model = names[0] if names else model
-    return {
-        "processor": model,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "isa": dove_ext.info()["backends"]["cpu"]["isa"],
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "dove_ext": dove_ext.info()["version"],
-    }
-
-
-def commit() -> str:
-    """The checked-out commit, with "+changes" if the working tree differs; "unknown" outside a checkout."""
-    here = Path(__file__).parent
-    try:
-        head = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=True
-        ).stdout.strip()
-        changed = subprocess.run(
-            ["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True, check=True
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return head + ("+changes" if changed else "")
-
-
-def print_row(label: str, result: Mapping[str, Any]) -> None:
-    """One line: the median time of each candidate, then each speed-up with its 20-80% range."""
-    times = "  ".join(f"{name} {1e-3 * s['median']:9.3f} ms" for name, s in result["time_us"].items())
-    ratios = "  ".join(
-        f"x{name} {s['median']:6.2f} ({s['q20']:.2f}-{s['q80']:.2f})" for name, s in result["speedup"].items()
-    )
-    print(f"{label:38s} {times}   {ratios}", flush=True)
-
-
-def arguments(description: str, *, seconds: float) -> argparse.ArgumentParser:
-    """The options that every benchmark takes: --json, --seconds, --threads."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--json", type=Path, metavar="PATH", help="also write the record to PATH")
-    parser.add_argument("--seconds", type=float, default=seconds, help="per row (default %(default)s)")
-    parser.add_argument("--threads", type=int, help="threads for both sides (default: torch's own choice)")
-    return parser
-
-
-def _options(record: Path) -> list[str]:
-    return [record.name if argument == str(record) else argument for argument in sys.argv[1:]]
-
-
-def write_record(
-    path: Path,
-    benchmark: str,
-    rows: Sequence[Mapping[str, Any]],
-    facts: Mapping[str, Any] | None = None,
-) -> None:
-    """Write command, commit, machine and rows as JSON; the file appears whole or not at all.
-
-    Args:
-        path: of the record.
-        benchmark: name of the module below `benchmarks`.
-        rows: what was measured.
-        facts: further facts about the machine.
-    """
-    record = {
-        "benchmark": benchmark,
-        # Without the machine's own paths: the module, and the options as given but for where the record goes.
-        "command": ["python", "-m", f"benchmarks.{benchmark}", *_options(path)],
-        "commit": commit(),
-        "utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "machine": {**machine(), **(facts or {})},
-        "rows": list(rows),
-    }
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(record, indent=1) + "\n")
-    part.replace(path)

@@ -1,1 +1,1 @@
-"""What is measured on a GPU, and against whom; `benchmarks/gpu.sh` runs all of it."""
+"""Kernels and whole models on a GPU, against PyTorch and others; `benchmarks/gpu/run.sh` runs all of it."""

@@ -18,6 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from dove_ext import ops
 
+from ..record import Record, numbers
 from . import device
 
 HEADS, DIM, PREFIX = 8, 64, 256
@@ -25,8 +26,8 @@ Triple = tuple[Tensor, Tensor, Tensor]
 
 
 def inputs(batch: int, length: int, dtype: torch.dtype, seed: int) -> Triple:
-    generator = torch.Generator("cuda").manual_seed(seed)
-    packed = torch.randn(batch, length, HEADS, 3 * DIM, generator=generator, device="cuda").to(dtype)
+    generator = torch.Generator(device.name).manual_seed(seed)
+    packed = torch.randn(batch, length, HEADS, 3 * DIM, generator=generator, device=device.name).to(dtype)
     q, k, v = packed.chunk(3, -1)
     return q, k, v
 
@@ -79,8 +80,8 @@ def flex(length: int, prefix: int) -> Callable[[Triple], Tensor]:
         if not made:
             from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-            mask = create_block_mask(sees, None, None, length, length, device="cuda")
-            made.extend([torch.compile(flex_attention), mask])
+            mask = create_block_mask(sees, None, None, length, length, device=device.name)
+            made.extend([device.compiled(flex_attention), mask])
         compiled, mask = made
         q, k, v = (t.transpose(1, 2) for t in tensors)
         return compiled(q, k, v, block_mask=mask).transpose(1, 2)
@@ -111,53 +112,46 @@ def check(calls: dict[str, Callable[[Triple], Tensor]], tensors: Triple) -> None
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = device.arguments(__doc__ or "").parse_args(arguments)
-    device.require_gpu()
-    lengths = (512, 576) if options.quick else (256, 288, 384, 512, 576, 640, 832)
-    batches = (8,) if options.quick else (1, 8, 64, 256)
-    dtypes = ("bf16",) if options.quick else ("bf16", "fp16")
-    rows = []
-    for dtype in dtypes:
+    parser = device.arguments(__doc__ or "")
+    parser.add_argument("--lengths", type=numbers, metavar="N[,N...]", help="only these numbers of positions")
+    options = parser.parse_args(arguments)
+    record = device.begin(options, "attention", arguments)
+    few = (PREFIX + 32,) if options.dry_run else (512, 576)
+    lengths = options.lengths or (few if options.quick else (256, 288, 384, 512, 576, 640, 832))
+    for dtype in ("bf16",) if options.quick else ("bf16", "fp16"):
         for prefix in (PREFIX, 0):
             for length in lengths:
-                for batch in batches:
-                    size = batch * length * HEADS * DIM * 2
-                    sets = device.sets_of(
-                        lambda seed, b=batch, n=length, t=dtype: inputs(b, n, device.DTYPES[t], seed),
-                        4 * size,
-                    )
-                    calls: dict[str, Callable[[Triple], Tensor]] = {
-                        "ours": lambda t, p=prefix: ops.attention(*t, prefix=p),
-                        "sdpa flash": two_calls(prefix, SDPBackend.FLASH_ATTENTION),
-                        "sdpa cudnn": two_calls(prefix, SDPBackend.CUDNN_ATTENTION),
-                        "flex": flex(length, prefix),
-                        "flash-attn": flash_attn(prefix),
-                    }
-                    check(calls, sets[0])
-                    flops = 4.0 * DIM * HEADS * batch * visible_pairs(length, prefix)
-                    for backward in (False, True):
-                        runs: dict[str, device.Call] = {
-                            name: with_backward(call, sets) if backward else lambda i, c=call, s=sets: c(s[i])
-                            for name, call in calls.items()
-                        }
-                        result = device.measure(
-                            runs, sets=len(sets), seconds=options.seconds, kind=dtype,
-                            bytes_moved=(12 if backward else 4) * size,
-                            flops=(3.5 if backward else 1) * flops,
-                        )  # fmt: skip
-                        what = "forward and backward" if backward else "forward"
-                        device.print_row(f"{what}, B={batch}, N={length}, prefix {prefix}, {dtype}", result)
-                        rows.append(
-                            {
-                                "pass": what,
-                                "batch": batch,
-                                "positions": length,
-                                "prefix": prefix,
-                                "dtype": dtype,
-                                **result,
-                            }
-                        )
-    return device.finish(options, "attention", rows)
+                for batch in device.batches(options, 1, 8, 64, 256):
+                    rows(record, options.seconds, batch, length, prefix, dtype)
+    return 0
+
+
+def rows(record: Record, seconds: float, batch: int, length: int, prefix: int, dtype: str) -> None:
+    """Forward, and forward with backward."""
+    size = batch * length * HEADS * DIM * 2
+    sets = device.sets_of(lambda seed: inputs(batch, length, device.DTYPES[dtype], seed), 4 * size)
+    device.new_row()
+    calls: dict[str, Callable[[Triple], Tensor]] = {
+        "ours": lambda t: ops.attention(*t, prefix=prefix),
+        "sdpa flash": two_calls(prefix, SDPBackend.FLASH_ATTENTION),
+        "sdpa cudnn": two_calls(prefix, SDPBackend.CUDNN_ATTENTION),
+        "flex": flex(length, prefix),
+        "flash-attn": flash_attn(prefix),
+    }
+    check(calls, sets[0])
+    flops = 4.0 * DIM * HEADS * batch * visible_pairs(length, prefix)
+    for backward in (False, True):
+        runs: dict[str, device.Call] = {
+            who: with_backward(call, sets) if backward else lambda i, c=call: c(sets[i])
+            for who, call in calls.items()
+        }
+        result = device.measure(
+            runs, sets=len(sets), seconds=seconds, kind=dtype, bytes_moved=(12 if backward else 4) * size,
+            flops=(3.5 if backward else 1) * flops,
+        )  # fmt: skip
+        what = "forward and backward" if backward else "forward"
+        setting = {"pass": what, "batch": batch, "positions": length, "prefix": prefix, "dtype": dtype}
+        record.add(f"{what}, B={batch}, N={length}, prefix {prefix}, {dtype}", setting, result)
 
 
 if __name__ == "__main__":

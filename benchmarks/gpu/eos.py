@@ -1,8 +1,8 @@
 """EOS detection and p_eos against matmul + arg-max and softmax: `python -m benchmarks.gpu.eos [--json PATH]`.
 
-The inputs are the realistic setting of `benchmarks.eos`: a few hundred rows win nearly always, one position
-of each image is planted for EOS. The peer makes all logits, eager and under torch.compile. The floor is ours:
-the witness rows at all positions and one pass over the vocabulary.
+The inputs are the realistic setting of `benchmarks.ops.eos`: a few hundred rows win nearly always, one
+position of each image is planted for EOS. The baseline makes all logits, eager and under torch.compile. The
+floor is ours: the witness rows at all positions and one pass over the vocabulary.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from torch.nn.functional import linear
 
 from dove_ext import ops
 
-from ..eos import POSITIONS, VOCABULARY, WIDTH, clusters, matmul_argmax, two_words
+from ..ops.eos import POSITIONS, VOCABULARY, WIDTH, clusters, matmul_argmax, two_words
+from ..record import Record
 from . import device
 
 Inputs = dict[str, Any]
 
 
 def to_device(inputs: Inputs) -> Inputs:
-    return {name: t.cuda() if isinstance(t, Tensor) else t for name, t in inputs.items()}
+    return {name: t.to(device.name) if isinstance(t, Tensor) else t for name, t in inputs.items()}
 
 
 def softmax_entry(hidden: Tensor, weight: Tensor, bias: Tensor | None = None, **_: Any) -> Tensor:
@@ -31,12 +32,13 @@ def softmax_entry(hidden: Tensor, weight: Tensor, bias: Tensor | None = None, **
     return logits.float().softmax(-1)[..., 0]
 
 
-def scan_row(options: Any, setting: str, batch: int, dtype: str, inputs: Inputs) -> dict[str, Any]:
+def scan_row(record: Record, seconds: float, setting: str, batch: int, dtype: str, inputs: Inputs) -> None:
     hidden, weight = inputs["hidden"], inputs["weight"]
     positions, width = hidden.shape[1:]
     words = weight.shape[0]
     # One set: the weights alone (51 MB) are as large as the L2 cache.
-    compiled = torch.compile(matmul_argmax)
+    device.new_row()
+    compiled = device.compiled(matmul_argmax)
     calls: dict[str, device.Call] = {
         "ours": lambda _: ops.eos_scan(**inputs),
         "matmul + arg-max": lambda _: matmul_argmax(**inputs),
@@ -46,17 +48,19 @@ def scan_row(options: Any, setting: str, batch: int, dtype: str, inputs: Inputs)
     survivors = batch if words > 2 else 0
     tried = inputs["witness"].numel() if "witness" in inputs else words
     result = device.measure(
-        calls, sets=1, seconds=options.seconds, kind=dtype,
+        calls, sets=1, seconds=seconds, kind=dtype,
         bytes_moved=element * width * (batch * positions + words),
         flops=2.0 * width * (batch * positions * (1 + tried) + survivors * words),
     )  # fmt: skip
-    device.print_row(f"eos_scan, {setting}, B={batch}, {dtype}", result)
-    return {"what": "eos_scan", "setting": setting, "batch": batch, "dtype": dtype, **result}
+    row = {"what": "eos_scan", "setting": setting, "batch": batch, "dtype": dtype}
+    record.add(f"eos_scan, {setting}, B={batch}, {dtype}", row, result)
 
 
-def probability_row(options: Any, batch: int, dtype: str, inputs: Inputs, backward: bool) -> dict[str, Any]:
+def probability_row(
+    record: Record, seconds: float, batch: int, dtype: str, inputs: Inputs, backward: bool
+) -> None:
     hidden, weight = (inputs[name].detach().requires_grad_(backward) for name in ("hidden", "weight"))
-    grad = torch.randn(hidden.shape[:2], device="cuda")
+    grad = torch.randn(hidden.shape[:2], device=device.name)
 
     def run(function: Any) -> device.Call:
         def call(_: int) -> Any:
@@ -65,7 +69,8 @@ def probability_row(options: Any, batch: int, dtype: str, inputs: Inputs, backwa
 
         return call
 
-    compiled = torch.compile(softmax_entry)
+    device.new_row()
+    compiled = device.compiled(softmax_entry)
     calls = {
         "ours": run(ops.eos_probability),
         "softmax": run(softmax_entry),
@@ -74,34 +79,34 @@ def probability_row(options: Any, batch: int, dtype: str, inputs: Inputs, backwa
     products = 5 if backward else 1  # logits; with gradients: logits again for each, and two products
     element = hidden.element_size()
     result = device.measure(
-        calls, sets=1, seconds=options.seconds, kind=dtype,
+        calls, sets=1, seconds=seconds, kind=dtype,
         bytes_moved=element * (2 if backward else 1) * (hidden.numel() + weight.numel()),
         flops=2.0 * products * hidden.shape[0] * hidden.shape[1] * weight.numel(),
     )  # fmt: skip
     what = "p_eos, forward and backward" if backward else "p_eos"
-    device.print_row(f"{what}, B={batch}, {dtype}", result)
-    return {"what": what, "batch": batch, "dtype": dtype, **result}
+    record.add(f"{what}, B={batch}, {dtype}", {"what": what, "batch": batch, "dtype": dtype}, result)
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = device.arguments(__doc__ or "").parse_args(arguments)
-    device.require_gpu()
-    rows = []
+    record = device.begin(options, "eos", arguments)
     print(f"vocabulary {VOCABULARY}, {POSITIONS} positions, width {WIDTH}")
     for dtype in ("bf16",) if options.quick else ("bf16", "fp16"):
-        for batch in (8,) if options.quick else (1, 8, 64, 256):
+        for batch in device.batches(options, 1, 8, 64, 256):
             kind = device.DTYPES[dtype]
             inputs = to_device(clusters(batch, kind, witness=True))
-            rows.append(scan_row(options, "clusters", batch, dtype, inputs))
-            without = {name: t for name, t in inputs.items() if name != "witness"}
-            rows.append(scan_row(options, "clusters, no witness", batch, dtype, without))
-            rows.append(
-                scan_row(options, "two words", batch, dtype, to_device(two_words(batch, kind, POSITIONS)))
-            )
-            rows.append(probability_row(options, batch, dtype, without, backward=False))
+            without = {key: t for key, t in inputs.items() if key != "witness"}
+            words = to_device(two_words(batch, kind, POSITIONS))
+            for setting, chosen in (
+                ("clusters", inputs),
+                ("clusters, no witness", without),
+                ("two words", words),
+            ):
+                scan_row(record, options.seconds, setting, batch, dtype, chosen)
+            probability_row(record, options.seconds, batch, dtype, without, backward=False)
             if batch <= 64:  # the peer's logits and their gradient: 6 GB each at 64 images
-                rows.append(probability_row(options, batch, dtype, without, backward=True))
-    return device.finish(options, "eos", rows)
+                probability_row(record, options.seconds, batch, dtype, without, backward=True)
+    return 0
 
 
 if __name__ == "__main__":

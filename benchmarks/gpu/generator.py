@@ -16,7 +16,9 @@ from torch import Tensor
 
 from dove_ext import DoveConfig, DoveModel
 
-from ..build import pictures
+from .. import timing
+from ..record import Record
+from ..tokenizers.build import pictures
 from . import device
 
 
@@ -54,10 +56,10 @@ def generator_flops(config: DoveConfig, batch: int, head: int) -> float:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = device.arguments((__doc__ or "").splitlines()[0]).parse_args(arguments)
-    device.require_gpu()
-    config, rows = DoveConfig(), []
-    model = DoveModel(config).to("cuda", torch.bfloat16).eval()
+    options = device.arguments(__doc__ or "").parse_args(arguments)
+    record = device.begin(options, "generator", arguments)
+    config = DoveConfig()
+    model = DoveModel(config).to(device.name, torch.bfloat16).eval()
     weight_bytes = 2 * sum(p.numel() for p in model.generator.parameters())
 
     def ours(latents: Tensor) -> Tensor:
@@ -68,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     with torch.no_grad():
         try:
-            peer = neox(config).to("cuda", torch.bfloat16)
+            peer = neox(config).to(device.name, torch.bfloat16)
         except ImportError:
             peer = None
 
@@ -80,9 +82,9 @@ def main(arguments: list[str] | None = None) -> int:
             hidden = peer.gpt_neox(inputs_embeds=torch.cat([x, times], 1)).last_hidden_state
             return peer.embed_out(hidden[:, -config.num_tokens :]).argmax(-1)
 
-        for batch in (8,) if options.quick else (1, 8, 64, 256):
+        for batch in device.batches(options, 1, 8, 64, 256):
             width = config.vqgan.latent_channels
-            latents = torch.randn(batch, config.num_tokens, width, device="cuda", dtype=torch.bfloat16)
+            latents = torch.randn(batch, config.num_tokens, width, device=device.name, dtype=torch.bfloat16)
             for what, function, head in (
                 ("generator, eos_scan", ours, model.generator.witness.numel()),
                 ("generator, p_eos", whole_head, config.vocab_size),
@@ -95,31 +97,26 @@ def main(arguments: list[str] | None = None) -> int:
                     sets=1, seconds=options.seconds, kind="bf16", bytes_moved=weight_bytes,
                     flops=generator_flops(config, batch, head),
                 )  # fmt: skip
-                device.print_row(f"{what}, B={batch}", result)
-                rows.append({"what": what, "batch": batch, "dtype": "bf16", **result})
-        rows += encodes(options, model)
-    return device.finish(options, "generator", rows)
+                record.add(f"{what}, B={batch}", {"what": what, "batch": batch, "dtype": "bf16"}, result)
+        encodes(record, options, model)
+    return 0
 
 
-def encodes(options: Any, model: DoveModel) -> list[dict[str, Any]]:
+def encodes(record: Record, options: Any, model: DoveModel) -> None:
     """Whole encodes on a host clock, since they end with a copy of the lengths to the host."""
-    from .. import timing
-
-    rows = []
-    for batch in (8,) if options.quick else (1, 8, 64):
+    for batch in device.batches(options, 1, 8, 64):
         pixels = pictures(batch)
 
         def encode(cuda_graph: bool, p: Tensor = pixels, n: int = batch) -> None:
-            model.encode(p, batch_size=n, cuda_graph=cuda_graph)
-            torch.cuda.synchronize()
+            model.encode(p, batch_size=n, cuda_graph=cuda_graph and device.name == "cuda")
+            device.synchronize()
 
         times = timing.interleave(
-            {"graph": lambda e=encode: e(True), "blocks": lambda e=encode: e(False)}, seconds=options.seconds
-        )
-        result = timing.compare(times, "graph")
-        timing.print_row(f"encode, B={batch}", result)
-        rows.append({"what": "encode", "batch": batch, "dtype": "bf16", **result})
-    return rows
+            {"graph": lambda e=encode: e(True), "blocks": lambda e=encode: e(False)},
+            seconds=options.seconds, min_rounds=1 if options.dry_run else 5,
+        )  # fmt: skip
+        setting = {"what": "encode", "batch": batch, "dtype": "bf16"}
+        record.add(f"encode, B={batch}", setting, timing.compare(times, "graph"))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dove_ext import ops
 
-from ..group_norm import SHAPES, eager
+from ..ops.group_norm import SHAPES, eager
 from . import device
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -23,14 +23,14 @@ Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
 
 def inputs(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Inputs:
     """x, residual, weight, bias."""
-    generator = torch.Generator("cuda").manual_seed(seed)
+    generator = torch.Generator(device.name).manual_seed(seed)
     x, residual = (
-        torch.randn(shape, generator=generator, device="cuda")
+        torch.randn(shape, generator=generator, device=device.name)
         .to(dtype)
         .contiguous(memory_format=torch.channels_last)
         for _ in range(2)
     )
-    weight, bias = (torch.rand(shape[1], generator=generator, device="cuda").to(dtype) for _ in range(2))
+    weight, bias = (torch.rand(shape[1], generator=generator, device=device.name).to(dtype) for _ in range(2))
     return x, residual, weight, bias
 
 
@@ -50,36 +50,34 @@ def run(function: Any, sets: list[Inputs], residual: bool, backward: bool) -> de
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = device.arguments((__doc__ or "").splitlines()[0]).parse_args(arguments)
-    device.require_gpu()
-    rows = []
+    options = device.arguments(__doc__ or "").parse_args(arguments)
+    record = device.begin(options, "group_norm", arguments)
     for channels, height, width in SHAPES[2:] if options.quick else SHAPES:
-        for batch in (8,) if options.quick else (1, 8, 64):
+        for batch in device.batches(options, 1, 8, 64):
             for dtype in ("bf16",) if options.quick else ("bf16", "fp16", "fp32"):
                 kind, shape = device.DTYPES[dtype], (batch, channels, height, width)
                 size = batch * channels * height * width * torch.tensor([], dtype=kind).element_size()
                 sets = device.sets_of(lambda seed, s=shape, t=kind: inputs(s, t, seed), 4 * size)
-                compiled = torch.compile(eager)
-                functions = {
-                    "ours": lambda x, w, b, r: ops.group_norm(x, w, b, residual=r),
-                    "eager": eager,
-                    "compiled": lambda x, w, b, r, c=compiled: c(x, w, b, r),
-                }
                 for residual in (False, True):
                     for backward in (False, True):
+                        device.new_row()
+                        functions = {
+                            "ours": lambda x, w, b, r: ops.group_norm(x, w, b, residual=r),
+                            "eager": eager,
+                            "compiled": device.compiled(eager),
+                        }
                         moved = (4 if residual else 2) * size
                         if backward:  # x, the gradients that arrive, the one that leaves
                             moved += (4 if residual else 3) * size
                         result = device.measure(
-                            {n: run(f, sets, residual, backward) for n, f in functions.items()},
+                            {who: run(f, sets, residual, backward) for who, f in functions.items()},
                             sets=len(sets), seconds=options.seconds, bytes_moved=moved, flops=0, kind=dtype,
                         )  # fmt: skip
-                        what = ("add, norm, SiLU" if residual else "norm, SiLU") + (
-                            ", with gradients" if backward else ""
-                        )
-                        device.print_row(f"{what}, {list(shape)}, {dtype}", result)
-                        rows.append({"what": what, "shape": list(shape), "dtype": dtype, **result})
-    return device.finish(options, "group_norm", rows)
+                        what = "add, norm, SiLU" if residual else "norm, SiLU"
+                        what += ", with gradients" if backward else ""
+                        setting = {"what": what, "shape": list(shape), "dtype": dtype}
+                        record.add(f"{what}, {list(shape)}, {dtype}", setting, result)
+    return 0
 
 
 if __name__ == "__main__":

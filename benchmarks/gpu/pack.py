@@ -16,21 +16,19 @@ POSITIONS, WIDTH = 256, 512
 
 def inputs(batch: int, dtype: torch.dtype, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Padded tokens, lengths about half of K, cu_seqlens, and the indices of the kept rows."""
-    generator = torch.Generator("cuda").manual_seed(seed)
-    tokens = torch.randn(batch, POSITIONS, WIDTH, generator=generator, device="cuda").to(dtype)
-    lengths = (
-        torch.randint(1, POSITIONS + 1, (batch,), generator=torch.Generator().manual_seed(7)).int().cuda()
-    )
-    keep = torch.arange(POSITIONS, device="cuda") < lengths[:, None]
+    generator = torch.Generator(device.name).manual_seed(seed)
+    tokens = torch.randn(batch, POSITIONS, WIDTH, generator=generator, device=device.name).to(dtype)
+    drawn = torch.randint(1, POSITIONS + 1, (batch,), generator=torch.Generator().manual_seed(7))
+    lengths = drawn.int().to(device.name)
+    keep = torch.arange(POSITIONS, device=device.name) < lengths[:, None]
     return tokens, lengths, ops.lengths_to_cu_seqlens(lengths), keep.flatten().nonzero()[:, 0]
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = device.arguments(__doc__ or "").parse_args(arguments)
-    device.require_gpu()
-    rows = []
+    record = device.begin(options, "pack", arguments)
     for dtype in ("bf16",) if options.quick else ("bf16", "fp32"):
-        for batch in (8,) if options.quick else (1, 8, 64, 256):
+        for batch in device.batches(options, 1, 8, 64, 256):
             kind = device.DTYPES[dtype]
             size = batch * POSITIONS * WIDTH * torch.tensor([], dtype=kind).element_size()
             sets = device.sets_of(lambda seed, b=batch, t=kind: inputs(b, t, seed), 2 * size)
@@ -58,7 +56,9 @@ def main(arguments: list[str] | None = None) -> int:
                     {
                         "ours": lambda i, s=sets: ops.zero_tail(s[i][0], s[i][1]),
                         "where": lambda i, s=sets: torch.where(
-                            (torch.arange(POSITIONS, device="cuda") < s[i][1][:, None])[..., None], s[i][0], 0
+                            (torch.arange(POSITIONS, device=device.name) < s[i][1][:, None])[..., None],
+                            s[i][0],
+                            0,
                         ),
                     },
                     kept + size,
@@ -68,9 +68,9 @@ def main(arguments: list[str] | None = None) -> int:
                 result = device.measure(
                     calls, sets=len(sets), seconds=options.seconds, bytes_moved=moved, flops=0, kind=dtype
                 )
-                device.print_row(f"{what}, B={batch}, {dtype}", result)
-                rows.append({"what": what, "batch": batch, "dtype": dtype, **result})
-    return device.finish(options, "pack", rows)
+                setting = {"what": what, "batch": batch, "dtype": dtype}
+                record.add(f"{what}, B={batch}, {dtype}", setting, result)
+    return 0
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 
 from dove_ext.cli.command import (
+    CLONE_ENTRY_POINTS,
     ENTRY_POINTS,
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -71,7 +72,8 @@ def _run(arguments: list[str], program: str) -> int:
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    verbs = {entry.name: entry for entry in sorted(entry_points(group=ENTRY_POINTS), key=lambda e: e.name)}
+    entries = (*entry_points(group=CLONE_ENTRY_POINTS), *entry_points(group=ENTRY_POINTS))
+    verbs = {entry.name: entry for entry in sorted(entries, key=lambda e: e.name)}
     parser = argparse.ArgumentParser(
         prog="dove",
         description="Turn images into as many visual tokens as they deserve, and back.",
@@ -91,6 +93,13 @@ def _add_verb(
     try:
         command: Command = entry.load()
     except Exception as error:
+        if entry.group == CLONE_ENTRY_POINTS and _is_absent(entry.module, error):
+            if listing:
+                return
+            raise DoveError(
+                "runs in a clone of the repository only: git clone it, then "
+                f"pip install -e '.[{entry.name}]' there"
+            ) from error
         reason = f"the verb {entry.name!r} cannot be loaded from {entry.value} ({error})"
         if not listing:
             raise DoveError(f"{reason}; reinstall the package that brings it") from error
@@ -106,6 +115,12 @@ def _add_verb(
     )
     command.configure(parser)
     parser.set_defaults(run=command.run)
+
+
+def _is_absent(module: str, error: Exception) -> bool:
+    """Whether the module or a package around it is not there, rather than broken."""
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    return missing is not None and f"{module}.".startswith(f"{missing}.")
 
 
 def _version() -> str:

@@ -7,6 +7,9 @@ A package brings its own verb by naming a `Command` in the entry-point group `do
 
 Importing that module must be quick, since `dove --help` does it for every verb: import torch and the like
 inside `run`.
+
+Verbs of the group `dove.commands.clone` lie in folders that a wheel does not carry: an editable install has
+them, elsewhere `dove` says what to do.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from dataclasses import dataclass
 from dove_ext.errors import DoveError
 
 ENTRY_POINTS = "dove.commands"
+CLONE_ENTRY_POINTS = "dove.commands.clone"
 
 EXIT_OK = 0
 EXIT_FAILED = 1  # an input or output could not be used; the others were

@@ -19,7 +19,8 @@ def full_precision(function: Callable[..., Tensor], *args: Any) -> Tensor:
     is a plain call.
     """
     kind = next(a.device.type for a in args if isinstance(a, Tensor))
-    if not torch.is_autocast_enabled(kind):
+    # Devices that know no autocast, such as meta, raise when asked whether it is on.
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
         return function(*args)
     with torch.autocast(kind, enabled=False):
         floats = (a.float() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args)

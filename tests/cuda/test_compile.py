@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.resources import ARCHITECTURES, ROOT, Kernel, kernels_of, nvcc
+from benchmarks.ops.resources import ARCHITECTURES, ROOT, Kernel, kernels_of, nvcc
 
 SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
 

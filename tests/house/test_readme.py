@@ -1,9 +1,16 @@
-"""What the README shows runs as it stands: its Python, top to bottom, and its commands."""
+"""What the README shows runs as it stands: its Python, top to bottom, and all of its commands.
+
+Commands that take minutes run in their smallest form, `SMALLEST`. What installs is checked, not run.
+"""
 
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +19,37 @@ import torch
 
 from dove_ext.cli import main
 
+if sys.version_info >= (3, 11):
+    import tomllib
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+PROGRAMS = ("dove", "make", "python", "pip", "pytest", "source")
+
+SMALLEST = {
+    "bench": ["--quick", "--only", "dove-tiny"],
+    "eval": [
+        "reconstruction", "--data", "examples/photos", "-o", "report", "--limit", "2", "--counts", "16",
+        "--no-codecs",
+    ],
+    "train": ["--data", "examples/photos", "--validation", "examples/photos", "--steps", "2"],
+}  # fmt: skip
+"""Options of a verb in place of (train: behind) the README's own."""
+
+
+def commands(text: str) -> list[list[str]]:
+    """The commands of indented and bash blocks, and those within a line that begin like one."""
+    blocks = re.findall(r"```(?:bash|sh|console)\n(.*?)```", text, flags=re.DOTALL)
+    plain = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    lines += re.findall(r"^ {4}(\S.*)$", plain, flags=re.MULTILINE)
+    lines += re.findall(rf"`((?:{'|'.join(PROGRAMS)}) [^`]+)`", plain.replace("\n", " "))
+    found = [shlex.split(line, comments=True) for line in lines]
+    return [list(command) for command in dict.fromkeys(tuple(c) for c in found if c)]
+
+
+COMMANDS = commands(README)
+OF_DOVE = [command[1:] for command in COMMANDS if command[0] == "dove"]
 
 
 @pytest.fixture(autouse=True)
@@ -21,6 +57,7 @@ def beside_the_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     for folder in ("examples", "recipes"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("dove_ext.memory.keep_freed_memory", lambda: None)  # outlives the test
 
 
 def test_python_blocks_run_one_after_the_other(tmp_path: Path) -> None:
@@ -39,14 +76,80 @@ def test_python_blocks_run_one_after_the_other(tmp_path: Path) -> None:
     assert names["dove_ext"].encode(names["photos"]).lengths.tolist() == [first, second]
 
 
+def test_how_commands_are_found() -> None:
+    text = "Do `make demo` or `make\ndemo`, not `tokens` or `dove_ext`:\n\n    dove info   # hello\n\n"
+    text += "```bash\ndove encode \\\n  a b  # c\n```\n```python\nx = 1\n    y = 2\n```\n"
+    assert commands(text) == [["dove", "encode", "a", "b"], ["dove", "info"], ["make", "demo"]]
+
+
+def test_no_command_is_of_an_unknown_kind() -> None:
+    assert {command[0] for command in COMMANDS} <= {*PROGRAMS} | {"OMP_WAIT_POLICY=PASSIVE"}
+    verbs = {command[0] for command in OF_DOVE}
+    assert verbs >= {"encode", "decode", "reconstruct", "info", "models", "train", "bench", "eval"}
+
+
 @pytest.mark.usefixtures("mobilenet_package")
-def test_commands_succeed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    commands = re.findall(r"^    dove (.*?)(?:  +#.*)?$", README, flags=re.MULTILINE)
-    assert [c.split()[0] for c in commands] == ["encode", "decode", "reconstruct", "info", "models", "train"]
-    for command in commands:
-        assert main(shlex.split(command)) == 0, capsys.readouterr().err
+def test_verbs_succeed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ran = set()
+    for verb, *options in OF_DOVE:
+        recipe = [option for option in options if option.endswith(".yaml")][:1]
+        if verb == "train" and recipe:
+            own = [] if "--data" in options else options[1:]
+            options = [*recipe, *own, *SMALLEST["train"], "-o", f"out/{Path(recipe[0]).stem}"]
+        elif not options and verb not in ("info", "models", "bench", "eval"):
+            options = ["--help"]  # named in passing
+        elif verb in SMALLEST:
+            options = SMALLEST[verb]
+        if (verb, *options) not in ran:
+            assert main([verb, *options]) == 0, capsys.readouterr().err
+        ran.add((verb, *options))
     assert len(list((tmp_path / "out" / "pictures").glob("*.png"))) == 5
     assert (tmp_path / "out" / "sheet" / "sheet-01.dove.png").exists()
+
+
+def test_modules_succeed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    modules = {command[2] for command in COMMANDS if command[:2] == ["python", "-m"]}
+    for module in modules:
+        # Tables are printed; what measures for minutes runs in its own tests and answers here.
+        monkeypatch.setattr(sys, "argv", [module, *([] if module == "benchmarks.table" else ["--help"])])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_module(module, run_name="__main__")
+        assert not ended.value.code
+        assert capsys.readouterr().out
+
+
+def test_make_demo_draws_the_picture(tmp_path: Path) -> None:
+    """With the environment of the tests in place of one that it would make."""
+    if shutil.which("make") is None:
+        pytest.skip("no make here")
+    for name in ("Makefile", "pyproject.toml", "setup.py", "CMakeLists.txt", "csrc"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    code = f"#!{sys.executable}\nimport sys\nfrom dove_ext.cli import main\nsys.exit(main())\n"
+    (tmp_path / ".venv" / "bin" / "dove").write_text(code)
+    (tmp_path / ".venv" / "bin" / "dove").chmod(0o755)
+    (tmp_path / ".venv" / ".runtime").touch()
+    done = subprocess.run(["make", "demo"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "out" / "demo").glob("*.png"))
+
+
+def test_targets_of_make_exist() -> None:
+    targets = {command[1] for command in COMMANDS if command[0] == "make"}
+    assert targets >= {"demo", "test", "bench"}
+    for target in targets:
+        done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0 and done.stdout, done.stderr
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib")
+def test_extras_exist() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    words = [word for command in COMMANDS if command[0] == "pip" for word in command]
+    named = [found[1] for word in words if (found := re.fullmatch(r"[\w.-]+\[([\w,]+)\]", word))]
+    assert named
+    for extras in named:
+        assert {*extras.split(",")} <= project["optional-dependencies"].keys(), extras
 
 
 def test_files_it_links_to_exist() -> None:

@@ -10,14 +10,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dove_eval.report import Table
 from dove_ext.atomic import atomic_write, make_writable_folder
 from dove_ext.errors import DoveError
 
+from ..table import Table, with_range
+from ..timing import spread
 from . import plots
 from .bars import DEFAULT, Figures, Spread, evaluate
 from .build import EAGER, RELEASED
-from .timing import spread
 
 Row = dict[str, Any]
 FIELDS = {"group": str, "system": str, "way": str, "stage": str, "batch": int, "size": int}
@@ -97,12 +97,8 @@ def flat(record: Row) -> list[Row]:
     return lines
 
 
-def _range(figure: Spread | None, digits: int = 2) -> str:
-    if figure is None:
-        return "not measured"
-    text = f"{figure['median']:.{digits}f}"
-    low, high = (f"{figure[key]:.{digits}f}" for key in ("q20", "q80"))
-    return text if low == high else f"{text} ({low}-{high})"
+def _range(figure: Spread | None) -> str:
+    return "not measured" if figure is None else with_range(figure)
 
 
 def _milliseconds(row: Row | None) -> str:

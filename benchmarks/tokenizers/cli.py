@@ -12,13 +12,7 @@ from dove_ext.cli.command import EXIT_OK, Command, UsageError
 from dove_ext.cli.options import add_json_option, positive
 from dove_ext.errors import DoveError
 
-HERE = Path(__file__).resolve().parent
-
-
-def results_folder() -> Path:
-    """benchmarks/results of a checkout; ./dove-bench for an installed package."""
-    checkout = HERE.name == "benchmarks" and (HERE.parent / "pyproject.toml").exists()
-    return HERE / "results" if checkout else Path("dove-bench")
+RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 
 def configure(parser: ArgumentParser) -> None:
@@ -39,8 +33,11 @@ def configure(parser: ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "-o", "--output", metavar="FOLDER",
-        help="where bench.json, bench.csv, bench.md and the plots go (default: benchmarks/results in a "
-        "checkout, else ./dove-bench)",
+        help="where bench.json, bench.csv, bench.md and the plots go (default: benchmarks/results)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="NAME",
+        help="measure only systems whose name starts so, as in --only dove-tiny; may be repeated",
     )  # fmt: skip
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
     parser.add_argument("--threads", type=positive, metavar="N", help="threads of all systems alike")
@@ -62,7 +59,7 @@ def _weights(text: str) -> tuple[str, str]:
 
 def run(args: Namespace) -> int:
     """Measure or read, then print and write."""
-    output = Path(args.output) if args.output else results_folder()
+    output = Path(args.output) if args.output else RESULTS
     if args.report is not None:
         _show(args, _read(Path(args.report) if args.report else output / "bench.json"), output)
         return EXIT_OK
@@ -88,8 +85,11 @@ def _measure(args: Namespace, output: Path) -> tuple[dict[str, Any], Any]:
         import torch
 
         torch.set_num_threads(args.threads)
-    from . import build, measure
+    from . import build, measure, systems
 
+    if not systems.plan(not args.full, args.only):
+        names = dict.fromkeys(s.name for s in systems.SYSTEMS if args.full or s.quick)
+        raise UsageError(f"--only {', '.join(args.only)}: of such a name there is none in {', '.join(names)}")
     build.WEIGHTS.update(args.weights)
 
     start = time.monotonic()
@@ -100,9 +100,10 @@ def _measure(args: Namespace, output: Path) -> tuple[dict[str, Any], Any]:
     mode = "--full" if args.full else "--quick"
     threads = ["--threads", str(args.threads)] if args.threads else []
     weights = [part for name, path in args.weights for part in ("--weights", f"{name}={Path(path).name}")]
-    command = ["dove", "bench", mode, "--device", args.device, *threads, *weights]
+    only = [part for start in args.only for part in ("--only", start)]
+    command = ["dove", "bench", mode, "--device", args.device, *only, *threads, *weights]
     partial = output / "bench.partial.json" if args.full else None
-    return measure.record(not args.full, device, command, say, partial)
+    return measure.record(not args.full, device, command, say, partial, args.only)
 
 
 def _device(name: str) -> Any:

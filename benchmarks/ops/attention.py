@@ -4,13 +4,15 @@ Both sides start from views of one projection [B, N, H, 3 D], as a GPT-NeoX laye
 dimensions and attend causally. PyTorch's side is what a model does in eager mode: rotate q and k, then
 `scaled_dot_product_attention(is_causal=True)` on [B, H, N, D]. The rows named forward+backward go from the
 projection to its gradient.
+
+    python -m benchmarks.ops.attention [--json PATH]
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +20,8 @@ from torch import Tensor
 
 from dove_ext import ops
 
-from .timing import arguments, compare, interleave, print_row, write_record
+from .. import timing
+from ..record import Record, arguments
 
 HEADS, LENGTH, DIM, ROTARY = 8, 512, 64, 16
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -66,28 +69,27 @@ def both(batch: int, dtype: torch.dtype, backward: bool) -> dict[str, Callable[[
     }
 
 
-def main() -> None:
-    args = arguments(__doc__.splitlines()[0], seconds=4.0).parse_args()
+def main(options: list[str] | None = None) -> int:
+    args = arguments(__doc__ or "", seconds=4.0).parse_args(options)
     if args.threads:
         torch.set_num_threads(args.threads)
-    rows: list[dict[str, Any]] = []
-    for backward in (False, True):
-        for batch in (1, 8):
-            for name, dtype in DTYPES.items():
-                candidates = both(batch, dtype, backward)
+    record = Record("ops.attention", args.json, options)
+    for backward in (False,) if args.quick else (False, True):
+        for batch in args.batches or ((1,) if args.quick else (1, 8)):
+            for name in ("bf16",) if args.quick else DTYPES:
+                candidates = both(batch, DTYPES[name], backward)
                 difference = (candidates["dove"]() - candidates["torch"]()).abs().max().item()
-                times = interleave(candidates, seconds=args.seconds, warmup=5)
-                result = compare(times, "dove")
+                rounds, warmup = (1, 1) if args.quick else (5, 5)
+                times = timing.interleave(candidates, seconds=args.seconds, min_rounds=rounds, warmup=warmup)
                 work = "forward+backward" if backward else "forward"
-                label = f"{work} [{batch}, {HEADS}, {LENGTH}, {DIM}] {name}"
-                print_row(label, result)
-                shape = [batch, HEADS, LENGTH, DIM]
-                rows.append(
-                    {"work": work, "shape": shape, "dtype": name, "largest_difference": difference, **result}
+                setting = {"work": work, "shape": [batch, HEADS, LENGTH, DIM], "dtype": name}
+                record.add(
+                    f"{work} {setting['shape']} {name}",
+                    setting | {"largest_difference": difference},
+                    timing.compare(times, "dove"),
                 )
-    if args.json:
-        write_record(args.json, "attention", rows)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

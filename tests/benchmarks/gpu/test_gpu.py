@@ -1,4 +1,4 @@
-"""benchmarks/gpu.sh and its report, as far as they go without a GPU."""
+"""benchmarks/gpu/run.sh and its report, as far as they go without a GPU."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ import json
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import dove_ext
-from benchmarks.gpu import report
+from benchmarks.gpu import device, report
 from benchmarks.gpu.attention import visible_pairs
 from benchmarks.gpu.generator import generator_flops
-from dove_ext import DoveConfig
+from dove_ext import DoveConfig, StackConfig, VQGANConfig
 
-ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "benchmarks" / "gpu.sh"
+ROOT = Path(__file__).parents[3]
+SCRIPT = ROOT / "benchmarks" / "gpu" / "run.sh"
 
 
 def run(tmp_path: Path, *arguments: str, gpu: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -60,7 +62,7 @@ def test_wrong_arguments(tmp_path: Path, arguments: list[str], text: str) -> Non
 def test_help_names_every_option(tmp_path: Path) -> None:
     result = run(tmp_path, "--help")
     assert result.returncode == 0
-    for option in ("--out", "--seconds", "--only", "--quick", "--no-build", "--no-checks"):
+    for option in ("--out", "--seconds", "--only", "--batches", "--lengths", "--quick", "--no-build"):
         assert option in result.stdout
 
 
@@ -94,6 +96,7 @@ def record() -> dict[str, Any]:
         "floor_us": 10.0,
         "of_floor": 1.25,
         "captured": ["ours"],
+        "compiled": 1,
         "missing": {"flash-attn": "ImportError: no module"},
     }
     machine = {
@@ -110,13 +113,14 @@ def record() -> dict[str, Any]:
 
 
 def test_report_names_what_was_not_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "pack.json").write_text(json.dumps(record()))
+    (tmp_path / "pack.json").write_text(json.dumps(record()), encoding="utf-8")
     assert report.main([str(tmp_path)]) == 0
     text = (tmp_path / "report.md").read_text()
     assert "a card, driver 1.2, CUDA 13.0" in text
     assert "2025-01-02, commit abc" in text
     assert "| what pack, batch 8 | ours 12.5 us, index_select 12.5 us |" in text
     assert "index_select 1.00x (0.90-1.10), flash-attn not measured" in text
+    assert "compiled" not in text
     assert "1.25 of 10.0 us" in text
     assert text.count("Not measured.") == len(report.BENCHMARKS) - 1
     assert capsys.readouterr().out == text + "\n"
@@ -125,7 +129,69 @@ def test_report_names_what_was_not_measured(tmp_path: Path, capsys: pytest.Captu
 def test_report_refuses_a_missing_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         report.main([str(tmp_path / "nowhere")])
-    assert "is not a folder; run benchmarks/gpu.sh first" in capsys.readouterr().err
+    assert "is not a folder; run benchmarks/gpu/run.sh first" in capsys.readouterr().err
+
+
+# --- Dry runs ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A benchmark's dry run with options: its record, read from the file."""
+    stack = StackConfig(hidden=64, layers=2, heads=2, mlp=128)
+    vqgan = VQGANConfig(channels=32, channel_multipliers=(1, 2), encoder_blocks=1, decoder_blocks=1,
+                        latent_channels=32, codebook_size=0)  # fmt: skip
+    config = DoveConfig(image_size=32, vqgan=vqgan, generator=stack, token_decoder=stack, vocab_size=300)
+    monkeypatch.setattr("benchmarks.ops.eos.VOCABULARY", 2000)
+    monkeypatch.setattr("benchmarks.gpu.generator.DoveConfig", lambda: config)
+    monkeypatch.setattr(device, "name", device.name)
+
+    def run(name: str, *options: str) -> dict[str, Any]:
+        path = tmp_path / f"{name}.json"
+        main = import_module(f"benchmarks.gpu.{name}").main
+        assert main(["--dry-run", "--json", str(path), *options]) == 0
+        found: dict[str, Any] = json.loads(path.read_text())
+        assert found["benchmark"] == f"gpu.{name}" and "--dry-run" in found["command"]
+        return found
+
+    return run
+
+
+@pytest.mark.parametrize("name", report.BENCHMARKS)
+def test_every_benchmark_runs_dry(dry: Any, name: str) -> None:
+    rows = dry(name)["rows"]
+    assert rows
+    for row in rows:
+        assert "compiled" not in row.get("missing", {})
+        if name in ("group_norm", "eos"):  # the baseline under torch.compile did run, and ran compiled
+            assert row["compiled"] == 1 and "compiled" in row["speedup"]
+
+
+def test_options_choose_rows(dry: Any) -> None:
+    rows = dry("attention", "--lengths", "257,260", "--batches", "2")["rows"]
+    assert {(row["batch"], row["positions"]) for row in rows} == {(2, 257), (2, 260)}
+
+
+def test_a_compiled_baseline_never_falls_back_to_eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "name", "cpu")
+
+    def double(x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+    def row(size: int) -> dict[str, Any]:
+        x, function = torch.ones(size), device.compiled(double)
+        calls = {"ours": lambda _: 2 * x, "compiled": lambda _: function(x)}
+        return device.measure(calls, sets=1, seconds=0.0, bytes_moved=1, flops=0, kind="fp32")
+
+    device.new_row()
+    limit = torch._dynamo.config.recompile_limit
+    crowded = [row(size) for size in range(2, limit + 4)]  # dynamo would say nothing and run eagerly
+    assert "compiled" not in crowded[0]["missing"]
+    assert "recompile" in crowded[-1]["missing"]["compiled"].lower()
+    for size in range(2, limit + 4):
+        device.new_row()
+        found = row(size)
+        assert (found["compiled"], found["missing"]) == (1, {})
 
 
 def test_counted_work() -> None:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..timing import spread
 from .build import EAGER, GENERATOR, OURS, RELEASED
-from .timing import spread
 
 Spread = dict[str, float]
 PLAIN = "dove-base, PyTorch's ops"

@@ -5,14 +5,18 @@ set -euo pipefail
 
 usage() {
   cat <<'TEXT'
-usage: benchmarks/gpu.sh [--out FOLDER] [--seconds S] [--only NAME[,NAME...]] [--quick] [--no-build] [--no-checks]
+usage: benchmarks/gpu/run.sh [--out FOLDER] [--seconds S] [--only NAME[,NAME...]] [--batches N[,N...]]
+                             [--lengths N[,N...]] [--quick] [--no-build] [--no-checks]
 
 Builds dove_ext with its CUDA kernels, runs the case table and opcheck on the GPU, the table again under
 compute-sanitizer (memcheck, racecheck), then the benchmarks, and writes one JSON record each and report.md.
+A record is written anew after each of its rows.
 
   --out FOLDER   where records and logs go (default: benchmarks/results/gpu)
   --seconds S    time per row of a benchmark (default: 1)
   --only NAMES   of: attention, eos, pack, group_norm, generator
+  --batches N    only these numbers of images, as in 1,8
+  --lengths N    only these numbers of positions of attention, as in 512,576
   --quick        few rows, a check that everything runs
   --no-build     use the installed build
   --no-checks    benchmarks only
@@ -22,30 +26,33 @@ TEXT
 }
 
 refuse() {
-  echo "gpu.sh: $1" >&2
+  echo "run.sh: $1" >&2
   exit 2
 }
 
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 python=${PYTHON:-python3}
 out=benchmarks/results/gpu
 seconds=1
 only=attention,eos,pack,group_norm,generator
-quick=()
+rows=()
+lengths=()
 build=yes
 checks=yes
 while [ $# -gt 0 ]; do
   case "$1" in
-    --out | --seconds | --only)
+    --out | --seconds | --only | --batches | --lengths)
       [ $# -ge 2 ] || refuse "$1 needs a value; see --help"
       case "$1" in
         --out) out=$2 ;;
         --seconds) seconds=$2 ;;
         --only) only=$2 ;;
+        --batches) rows+=(--batches "$2") ;;
+        --lengths) lengths=(--lengths "$2") ;;
       esac
       shift
       ;;
-    --quick) quick=(--quick) ;;
+    --quick) rows+=(--quick) ;;
     --no-build) build=no ;;
     --no-checks) checks=no ;;
     -h | --help)
@@ -88,7 +95,10 @@ if [ "$checks" = yes ]; then
   fi
 fi
 for name in ${only//,/ }; do
-  "$python" -m "benchmarks.gpu.$name" --seconds "$seconds" "${quick[@]}" --json "$out/$name.json" || status=1
+  more=()
+  [ "$name" != attention ] || more=("${lengths[@]}")
+  "$python" -m "benchmarks.gpu.$name" --seconds "$seconds" "${rows[@]}" "${more[@]}" --json "$out/$name.json" ||
+    status=1
 done
 "$python" -m benchmarks.gpu.report "$out"
 exit $status

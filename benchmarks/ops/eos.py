@@ -1,9 +1,9 @@
 """eos_scan against matmul + arg-max, and against its own full scan where refutation never bites.
 
-    python -m benchmarks.eos [--json PATH]
+    python -m benchmarks.ops.eos [--json PATH]
 
 "clusters" is the realistic setting: Gaussian weights; a hidden state is one of 300 frequent rows, drawn with
-Zipf frequencies, plus noise, so that this row wins nearly always; one position per image, about half way, is
+Zipf frequencies, plus noise, so that this row wins nearly always; one position of each image, from 100 on, is
 planted for EOS. The witness rows are the 256 that won most often on another draw. The adversarial settings
 give every position but the last to EOS until the very last rows of the vocabulary: "one row" refutes all of
 them, "own rows" has another row for each position.
@@ -21,7 +21,8 @@ from torch import Tensor
 from dove_ext import _C, ops
 from dove_ext.ops import library, reference
 
-from . import timing
+from .. import timing
+from ..record import Record, arguments
 
 VOCABULARY, POSITIONS, WIDTH = 50304, 256, 512
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -40,7 +41,7 @@ def clusters(images: int, dtype: torch.dtype, *, witness: bool) -> Inputs:
 
     hidden = draw(images * POSITIONS).view(images, POSITIONS, WIDTH)
     for image in range(images):
-        hidden[image, 100 + 7 * image] = 0.1 * weight[0]
+        hidden[image, 100 + 7 * (image % 23)] = 0.1 * weight[0]
     inputs: Inputs = {"hidden": hidden.to(dtype), "weight": weight.to(dtype)}
     if witness:
         wins = (draw(4096) @ weight.T).argmax(-1).bincount(minlength=VOCABULARY)
@@ -98,36 +99,40 @@ def check(inputs: Inputs, others: dict[str, Callable[..., Tensor]]) -> None:
             assert function(**inputs).tolist() == expected.tolist(), f"{name} differs from the reference"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    options = timing.arguments(__doc__.splitlines()[0], seconds=4.0).parse_args(arguments)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    settings: list[tuple[str, Callable[[int, torch.dtype], Inputs], bool]] = [
-        ("clusters", lambda n, t: clusters(n, t, witness=True), False),
-        ("clusters, no witness", lambda n, t: clusters(n, t, witness=False), False),
-        ("adversarial, one row", lambda n, t: adversarial(n, t, own_rows=False), True),
-        ("adversarial, own rows", lambda n, t: adversarial(n, t, own_rows=True), True),
-        ("two words, K=32", lambda n, t: two_words(n, t, 32), False),
-        ("two words, K=256", lambda n, t: two_words(n, t, 256), False),
-    ]
-    rows = []
-    for images in (1, 8):
-        for dtype_name, dtype in DTYPES.items():
-            for label, make, with_full in settings:
-                inputs = make(images, dtype)
+SETTINGS: tuple[tuple[str, Callable[[int, torch.dtype], Inputs], bool], ...] = (
+    ("clusters", lambda n, t: clusters(n, t, witness=True), False),
+    ("clusters, no witness", lambda n, t: clusters(n, t, witness=False), False),
+    ("adversarial, one row", lambda n, t: adversarial(n, t, own_rows=False), True),
+    ("adversarial, own rows", lambda n, t: adversarial(n, t, own_rows=True), True),
+    ("two words, K=32", lambda n, t: two_words(n, t, 32), False),
+    ("two words, K=256", lambda n, t: two_words(n, t, 256), False),
+)
+"""Name, inputs, and whether the full scan is timed too."""
+
+
+def main(options: list[str] | None = None) -> int:
+    args = arguments(__doc__ or "", seconds=4.0).parse_args(options)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    record = Record("ops.eos", args.json, options)
+    for images in args.batches or ((1,) if args.quick else (1, 8)):
+        for name in ("bf16",) if args.quick else DTYPES:
+            for label, make, with_full in (SETTINGS[2], SETTINGS[4]) if args.quick else SETTINGS:
+                inputs = make(images, DTYPES[name])
                 others: dict[str, Callable[..., Tensor]] = {"torch": matmul_argmax}
                 if with_full:
                     others["full scan"] = full_scan
                 check(inputs, others)
                 calls = {"ours": lambda i=inputs: ops.eos_scan(**i)}
-                calls |= {name: lambda f=f, i=inputs: f(**i) for name, f in others.items()}
-                result = timing.compare(timing.interleave(calls, seconds=options.seconds), "ours")
-                timing.print_row(f"{label}, B={images}, {dtype_name}", result)
-                shapes = {name: list(t.shape) for name, t in inputs.items()}
-                rows.append({"setting": label, "shapes": shapes, "dtype": dtype_name, **result})
-    print(timing.machine())
-    if options.json:
-        timing.write_record(options.json, "eos", rows)
+                calls |= {other: lambda f=f, i=inputs: f(**i) for other, f in others.items()}
+                rounds, warmup = (1, 0) if args.quick else (5, 2)
+                times = timing.interleave(calls, seconds=args.seconds, min_rounds=rounds, warmup=warmup)
+                shapes = {key: list(t.shape) for key, t in inputs.items()}
+                record.add(
+                    f"{label}, B={images}, {name}",
+                    {"setting": label, "shapes": shapes, "dtype": name},
+                    timing.compare(times, "ours"),
+                )
     return 0
 
 

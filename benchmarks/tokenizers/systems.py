@@ -1,8 +1,8 @@
-"""Who is measured, one line a system, and what is measured of whom (`plan`)."""
+"""The systems that are measured, one line each, and the plan: which of their stages are timed together."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from . import build
@@ -43,7 +43,7 @@ REFERENCE = SYSTEMS[0]
 
 @dataclass(frozen=True)
 class Group:
-    """What is timed in turns, in one go.
+    """Candidates that are timed in turns.
 
     Attributes:
         name: of the group in the record.
@@ -69,8 +69,30 @@ IN_PARTS = {("dove-base-128", OURS), ("dove-base-256", OURS), ("dove-tiny-own", 
 SIZES = (128, 192, 256, 384)
 
 
-def plan(quick: bool) -> list[Group]:
-    """The measurements of `dove bench`, in order."""
+def wanted(system: System, only: Sequence[str]) -> bool:
+    """Whether a system's name starts with one of `only`, or there is none."""
+    return not only or system.name.startswith(tuple(only))
+
+
+def plan(quick: bool, only: Sequence[str] = ()) -> list[Group]:
+    """The measurements of `dove bench`, in order.
+
+    Args:
+        quick: few of them.
+        only: starts of names; other systems, and the language model, are left out.
+    """
+    groups = [
+        replace(
+            group,
+            cases=tuple((s, batch) for s, batch in group.cases if wanted(s, only)),
+            prefill=() if only else group.prefill,
+        )
+        for group in _groups(quick)
+    ]
+    return [group for group in groups if group.cases]
+
+
+def _groups(quick: bool) -> list[Group]:
     chosen = [s for s in SYSTEMS if s.quick or not quick]
     base = {s.tokens: s for s in SYSTEMS if s.name.startswith("dove-base-") and s.way == OURS}
     eager = find("dove-base, PyTorch's ops", EAGER)
@@ -96,13 +118,16 @@ def plan(quick: bool) -> list[Group]:
     ]
 
 
-def memory_cases(quick: bool) -> list[tuple[System, int]]:
-    """Whose peak memory is measured, at which batch size."""
-    ours, eager = find("dove-base-256", OURS), find("dove-base, PyTorch's ops", EAGER)
-    if quick:
-        return [(ours, 8), (eager, 8)]
-    at_8 = [REFERENCE, find("VQGAN-256", EAGER), find("ALIT-256", EAGER), find("TiTok S-128", EAGER)]
-    return [(s, 8) for s in (*at_8, ours, eager)] + [(ours, 64), (eager, 64), (find("VQGAN-256", EAGER), 64)]
+def memory_cases(quick: bool, only: Sequence[str] = ()) -> list[tuple[System, int]]:
+    """Systems whose peak memory is measured, each with its batch size."""
+    ours, eager, vqgan = (
+        find("dove-base-256", OURS), find("dove-base, PyTorch's ops", EAGER), find("VQGAN-256", EAGER)
+    )  # fmt: skip
+    cases = [(ours, 8), (eager, 8)]
+    if not quick:
+        at_8 = [REFERENCE, vqgan, find("ALIT-256", EAGER), find("TiTok S-128", EAGER)]
+        cases = [*((s, 8) for s in at_8), *cases, (ours, 64), (eager, 64), (vqgan, 64)]
+    return [(s, batch) for s, batch in cases if wanted(s, only)]
 
 
 def find(name: str, way: str) -> System:

@@ -8,7 +8,7 @@ one position an image against the whole vocabulary.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from dove_ext import ops as ops  # registers the operators
 from dove_ext.ops.attention_reference import FULL
 
 from . import build, llm
-from .systems import SYSTEMS, TOKENS, System
+from .systems import SYSTEMS, TOKENS, System, wanted
 
 META = torch.device("meta")
 
@@ -91,10 +91,16 @@ def of_system(system: System) -> dict[str, float]:
     return found
 
 
-def table() -> list[dict[str, Any]]:
-    """Every system once, whatever the ways in which it is run, and the language models' prefills."""
+def table(only: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Every system once, whatever the ways in which it is run, and the language models' prefills.
+
+    Args:
+        only: starts of names; other systems, and the language models, are left out.
+    """
     rows, seen = [], set()
     for system in SYSTEMS:
+        if not wanted(system, only):
+            continue
         if system.name in seen or system.way == build.COMPILED or system.build is build.onnx:
             continue
         seen.add(system.name)
@@ -106,7 +112,7 @@ def table() -> list[dict[str, Any]]:
             {"system": system.name, "tokens": system.tokens, "stage": stage, "gflop": gflop}
             for stage, gflop in counted.items()
         ]
-    for way in llm.SHAPES:
+    for way in () if only else llm.SHAPES:
         try:
             with META:
                 model = llm.Prefill(512, llm.SHAPES[way])

@@ -1,6 +1,6 @@
 """A process that does one thing: the peak memory of one encode, times without the usual settings, or a group.
 
-    python -m benchmarks.child '{"what": "memory", "system": ..., "way": ..., "batch": 8, ...}'
+    python -m benchmarks.tokenizers.child '{"what": "memory", "system": ..., "way": ..., "batch": 8, ...}'
 
 Peak memory on the CPU is the largest resident set during one call, less the resident set right before it. The
 process runs malloc as it is, so that freed blocks go back to the system and do not hide what is in use at
@@ -21,7 +21,8 @@ import torch
 
 from dove_ext.memory import keep_freed_memory
 
-from . import build, systems, timing
+from .. import timing
+from . import build, systems
 from .build import Call
 
 
@@ -48,7 +49,7 @@ def peak_mib(call: Call, device: torch.device) -> float:
     return _status_mib("VmHWM") - before
 
 
-def _group(name: str, device: torch.device) -> list[dict[str, Any]]:
+def _group(name: str, only: list[str], device: torch.device) -> list[dict[str, Any]]:
     from .measure import run_group
 
     if device.type == "cpu":
@@ -58,7 +59,7 @@ def _group(name: str, device: torch.device) -> list[dict[str, Any]]:
     def say(line: str) -> None:
         print(f"         {time.monotonic() - start:5.0f} s  {line}", file=sys.stderr, flush=True)
 
-    group = next(group for group in systems.plan(quick=False) if group.name == name)
+    group = next(group for group in systems.plan(quick=False, only=only) if group.name == name)
     return run_group(group, device, say)
 
 
@@ -72,7 +73,7 @@ def run(task: dict[str, Any]) -> dict[str, Any]:
         system.build(system, 1, device)["encode"]()()
         return {"peak_mib": peak_mib(system.build(system, batch, device)["encode"](), device)}
     if task["what"] == "group":
-        return {"rows": _group(task["group"], device)}
+        return {"rows": _group(task["group"], task["only"], device)}
     chosen = [systems.find(*names) for names in task["systems"]]
     calls = {str(i): s.build(s, batch, device)["encode"]() for i, s in enumerate(chosen)}
     times = timing.interleave(calls, seconds=0.0, min_rounds=3, warmup=1)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ import torch
 from dove_ext import DoveTokens
 from dove_ext.errors import DoveError
 
-from . import build, flops, systems, timing
+from .. import timing
+from ..record import commit, machine
+from . import build, flops, systems
 from .build import Call, System
 from .parts import KILLED, Parts, Say
 from .systems import Group
@@ -122,9 +125,9 @@ def environment() -> dict[str, str]:
     return {**found, "freed memory": "kept (dove_ext.memory.keep_freed_memory)"}
 
 
-def machine(device: torch.device) -> dict[str, Any]:
+def machine_of(device: torch.device) -> dict[str, Any]:
     """Processor or GPU, and the versions that decide a timing."""
-    facts = {**timing.machine(), "device": str(device)}
+    facts = {**machine(), "device": str(device)}
     for package in ("transformers", "onnxruntime", "triton"):
         try:
             facts[package] = version(package)
@@ -148,16 +151,15 @@ def in_child(task: dict[str, Any], *, plain_environment: bool = False, speaks: b
         plain_environment: without what `environment` lists.
         speaks: let its progress through to stderr.
     """
-    package = __package__ or "benchmarks"
     task = {**task, "weights": build.WEIGHTS, "threads": torch.get_num_threads()}
     environment = dict(os.environ)
-    root = str(Path(__file__).resolve().parents[1])
+    root = str(Path(__file__).resolve().parents[2])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
     if plain_environment or task["what"] == "memory":
         for name in ("OMP_WAIT_POLICY", *(n for n in environment if n.startswith("MALLOC_"))):
             environment.pop(name, None)
     done = subprocess.run(
-        [sys.executable, "-m", f"{package}.child", json.dumps(task)],
+        [sys.executable, "-m", f"{__package__}.child", json.dumps(task)],
         env=environment, stdout=subprocess.PIPE, stderr=None if speaks else subprocess.PIPE, text=True,
         check=False,
     )  # fmt: skip
@@ -168,10 +170,10 @@ def in_child(task: dict[str, Any], *, plain_environment: bool = False, speaks: b
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def peak_memory(quick: bool, device: torch.device, say: Say) -> list[Row]:
+def peak_memory(quick: bool, device: torch.device, say: Say, only: Sequence[str] = ()) -> list[Row]:
     """Peak memory of one encode, each in a process that does nothing else."""
     rows = []
-    for system, batch in systems.memory_cases(quick):
+    for system, batch in systems.memory_cases(quick, only):
         say(f"peak memory: {system.name} ({system.way}), batch {batch}")
         task = {"what": "memory", "device": str(device), "batch": batch}
         answer = in_child({**task, "system": system.name, "way": system.way})
@@ -179,10 +181,13 @@ def peak_memory(quick: bool, device: torch.device, say: Say) -> list[Row]:
     return rows
 
 
-def default_environment(device: torch.device, say: Say) -> list[Row]:
+def default_environment(device: torch.device, say: Say, only: Sequence[str] = ()) -> list[Row]:
     """The reference and dove-base without the settings of `environment`, in turns, in one process."""
+    both = (systems.REFERENCE, systems.find("dove-base-128", systems.OURS))
+    chosen = [system for system in both if systems.wanted(system, only)]
+    if not chosen:
+        return []
     say("default environment")
-    chosen = [systems.REFERENCE, systems.find("dove-base-128", systems.OURS)]
     task = {"what": "time", "device": str(device), "batch": 8, "systems": [[s.name, s.way] for s in chosen]}
     answer = in_child(task, plain_environment=True)
     rows = [{"group": "default environment", **describe(s, "encode", 8)} for s in chosen]
@@ -191,7 +196,7 @@ def default_environment(device: torch.device, say: Say) -> list[Row]:
     return [{**row, "seconds": seconds} for row, seconds in zip(rows, answer["seconds"], strict=True)]
 
 
-def group_in_child(group: Group, device: torch.device, say: Say) -> list[Row]:
+def group_in_child(group: Group, device: torch.device, say: Say, only: Sequence[str] = ()) -> list[Row]:
     """`run_group` in a process of its own, which gives back what it held.
 
     A group that is too large for this machine's memory is a gap in the record.
@@ -200,7 +205,8 @@ def group_in_child(group: Group, device: torch.device, say: Say) -> list[Row]:
         DoveError: if it fails otherwise.
     """
     say(f"{group.name}: begins")
-    answer = in_child({"what": "group", "group": group.name, "device": str(device)}, speaks=True)
+    task = {"what": "group", "group": group.name, "device": str(device), "only": list(only)}
+    answer = in_child(task, speaks=True)
     if answer.get("missing") == KILLED:
         say(f"{group.name}: {KILLED}")
         return [
@@ -219,7 +225,12 @@ def group_in_child(group: Group, device: torch.device, say: Say) -> list[Row]:
 
 
 def record(
-    quick: bool, device: torch.device, command: list[str], say: Say, partial: Path | None = None
+    quick: bool,
+    device: torch.device,
+    command: list[str],
+    say: Say,
+    partial: Path | None = None,
+    only: Sequence[str] = (),
 ) -> tuple[dict[str, Any], Parts]:
     """Everything, as it is written to bench.json.
 
@@ -229,15 +240,15 @@ def record(
         command: as it is to stand in the record.
         say: takes lines of progress.
         partial: file that holds what is done so far, see `Parts`.
+        only: starts of the names of the systems to be measured; none: all.
     """
-    facts = machine(device)
-    commit = timing.commit()
+    facts, head = machine_of(device), commit()
     around = environment() if device.type == "cpu" else {}
     weights = {
         name: [str(Path(path).resolve()), Path(path).stat().st_mtime] for name, path in build.WEIGHTS.items()
     }
     identity = {
-        "commit": commit,
+        "commit": head,
         "command": command,
         "machine": facts,
         "environment": around,
@@ -245,20 +256,20 @@ def record(
     }
     parts = Parts(partial, identity, say)
     say("counting FLOPs")
-    gflop = flops.table()
+    gflop = flops.table(only)
     # First, before this process holds the memory that it was told to keep (--quick).
-    memory = parts.get("memory", lambda: peak_memory(quick, device, say))
+    memory = parts.get("memory", lambda: peak_memory(quick, device, say, only))
     rows: list[Row] = []
     if device.type == "cpu" and not quick:
-        rows += parts.get("default environment", lambda: default_environment(device, say))
-    for group in systems.plan(quick):
-        run = run_group if quick else group_in_child
+        rows += parts.get("default environment", lambda: default_environment(device, say, only))
+    for group in systems.plan(quick, only):
+        run = run_group if quick else functools.partial(group_in_child, only=only)
         rows += parts.get(group.name, functools.partial(run, group, device, say))
     whole = {
         "benchmark": "bench",
         "mode": "quick" if quick else "full",
         "command": command,
-        "commit": commit,
+        "commit": head,
         "utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "wall_s": round(parts.held["seconds"]),
         "machine": facts,

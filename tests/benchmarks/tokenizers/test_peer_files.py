@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from benchmarks.peers.alit import ALIT
-from benchmarks.peers.titok import TiTok
-from benchmarks.peers.vqgan import VQGAN
+from benchmarks.tokenizers.peers.alit import ALIT
+from benchmarks.tokenizers.peers.titok import TiTok
+from benchmarks.tokenizers.peers.vqgan import VQGAN
 from dove_ext.errors import CheckpointError
-from tests.benchmarks.small import SMALL_TITOK, pictures, small_alit, small_base
+from tests.benchmarks.tokenizers.small import SMALL_TITOK, pictures, small_alit, small_base
 from tests.models import reference_vqgan
 
 

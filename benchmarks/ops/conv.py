@@ -1,6 +1,6 @@
 """A residual block's second half (GroupNorm, SiLU, 3x3 convolution, sum) against the same in eager PyTorch.
 
-    python -m benchmarks.conv [--json PATH]
+    python -m benchmarks.ops.conv [--json PATH]
 
 Both sides work in channels-last memory; the weights of ours are packed beforehand, as the models do it. A row
 also says how far both are from float64 on one image (root mean square, relative).
@@ -19,7 +19,8 @@ from torch.nn.functional import conv2d, group_norm, silu
 from dove_ext import ops
 from dove_ext.memory import keep_freed_memory
 
-from . import timing
+from .. import timing
+from ..record import Record, arguments
 
 SHAPES = ((128, 256), (128, 128), (256, 64), (256, 32), (512, 16))
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -56,36 +57,36 @@ def call(function: Callable[..., Tensor], arguments: dict[str, Tensor]) -> Calla
     return run
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = timing.arguments((__doc__ or "").splitlines()[0], seconds=3.0)
-    options = parser.parse_args(arguments)
-    if options.threads:
-        torch.set_num_threads(options.threads)
+def errors(given: dict[str, Tensor]) -> dict[str, float]:
+    """Of both sides on the first image, against float64: root mean square, relative."""
+    one = {n: t[:1] if t.dim() == 4 and n != "weight" else t for n, t in given.items()}
+    exact = eager(**{n: t.double() for n, t in one.items()})
+    found = {}
+    for who, function in (("ours", ops.conv3x3), ("torch", eager)):
+        error = ((function(**one).double() - exact).pow(2).mean() / exact.pow(2).mean()).sqrt()
+        found[who] = float(f"{error.item():.2g}")
+    return found
+
+
+def main(options: list[str] | None = None) -> int:
+    args = arguments(__doc__ or "", seconds=3.0).parse_args(options)
+    if args.threads:
+        torch.set_num_threads(args.threads)
     keep_freed_memory()  # for both sides
-    rows = []
-    for channels, side in SHAPES:
-        for images in (1, 8):
-            for name, dtype in DTYPES.items():
-                given = inputs(channels, side, images, dtype)
+    record = Record("ops.conv", args.json, options)
+    for channels, side in SHAPES[-1:] if args.quick else SHAPES:
+        for images in args.batches or ((1,) if args.quick else (1, 8)):
+            for name in ("bf16",) if args.quick else DTYPES:
+                given = inputs(channels, side, images, DTYPES[name])
                 packed = given | {"packed": ops.pack_conv3x3(given["weight"])}
                 sides = {"ours": call(ops.conv3x3, packed), "torch": call(eager, given)}
-                result = timing.compare(timing.interleave(sides, seconds=options.seconds), "ours")
-                one = {n: t[:1] if t.dim() == 4 and n != "weight" else t for n, t in given.items()}
-                exact = eager(**{n: t.double() for n, t in one.items()})
-                errors = {
-                    who: ((function(**one).double() - exact).pow(2).mean() / exact.pow(2).mean())
-                    .sqrt()
-                    .item()
-                    for who, function in (("ours", ops.conv3x3), ("torch", eager))
-                }
-                row = {"shape": [images, channels, side, side], "dtype": name}
-                timing.print_row(
-                    f"{row['shape']}, {name}, error {errors['ours']:.1e} ({errors['torch']:.1e})", result
+                times = timing.interleave(sides, seconds=args.seconds, min_rounds=1 if args.quick else 5)
+                shape, error = [images, channels, side, side], errors(given)
+                record.add(
+                    f"{shape}, {name}, error {error['ours']:.1e} ({error['torch']:.1e})",
+                    {"shape": shape, "dtype": name, "error": error},
+                    timing.compare(times, "ours"),
                 )
-                rows.append({**row, "error": {who: float(f"{e:.2g}") for who, e in errors.items()}, **result})
-    print(timing.machine())
-    if options.json:
-        timing.write_record(options.json, "conv", rows)
     return 0
 
 

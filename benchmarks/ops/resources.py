@@ -1,12 +1,14 @@
 """Registers, shared memory and spills of every CUDA kernel, from the compiler: no GPU is needed.
 
-    python -m benchmarks.resources        # writes benchmarks/results/resources.json
+    python -m benchmarks.ops.resources              # all; writes benchmarks/results/resources.json
+    python -m benchmarks.ops.resources pack.cu --architectures sm_80 --json pack.json
 
 The compile gate (tests/cuda/test_compile.py) holds the same figures against its limits.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -19,9 +21,12 @@ from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from dove_ext.atomic import atomic_write
+
+from ..record import RESULTS
+
+ROOT = Path(__file__).parents[2]
 ARCHITECTURES = ("sm_80", "sm_90a")
-RESULTS = ROOT / "benchmarks" / "results" / "resources.json"
 
 
 @dataclass(frozen=True)
@@ -124,22 +129,39 @@ def _readable(name: str) -> str:
     return text.replace("void ", "").replace("dove::cuda::", "")
 
 
-def main() -> None:
-    """Compile everything and write the table."""
-    rows = []
-    for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu")):
-        for architecture in ARCHITECTURES:
-            rows += kernels_of(source, architecture)
-            print(f"{source.name} {architecture}", file=sys.stderr)
-    version = subprocess.run([str(nvcc()), "--version"], capture_output=True, text=True, check=True).stdout
-    release = re.search(r"release [^\n]*", version)
-    RESULTS.write_text(
-        json.dumps({"nvcc": release[0] if release else "", "kernels": [asdict(r) for r in rows]}, indent=1)
-        + "\n"
+def main(options: list[str] | None = None) -> int:
+    """Compile, print a line a kernel, and write the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    folder = ROOT / "csrc" / "cuda"
+    names = sorted(path.name for path in folder.glob("*.cu"))
+    parser.add_argument("sources", nargs="*", help="files of csrc/cuda (default: all)")
+    parser.add_argument("--architectures", nargs="+", default=ARCHITECTURES, metavar="SM")
+    parser.add_argument(
+        "--json", type=Path, default=RESULTS / "resources.json", metavar="PATH",
+        help="where the table goes (default: benchmarks/results/resources.json)",
+    )  # fmt: skip
+    args = parser.parse_args(options)
+    if unknown := [name for name in args.sources if name not in names]:
+        parser.error(f"csrc/cuda has no {', '.join(unknown)}; choose from {', '.join(names)}")
+    compiler = nvcc()
+    if compiler is None:
+        parser.error("nvcc was not found; put it on PATH or set CUDA_HOME")
+    rows = []
+    for name in args.sources or names:
+        for architecture in args.architectures:
+            rows += kernels_of(folder / name, architecture)
+            print(f"{name} {architecture}", file=sys.stderr)
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    release = re.search(r"release [^\n]*", version)
+    table = {"nvcc": release[0] if release else "", "kernels": [asdict(r) for r in rows]}
+    with atomic_write(args.json) as temporary:
+        temporary.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
     for row in rows:
         print(f"{row.name:70} {row.architecture:7} {row.registers:4} registers, {row.spill_stores} B spilled")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -8,12 +8,12 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.peers.alit import ALIT
-from benchmarks.peers.codebook import UnitCodebook, nearest
-from benchmarks.peers.maskgit_vqgan import Residual
-from benchmarks.peers.titok import Shape, TiTok
-from benchmarks.peers.vqgan import VQGAN
-from tests.benchmarks.small import SMALL_TITOK, pictures, small_alit, small_base
+from benchmarks.tokenizers.peers.alit import ALIT
+from benchmarks.tokenizers.peers.codebook import UnitCodebook, nearest
+from benchmarks.tokenizers.peers.maskgit_vqgan import Residual
+from benchmarks.tokenizers.peers.titok import Shape, TiTok
+from benchmarks.tokenizers.peers.vqgan import VQGAN
+from tests.benchmarks.tokenizers.small import SMALL_TITOK, pictures, small_alit, small_base
 
 # Published sizes, in millions of parameters and in 1e9 multiply-adds.
 

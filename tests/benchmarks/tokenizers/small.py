@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.peers.alit import ALIT
-from benchmarks.peers.maskgit_vqgan import MaskGitVQGAN
-from benchmarks.peers.titok import Shape
+from benchmarks.tokenizers.peers.alit import ALIT
+from benchmarks.tokenizers.peers.maskgit_vqgan import MaskGitVQGAN
+from benchmarks.tokenizers.peers.titok import Shape
 
 
 def pictures(batch: int = 1) -> Tensor:

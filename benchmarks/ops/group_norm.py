@@ -1,6 +1,6 @@
 """GroupNorm + SiLU (+ residual) against the same in eager PyTorch, channels-last, at the VQGAN's shapes.
 
-python -m benchmarks.group_norm [--backward] [--json PATH]
+    python -m benchmarks.ops.group_norm [--backward] [--json PATH]
 
 With --backward what is timed is the forward and backward pass together, from given gradients of all outputs
 to those of all inputs.
@@ -18,7 +18,8 @@ from torch.nn.functional import group_norm, silu
 
 from dove_ext import ops
 
-from . import timing
+from .. import timing
+from ..record import Record, arguments
 
 SHAPES = ((128, 256, 256), (256, 64, 64), (512, 16, 16))
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -59,38 +60,36 @@ def forward_backward(function: Callable[..., Any], inputs: tuple[Tensor | None, 
     return call
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = timing.arguments(__doc__.splitlines()[0], seconds=3.0)
+def main(options: list[str] | None = None) -> int:
+    parser = arguments(__doc__ or "", seconds=3.0)
     parser.add_argument("--backward", action="store_true", help="time forward and backward together")
-    options = parser.parse_args(arguments)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    prepare = forward_backward if options.backward else forward
-    rows = []
-    for channels, height, width in SHAPES:
-        for images in (1, 8):
-            for dtype_name, dtype in DTYPES.items():
+    args = parser.parse_args(options)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    prepare = forward_backward if args.backward else forward
+    record = Record("ops.group_norm", args.json, options)
+    for channels, height, width in SHAPES[2:] if args.quick else SHAPES:
+        for images in args.batches or ((1,) if args.quick else (1, 8)):
+            for name in ("bf16",) if args.quick else DTYPES:
                 for with_residual in (False, True):
-                    shape = (images, channels, height, width)
+                    shape, dtype = (images, channels, height, width), DTYPES[name]
                     x, residual = (
                         torch.randn(shape, dtype=dtype).contiguous(memory_format=torch.channels_last)
                         for _ in range(2)
                     )
                     weight, bias = torch.rand(channels, dtype=dtype), torch.rand(channels, dtype=dtype)
                     inputs = (x, weight, bias, residual if with_residual else None)
-                    times = timing.interleave(
-                        {"ours": prepare(ours, inputs), "torch": prepare(eager, inputs)},
-                        seconds=options.seconds,
-                    )
-                    result = timing.compare(times, "ours")
+                    calls = {"ours": prepare(ours, inputs), "torch": prepare(eager, inputs)}
+                    rounds = 1 if args.quick else 5
+                    times = timing.interleave(calls, seconds=args.seconds, min_rounds=rounds)
                     label = "add, norm, SiLU" if with_residual else "norm, SiLU"
-                    if options.backward:
+                    if args.backward:
                         label += ", and backward"
-                    timing.print_row(f"{label}, {list(shape)}, {dtype_name}", result)
-                    rows.append({"setting": label, "shape": list(shape), "dtype": dtype_name, **result})
-    print(timing.machine())
-    if options.json:
-        timing.write_record(options.json, "group_norm", rows)
+                    record.add(
+                        f"{label}, {list(shape)}, {name}",
+                        {"setting": label, "shape": list(shape), "dtype": name},
+                        timing.compare(times, "ours"),
+                    )
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Single ops under pytest-benchmark, compiled and in plain PyTorch: `pytest benchmarks/test_ops.py`.
+"""Single ops under pytest-benchmark, compiled and in plain PyTorch: `pytest benchmarks/ops/test_ops.py`.
 
 Nothing is asserted about time. Shapes are those of dove-base at batch 8 (group_norm: one image).
 """

@@ -1,0 +1,1 @@
+"""Whole encodes and decodes against other tokenizers: `dove bench`."""
