@@ -62,7 +62,7 @@ def beside_the_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_python_blocks_run_one_after_the_other(tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     names: dict[str, Any] = {}
     for block in blocks:
         exec(block, names)
@@ -70,6 +70,8 @@ def test_python_blocks_run_one_after_the_other(tmp_path: Path) -> None:
     assert f"{first} and {second}: each image" in README
     assert (tmp_path / "tokens.safetensors").exists()
     assert names["features"].shape == (2, 256, 256)
+    assert names["placeholders"] == [37, 128]
+    assert [tuple(image.shape) for image in names["rows"]] == [(37, 4096), (128, 4096)]
     # A model of the user's own has nothing to do with the one that the package's functions keep.
     with torch.no_grad():
         names["dove_ext"].load_model().generator.embed_out.bias.add_(100)
