@@ -49,6 +49,10 @@ class DoveModel(Pretrained):
     Processes that are forked after a model was built or used on several threads cannot use several themselves
     (PyTorch's own threads do not survive it) and are told so: start them by "spawn" or "forkserver", or call
     `torch.set_num_threads(1)` in them, as the workers of a `DataLoader` do.
+
+    Convolution weights are in channels-last memory, in which training is faster and cuDNN reads them as they
+    are. `torch.nn.utils.parameters_to_vector` takes no such weights; call
+    `model.to(memory_format=torch.contiguous_format)` first, which changes no token.
     """
 
     config_class: ClassVar[type[DoveConfig]] = DoveConfig

@@ -300,3 +300,17 @@ def test_features_are_the_hidden_states_of_the_images_positions(model: DoveModel
         model.features(photos(1), layer=3)
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         model.features(photos(1), batch_size=0)
+
+
+def test_parameters_as_one_vector() -> None:
+    """With the call that the documentation of `DoveModel` names; a round trip changes no token."""
+    model = micro()
+    expected = model.encode(photos(2))
+    model.to(memory_format=torch.contiguous_format)
+    vector = torch.nn.utils.parameters_to_vector(model.parameters())
+    assert vector.shape == (sum(p.numel() for p in model.parameters()),)
+    other = micro()
+    torch.nn.utils.vector_to_parameters(2 * vector.detach(), other.parameters())
+    torch.nn.utils.vector_to_parameters(vector.detach(), other.parameters())
+    for same in (model, other):
+        assert torch.equal(same.encode(photos(2)).tokens, expected.tokens)
