@@ -87,3 +87,19 @@ def test_a_file_that_is_cut_short_is_refused(program: Path, states: Path, tmp_pa
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "cut short" in done.stderr
     assert not (tmp_path / "packed.bin").exists()
+
+
+@pytest.mark.parametrize(("archs", "needs"), [("", ["Threads"]), ("80,90a-real", ["Threads", "CUDAToolkit"])])
+def test_the_package_finds_what_its_library_was_linked_with(
+    archs: str, needs: list[str], tmp_path: Path
+) -> None:
+    template = (ROOT / "csrc" / "dove-config.cmake.in").read_text()
+    config = template.replace("@PACKAGE_INIT@", "").replace("@DOVE_CUDA_ARCHS@", archs)
+    assert "@" not in config
+    (tmp_path / "dove-config.cmake").write_text(config)
+    (tmp_path / "dove-targets.cmake").touch()
+    # In place of CMake's own, which looks for packages and so wants a project.
+    said = 'macro(find_dependency name)\n  message(STATUS "needs ${name}")\nendmacro()\n'
+    (tmp_path / "CMakeFindDependencyMacro.cmake").write_text(said)
+    out = cmake(f"-DCMAKE_MODULE_PATH={tmp_path}", "-P", tmp_path / "dove-config.cmake")
+    assert [line.split()[-1] for line in out.splitlines() if " needs " in line] == needs
