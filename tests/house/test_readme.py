@@ -6,7 +6,6 @@ Commands that take minutes run in their smallest form, `SMALLEST`. What installs
 from __future__ import annotations
 
 import re
-import runpy
 import shlex
 import shutil
 import subprocess
@@ -109,17 +108,6 @@ def test_verbs_succeed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert {"train", *SMALLEST} <= {verb for verb, *_ in ran}
     assert len(list((tmp_path / "out" / "pictures").glob("*.png"))) == 5
     assert (tmp_path / "out" / "sheet" / "sheet-01.dove.png").exists()
-
-
-def test_modules_succeed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    modules = {command[2] for command in COMMANDS if command[:2] == ["python", "-m"]}
-    for module in modules:
-        # Tables are printed; what measures for minutes runs in its own tests and answers here.
-        monkeypatch.setattr(sys, "argv", [module, *([] if module == "benchmarks.table" else ["--help"])])
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_module(module, run_name="__main__")
-        assert not ended.value.code
-        assert capsys.readouterr().out
 
 
 def test_make_demo_draws_the_picture(tmp_path: Path) -> None:
