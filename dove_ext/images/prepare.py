@@ -1,14 +1,15 @@
 """From whatever a caller has to the model's input: [B, 3, size, size] in [-1, 1].
 
 Everything goes one way: to a [B, 3, H, W] tensor, then through one antialiased bicubic filter in float32. So
-the same picture gives the same numbers to the last bit, be it a path, a PIL image, a numpy array or a tensor.
+the same picture gives the same numbers to the last bit, be it a path, a PIL image, a numpy array or a tensor,
+as long as it is filtered on the same kind of device.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Literal, TypeAlias, Union, get_args
+from typing import Literal, NamedTuple, TypeAlias, Union, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from dove_ext.devices import send
 from dove_ext.errors import ImageError
 from dove_ext.fork import lead_threads
 from dove_ext.images.files import pil_to_tensor, read_image
@@ -30,6 +32,19 @@ MAX_ASPECT = 100
 # Floats this far outside [0, 1] are taken for rounding of an earlier step (half an 8-bit level) and clamped.
 SLACK = 0.5 / 255
 MID_GREY = 0.5
+
+
+class Squares(NamedTuple):
+    """Images that have the model's size, but not yet its range.
+
+    Attributes:
+        pixels: [B, 3, S, S], contiguous: uint8, or float32 in [0, 1].
+        unread: of floats on a GPU, what they are called and their least and largest value, [2] there. Nobody
+            has looked at these: it means waiting for the device (`check_ranges`).
+    """
+
+    pixels: Tensor
+    unread: list[tuple[str, Tensor]]
 
 
 def prepare_images(images: Images, size: int, *, fit: Fit = "crop") -> Tensor:
@@ -60,24 +75,88 @@ def prepare_images(images: Images, size: int, *, fit: Fit = "crop") -> Tensor:
             outside [0, 1], there is no image at all, or for "crop" and "pad" one side is more than
             `MAX_ASPECT` (100) times the other.
     """
+    squares = square_images(images, size, fit=fit)
+    check_ranges([(name, values.tolist()) for name, values in squares.unread])
+    return normalise(squares.pixels)
+
+
+def square_images(
+    images: Images, size: int, *, fit: Fit = "crop", device: torch.device | None = None
+) -> Squares:
+    """`prepare_images` but for the last step, `normalise`, and without a wait for a GPU.
+
+    Args:
+        images: as for `prepare_images`.
+        size: likewise.
+        fit: likewise.
+        device: where they are wanted. 8-bit pixels stay 8-bit on the way there, and what is to be resized is
+            resized there. None: the device of the first tensor among the images, else the CPU.
+
+    Raises:
+        ImageError: as `prepare_images`, except for the values of floats on a GPU.
+    """
     if fit not in get_args(Fit):
         raise ImageError(f"fit must be one of {', '.join(map(repr, get_args(Fit)))}, got {fit!r}")
     if size < 1:
         raise ImageError(f"size must be at least 1 pixel, got {size}")
     lead_threads()
-    if not isinstance(images, list | tuple):
-        name = _describe(images)
-        return _fit(_to_batch(images, name), size, fit, name)
-    if not images:
+    single = not isinstance(images, list | tuple)
+    if not single and not images:
         raise ImageError("the list of images is empty; give at least one image")
-    device = next((image.device for image in images if isinstance(image, Tensor)), torch.device("cpu"))
-    prepared = []
-    for index, image in enumerate(images):
-        name = _describe(image, index)
-        if isinstance(image, Tensor | np.ndarray) and image.ndim == 4:
+    listed: Sequence[ImageLike] = [images] if single else images  # type: ignore[list-item, assignment]
+    if device is None:
+        tensors = (image.device for image in listed if isinstance(image, Tensor))
+        device = next(tensors, torch.device("cpu"))
+    fitted, unread = [], []
+    for index, image in enumerate(listed):
+        name = _describe(image, None if single else index)
+        if not single and isinstance(image, Tensor | np.ndarray) and image.ndim == 4:
             raise ImageError(f"{name} is itself a batch; list single images, or pass the batch alone")
-        prepared.append(_fit(_to_batch(image, name).to(device), size, fit, name))
-    return torch.cat(prepared)
+        batch = _to_batch(image, name)
+        if batch.is_floating_point():
+            low_high = torch.stack(batch.detach().aminmax())
+            if batch.is_cuda:
+                unread.append((name, low_high.double()))
+            else:
+                check_ranges([(name, low_high.tolist())])
+        fitted.append(_fit(batch, size, fit, name, device))
+    if any(batch.dtype != torch.uint8 for batch in fitted):
+        fitted = [_unit(batch) for batch in fitted]
+    pixels = fitted[0] if len(fitted) == 1 else torch.cat(fitted)
+    return Squares(send(pixels.contiguous(), device), unread)
+
+
+def normalise(squares: Tensor) -> Tensor:
+    """The model's range: uint8, or float32 in [0, 1], to float32 in [-1, 1] of the same shape."""
+    return _unit(squares) * 2 - 1
+
+
+def check_ranges(ranges: Sequence[tuple[str, Sequence[float]]]) -> None:
+    """Refuse floats that are no picture.
+
+    Args:
+        ranges: what each image is called, and its least and largest value.
+
+    Raises:
+        ImageError: if one holds NaN or values outside [0, 1] by more than half an 8-bit level.
+    """
+    for name, (low, high) in ranges:
+        if not (-float("inf") < low and high < float("inf")):  # false for NaN, too
+            raise ImageError(f"{name} holds NaN or infinite values; replace them first")
+        if low < -SLACK or high > 1 + SLACK:
+            hint = ""
+            if high > 1.5:
+                hint = ": divide by 255?"
+            elif -1 - SLACK <= low < 0 and high <= 1 + SLACK:
+                hint = ": use (x + 1) / 2?"
+            raise ImageError(
+                f"{name} has values from {low:.3g} to {high:.3g}; floats must lie in [0, 1]{hint}"
+            )
+
+
+def _unit(batch: Tensor) -> Tensor:
+    """Float32 in [0, 1]."""
+    return batch.float().div(255) if batch.dtype == torch.uint8 else batch
 
 
 def _describe(image: object, index: int | None = None) -> str:
@@ -163,41 +242,32 @@ def _check_values(batch: Tensor, name: str) -> Tensor:
         raise ImageError(
             f"{name} has no pixels ({shape[-2]} x {shape[-1]}); give a picture of at least 1 x 1"
         )
-    if batch.dtype == torch.uint8:
-        return batch
-    if not batch.is_floating_point():
+    if batch.dtype != torch.uint8 and not batch.is_floating_point():
         raise ImageError(f"{name} has dtype {str(batch.dtype)[6:]}; use uint8 in 0..255 or float in [0, 1]")
-    low, high = (float(v) for v in batch.detach().aminmax())
-    if not (-float("inf") < low and high < float("inf")):  # false for NaN, too
-        raise ImageError(f"{name} holds NaN or infinite values; replace them first")
-    if low < -SLACK or high > 1 + SLACK:
-        hint = ""
-        if high > 1.5:
-            hint = ": divide by 255?"
-        elif -1 - SLACK <= low < 0 and high <= 1 + SLACK:
-            hint = ": use (x + 1) / 2?"
-        raise ImageError(f"{name} has values from {low:.3g} to {high:.3g}; floats must lie in [0, 1]{hint}")
     return batch
 
 
-def _fit(batch: Tensor, size: int, fit: Fit, name: str) -> Tensor:
-    """[B, 3, H, W] to float32 [B, 3, S, S] in [-1, 1]."""
+def _fit(batch: Tensor, size: int, fit: Fit, name: str, device: torch.device) -> Tensor:
+    """[B, 3, H, W] to [B, 3, S, S]: uint8 of this size as it is, else float32 in [0, 1] there."""
     height, width = batch.shape[-2:]
-    if fit == "squash":
-        return _resize(batch, size, size) * 2 - 1
-    if max(height, width) > MAX_ASPECT * min(height, width):
+    if fit != "squash" and max(height, width) > MAX_ASPECT * min(height, width):
         sides = f"{width} x {height} pixels, more than {MAX_ASPECT} to 1"
         raise ImageError(f"{name} has {sides}, too long for fit={fit!r}; cut it first or use fit='squash'")
     if fit == "crop":
         # Cut first, then resize: the long ends of a panorama are never filtered.
         side = min(height, width)
         top, left = (height - side) // 2, (width - side) // 2
-        return _resize(batch[..., top : top + side, left : left + side], size, size) * 2 - 1
+        batch = batch[..., top : top + side, left : left + side]
+    if batch.dtype == torch.uint8 and batch.shape[-2:] == (size, size):
+        return batch
+    batch = send(batch, device)
+    if fit != "pad":
+        return _resize(batch, size, size)
     scale = size / max(height, width)
     inner = _resize(batch, max(1, round(height * scale)), max(1, round(width * scale)))
     bottom, right = size - inner.shape[-2], size - inner.shape[-1]
     margins = (right // 2, right - right // 2, bottom // 2, bottom - bottom // 2)
-    return F.pad(inner, margins, value=MID_GREY) * 2 - 1
+    return F.pad(inner, margins, value=MID_GREY)
 
 
 def _resize(batch: Tensor, height: int, width: int) -> Tensor:
@@ -206,8 +276,7 @@ def _resize(batch: Tensor, height: int, width: int) -> Tensor:
     for channel in range(3):
         # One channel at a time, made contiguous: a third of the float copy of a large photograph, and one
         # code path of the filter whatever memory layout the caller's array has.
-        plane = batch[:, channel : channel + 1].contiguous()
-        plane = plane.float().div(255) if plane.dtype == torch.uint8 else plane.float()
+        plane = _unit(batch[:, channel : channel + 1].contiguous()).float()
         if plane.shape[-2:] != (height, width):
             plane = F.interpolate(plane, size=(height, width), mode="bicubic", antialias=True)
         planes.append(plane)

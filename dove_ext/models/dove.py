@@ -11,17 +11,19 @@ from torch import Tensor
 
 from dove_ext import ops
 from dove_ext.config import DoveConfig, preset
+from dove_ext.devices import send
 from dove_ext.errors import CheckpointError, TokensError
 from dove_ext.fork import lead_threads
-from dove_ext.images import prepare_images
+from dove_ext.images.prepare import check_ranges, normalise, square_images
+from dove_ext.models.batches import Encode, Encoded, join, packed
 from dove_ext.models.generator import Condition, Generator, TokenDecoder
-from dove_ext.models.graphs import Encode, EncodeGraphs
+from dove_ext.models.graphs import EncodeGraphs
 from dove_ext.models.precision import full_precision
 from dove_ext.models.pretrained import Pretrained, require_indices
 from dove_ext.models.shortcut import FrequencyShortcut
 from dove_ext.models.vqgan import VQGAN
 from dove_ext.tokens import DoveTokens
-from dove_ext.tokens.lengths import LengthRule, lengths_for_budget
+from dove_ext.tokens.lengths import LengthRule
 
 
 class Generated(NamedTuple):
@@ -163,7 +165,7 @@ class DoveModel(Pretrained):
         fit: Literal["crop", "squash", "pad"] = "crop",
         batch_size: int = 32,
         block_size: int = 64,
-        cuda_graph: bool = False,
+        cuda_graph: bool | None = None,
     ) -> DoveTokens:
         """Turn images into as many tokens as each deserves.
 
@@ -184,12 +186,13 @@ class DoveModel(Pretrained):
             query: embeddings [B, Q, hidden] or ids [B, Q] (Q-DOVE).
             fit: how an image becomes square, see `prepare_images`.
             batch_size: images that run at once.
-            block_size: time positions that run at once before the model looks for EOS; the tokens are the
-                same for any value.
-            cuda_graph: record the whole of a batch as one CUDA graph and replay it: no launch costs, but all
-                positions run, also behind the last EOS. There is a graph for each way of choosing lengths and
-                each batch of 1, 2, 4, ... or `batch_size` images, recorded when it is first needed; batches
-                in between are filled up.
+            block_size: time positions that run at once before the model looks for EOS, where it looks before
+                the last (on a CPU, and without `cuda_graph`); the tokens are the same for any value.
+            cuda_graph: run a batch, from pixels to packed tokens, as one recorded CUDA graph: no launch costs,
+                but all positions run, also behind the last EOS. There is a graph for each way of choosing
+                lengths and each batch of 1, 2, 4, ... or `batch_size` images, recorded when it is first
+                needed, which takes as long as some four batches; batches in between are filled up.
+                None: on CUDA yes, elsewhere no.
 
         Returns:
             DoveTokens: tokens [T, D] with cu_seqlens int32 [B + 1].
@@ -212,40 +215,48 @@ class DoveModel(Pretrained):
                 f"cuda_graph needs the model on a CUDA device, but it is on {self.device}; "
                 "move it there or leave cuda_graph out"
             )
-        pixels = prepare_images(images, self.config.image_size, fit=fit)
+        pixels, unread = square_images(images, self.config.image_size, fit=fit, device=self.device)
         count = pixels.shape[0]
         rule.check(self.config.num_tokens, count)
         if query is not None and query.shape[0] != count:
             raise ValueError(f"query has {query.shape[0]} rows for {count} images; give one row an image")
+        query = None if query is None else send(query, self.device)
         whole_curve = return_p_eos or rule.token_budget is not None
-        if cuda_graph or whole_curve or rule.num_tokens is not None:
-            encode: Encode = partial(self.encode_at_once, rule=rule, whole_curve=whole_curve)
-        else:
-            encode = partial(self._encode_blocks, rule=rule, block_size=block_size)
-        if cuda_graph:
+        graph = self.device.type == "cuda" if cuda_graph is None else cuda_graph
+        block = None if graph or whole_curve or rule.num_tokens is not None else block_size
+        encode: Encode = partial(self._encode_batch, rule=rule, whole_curve=whole_curve, block_size=block)
+        if graph:
             kind = rule, whole_curve
             encode = partial(self._graphs.run, self, encode, batch_size=batch_size, kind=kind)
-        parts = []
-        for start in range(0, count, batch_size):
-            chunk = pixels[start : start + batch_size].to(self.device, self.dtype)
-            chunk_query = None if query is None else query[start : start + batch_size].to(self.device)
-            parts.append(encode(chunk, chunk_query))
-        lengths = torch.cat([part[1] for part in parts])
-        p_eos = torch.cat([part[2] for part in parts if part[2] is not None]) if whole_curve else None
-        if rule.token_budget is not None and p_eos is not None:
-            lengths = lengths_for_budget(p_eos, rule.token_budget)
-        packed, start = [], 0
-        for tokens, part_lengths, _ in parts:
-            part_lengths = lengths[start : start + part_lengths.shape[0]]
-            packed.append(ops.pack(tokens, ops.lengths_to_cu_seqlens(part_lengths)))
-            start += part_lengths.shape[0]
+        batches = [
+            encode(pixels[i : i + batch_size], None if query is None else query[i : i + batch_size])
+            for i in range(0, count, batch_size)
+        ]
+        tokens, lengths, p_eos = join(batches, rule, unread)
         return DoveTokens(
-            tokens=torch.cat(packed),
+            tokens=tokens,
             cu_seqlens=ops.lengths_to_cu_seqlens(lengths),
             num_slots=self.config.num_tokens,
             p_eos=p_eos if return_p_eos else None,
             model=self.config.name,
         )
+
+    def _encode_batch(
+        self,
+        pixels: Tensor,
+        query: Tensor | None,
+        *,
+        rule: LengthRule,
+        whole_curve: bool,
+        block_size: int | None,
+    ) -> Encoded:
+        """Square images to tokens, packed unless a budget is shared with other batches."""
+        pixels = normalise(pixels).to(self.dtype)
+        if block_size is None:
+            encoded = Encoded(*self.encode_at_once(pixels, query, rule=rule, whole_curve=whole_curve))
+        else:
+            encoded = self._encode_blocks(pixels, query, rule=rule, block_size=block_size)
+        return encoded if rule.token_budget is not None else packed(encoded)
 
     @torch.no_grad()
     def encode_at_once(
@@ -281,7 +292,7 @@ class DoveModel(Pretrained):
 
     def _encode_blocks(
         self, pixels: Tensor, query: Tensor | None, *, rule: LengthRule, block_size: int
-    ) -> tuple[Tensor, Tensor, None]:
+    ) -> Encoded:
         """Padded tokens [B, n, D] of the n positions that ran until all images had ended, and lengths."""
         condition = self.condition(pixels, query)
         hidden, lengths = self.generator.run_until_stop(
@@ -290,7 +301,7 @@ class DoveModel(Pretrained):
             threshold=rule.eos_threshold,
             block=block_size,
         )
-        return self.generator.tokens(hidden, condition), lengths, None
+        return Encoded(self.generator.tokens(hidden, condition), lengths, None)
 
     @torch.no_grad()
     def decode(self, tokens: DoveTokens, *, batch_size: int = 32) -> Tensor:
@@ -314,11 +325,12 @@ class DoveModel(Pretrained):
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         lead_threads()
         tokens.require(self.config.token_width, self.config.num_tokens, self.config.name)
+        tokens = tokens.to(self.device, self.dtype)
+        padded = ops.unpack(tokens.tokens, tokens.cu_seqlens, self.config.num_tokens)
         images = []
         for start in range(0, len(tokens), batch_size):
-            part = tokens[start : start + batch_size].to(self.device, self.dtype)
-            padded = ops.unpack(part.tokens, part.cu_seqlens, self.config.num_tokens)
-            image = self.render(padded, part.lengths).float().add(1).div(2).clamp(0, 1).contiguous()
+            part, lengths = padded[start : start + batch_size], tokens.lengths[start : start + batch_size]
+            image = self.render(part, lengths).float().add(1).div(2).clamp(0, 1).contiguous()
             if image.device.type == "cpu" and (lost := image.isnan().flatten(1).any(1).nonzero()).numel():
                 raise TokensError(
                     f"image {start + int(lost[0])} decodes to NaN: its tokens are too large or not finite; "
@@ -380,11 +392,12 @@ class DoveModel(Pretrained):
             raise ValueError(f"layer must be between 0 and {layers}, got {layer}")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        pixels = prepare_images(images, self.config.image_size, fit=fit)
+        pixels, unread = square_images(images, self.config.image_size, fit=fit, device=self.device)
         parts = [
-            self.generator.image_states(self.vqgan.encode(part.to(self.device, self.dtype)), layer)
+            self.generator.image_states(self.vqgan.encode(normalise(part).to(self.dtype)), layer)
             for part in pixels.split(batch_size)
         ]
+        check_ranges([(name, values.tolist()) for name, values in unread])
         return torch.cat(parts)
 
     # --- Files ----------------------------------------------------------------------------------------

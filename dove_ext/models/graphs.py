@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections import OrderedDict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dove_ext.models.batches import Encode, Encoded
 from dove_ext.ops.backend import current_backend
-
-Encoded = tuple[Tensor, Tensor, Tensor | None]  # padded tokens, lengths, p_eos
-Encode = Callable[[Tensor, Tensor | None], Encoded]  # of pixels and query; nothing in it waits for the device
 
 # Runs before a capture: libraries choose their kernels and take their workspaces in these.
 _WARM_UP = 3
+# Recordings that a model keeps (sizes of batches times ways to choose lengths); then the oldest goes.
+_KEPT = 32
 
 
 def graph_size(count: int, batch_size: int) -> int:
@@ -45,7 +45,7 @@ def _settings() -> tuple[Any, ...]:
 class _Recorded:
     """One graph with the memory that it reads and writes."""
 
-    def __init__(self, encode: Encode, pixels: Tensor, query: Tensor | None) -> None:
+    def __init__(self, encode: Encode, pixels: Tensor, query: Tensor | None, pool: Any) -> None:
         self.pixels = pixels.clone(memory_format=torch.contiguous_format)
         self.query = None if query is None else query.clone()
         stream = torch.cuda.Stream(pixels.device)
@@ -58,35 +58,59 @@ class _Recorded:
                 for _ in range(_WARM_UP):
                     encode(self.pixels, self.query)
             torch.cuda.current_stream(pixels.device).wait_stream(stream)
-            with torch.cuda.graph(self.graph):
+            # Other threads of a program may allocate memory meanwhile, which "global" would forbid.
+            with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
                 self.encoded = encode(self.pixels, self.query)
-        self.done = torch.cuda.Event()
 
     def replay(self, pixels: Tensor, query: Tensor | None) -> Encoded:
-        stream = torch.cuda.current_stream(pixels.device)
-        stream.wait_event(self.done)  # of the replay before, which another stream may still be running
-        self.pixels.copy_(pixels)
+        # Behind these rows stand the images of an earlier replay; an image ignores its batch.
+        self.pixels[: len(pixels)].copy_(pixels, non_blocking=True)
         if self.query is not None and query is not None:
-            self.query.copy_(query)
+            self.query[: len(query)].copy_(query, non_blocking=True)
         self.graph.replay()
         tokens, lengths, p_eos = self.encoded
         # The next replay writes over these.
-        copies = tokens.clone(), lengths.clone(), None if p_eos is None else p_eos.clone()
-        self.done.record(stream)
-        return copies
+        return Encoded(tokens.clone(), lengths.clone(), None if p_eos is None else p_eos.clone())
+
+
+class _Weights:
+    """Where the weights of a model are, found again without a walk through its modules."""
+
+    def __init__(self, model: nn.Module) -> None:
+        modules = list(model.modules())
+        self._children = [(m._modules, tuple(m._modules.values())) for m in modules if m._modules]
+        self._tensors = [
+            (held, name, tensor.data_ptr())
+            for module in modules
+            for held in (module._parameters, module._buffers)
+            for name, tensor in held.items()
+            if tensor is not None
+        ]
+
+    def in_place(self) -> bool:
+        """Whether every module and every weight is where it was."""
+        if any(tuple(now.values()) != then for now, then in self._children):
+            return False
+        for held, name, address in self._tensors:
+            tensor = held.get(name)
+            if tensor is None or tensor.data_ptr() != address:
+                return False
+        return True
 
 
 class EncodeGraphs:
     """The graphs of one model, each recorded when it is first needed.
 
     A graph holds addresses: it is recorded again when the model's weights have moved. Copies of a model start
-    without graphs. Threads take turns, for all replays of a graph read and write the same memory.
+    without graphs. Threads take turns, and so do streams: all graphs share one pool of memory.
     """
 
     def __init__(self) -> None:
         self._turn = threading.Lock()
-        self._recorded: dict[Any, _Recorded] = {}
-        self._weights: tuple[int, ...] = ()
+        self._recorded: OrderedDict[Any, _Recorded] = OrderedDict()
+        self._weights: _Weights | None = None
+        self._pool: Any = None
+        self._done: torch.cuda.Event | None = None  # of the last replay
 
     def __deepcopy__(self, memo: Any) -> EncodeGraphs:
         return EncodeGraphs()
@@ -108,27 +132,51 @@ class EncodeGraphs:
 
         Args:
             model: whose weights the graph reads.
-            encode: what is recorded.
+            encode: what is recorded; nothing in it waits for the device.
             pixels: on the model's device.
             query: [n, ...] there, or None.
             batch_size: the most images of a graph.
-            kind: hashable; tells apart what `encode` does, besides the shapes.
+            kind: hashable; tells apart what `encode` does, besides shapes and dtypes.
 
         Returns:
             As `encode`, for the n images.
+
+        Raises:
+            RuntimeError: if it cannot be recorded.
         """
         count = pixels.shape[0]
         size = graph_size(count, batch_size)
-        pixels = filled_up(pixels, size)
-        query = None if query is None else filled_up(query, size)
-        key = (size, kind, None if query is None else (query.shape, query.dtype), _settings())
-        with self._turn:
-            weights = tuple(t.data_ptr() for t in (*model.parameters(), *model.buffers()))
-            if weights != self._weights:
-                self._recorded.clear()
-                self._weights = weights
+        of_query = None if query is None else (query.shape[1:], query.dtype)
+        key = (size, pixels.shape[1:], pixels.dtype, of_query, kind, _settings())
+        with self._turn, torch.cuda.device(pixels.device):
+            if self._weights is None or not self._weights.in_place():
+                self._forget(all_but=0)
+                self._weights, self._pool = _Weights(model), torch.cuda.graph_pool_handle()
             if key not in self._recorded:
-                with torch.cuda.device(pixels.device):
-                    self._recorded[key] = _Recorded(encode, pixels, query)
-            tokens, lengths, p_eos = self._recorded[key].replay(pixels, query)
-        return tokens[:count], lengths[:count], None if p_eos is None else p_eos[:count]
+                self._forget(all_but=_KEPT - 1)
+                full_query = None if query is None else filled_up(query, size)
+                self._record(key, encode, filled_up(pixels, size), full_query)
+            self._recorded.move_to_end(key)
+            stream = torch.cuda.current_stream(pixels.device)
+            if self._done is not None:
+                stream.wait_event(self._done)  # another stream may still be replaying
+            encoded = self._recorded[key].replay(pixels, query)
+            self._done = torch.cuda.Event()
+            self._done.record(stream)
+        return encoded.of_first(count)
+
+    def _forget(self, all_but: int) -> None:
+        """Let the graphs go that were not used for longest, whose memory others may have at once."""
+        if len(self._recorded) > all_but and self._done is not None:
+            self._done.synchronize()
+        while len(self._recorded) > all_but:
+            self._recorded.popitem(last=False)
+
+    def _record(self, key: Any, encode: Encode, pixels: Tensor, query: Tensor | None) -> None:
+        try:
+            self._recorded[key] = _Recorded(encode, pixels, query, self._pool)
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"this model's encode cannot be recorded as a CUDA graph ({error}); "
+                "a hook that waits for the device? Pass cuda_graph=False"
+            ) from error

@@ -23,8 +23,16 @@ def rotary_table(length: int, dim: int, base: float, device: torch.device) -> Te
 
 
 def fuses(x: Tensor) -> bool:
-    """Whether a block's element-wise work runs fused: on CUDA, but not under autocast, which mixes dtypes."""
-    return x.is_cuda and has_kernels(x) and not torch.is_autocast_enabled("cuda")
+    """Whether a block's element-wise work runs fused: on CUDA."""
+    return x.is_cuda and has_kernels(x)
+
+
+def lowered(x: Tensor) -> Tensor:
+    """`x` in the dtype that matrix products have under autocast, if it is on: fused work wants one dtype."""
+    kind = x.device.type
+    if not fuses(x) or not torch.is_autocast_enabled(kind):
+        return x
+    return x.to(torch.get_autocast_dtype(kind))
 
 
 class KeyValueCache:
@@ -125,6 +133,7 @@ class Stack(nn.Module):
         self.config = config
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.final_layer_norm = nn.LayerNorm(config.hidden, eps=config.layer_norm_eps)
+        self._table: Tensor | None = None
 
     def forward(
         self,
@@ -149,8 +158,9 @@ class Stack(nn.Module):
         Returns:
             Tensor: [B, last or N, hidden].
         """
+        x = lowered(x)
         end = x.shape[1] + (0 if cache is None else cache.length)
-        rotary = rotary_table(end, self.config.rotary_dim, self.config.rotary_base, x.device)
+        rotary = self._rotary(end, x)
         for i, layer in enumerate(self.layers):
             wanted = last if i == len(self.layers) - 1 else None
             x = layer(x, rotary, prefix, kv_lens, None if cache is None else (cache, i), wanted)
@@ -161,10 +171,22 @@ class Stack(nn.Module):
 
     def states(self, x: Tensor, layers: int, *, prefix: int | None) -> Tensor:
         """What comes out of the first `layers` layers for x [B, N, hidden], before any final LayerNorm."""
-        rotary = rotary_table(x.shape[1], self.config.rotary_dim, self.config.rotary_base, x.device)
+        x, rotary = lowered(x), self._rotary(x.shape[1], x)
         for layer in self.layers[:layers]:
             x = layer(x, rotary, prefix)
         return x
+
+    def _rotary(self, length: int, like: Tensor) -> Tensor:
+        """The table of so many positions, made once: it is float32 and the same for all passes and dtypes."""
+        shape = self.config
+        if torch.compiler.is_compiling() or type(like) is not Tensor:  # traced
+            return rotary_table(length, shape.rotary_dim, shape.rotary_base, like.device)
+        table = self._table
+        if table is None or table.shape[0] < length or table.device != like.device:
+            with torch.inference_mode(False):  # or training could not save it for its backward pass
+                table = rotary_table(length, shape.rotary_dim, shape.rotary_base, like.device)
+            self._table = table
+        return table[:length]
 
     def reset_parameters(self) -> None:
         """Initialise as GPT-NeoX does for training from scratch: normal 0.02, branches scaled by depth."""

@@ -1,0 +1,99 @@
+"""The batches of one `DoveModel.encode` become one result, with a single wait for the device.
+
+A GPU works behind the host's back: whoever reads a value from it waits until all that was queued is done. So
+lengths stay there while batches are queued, tokens are packed into room for all of them, and at the end one
+copy tells the host how many were kept and whether the images were in range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dove_ext import ops
+from dove_ext.images.prepare import check_ranges
+from dove_ext.ops.backend import has_kernels
+from dove_ext.tokens.lengths import LengthRule, lengths_for_budget
+
+
+class Encoded(NamedTuple):
+    """What becomes of one batch of B images.
+
+    Attributes:
+        tokens: [B, n, D], not cut at the lengths; or packed, [T, D] with T at least the lengths' sum.
+        lengths: int32 [B], 1..n.
+        p_eos: float32 [B, K] where it is wanted, else None.
+    """
+
+    tokens: Tensor
+    lengths: Tensor
+    p_eos: Tensor | None
+
+    def of_first(self, count: int) -> Encoded:
+        """Those of the first `count` images."""
+        tokens = self.tokens[:count] if self.tokens.dim() == 3 else self.tokens
+        return Encoded(tokens, self.lengths[:count], None if self.p_eos is None else self.p_eos[:count])
+
+
+Encode = Callable[[Tensor, Tensor | None], Encoded]
+"""Of pixels [B, 3, S, S] (see `images.prepare.Squares`) and query."""
+
+
+def packed(batch: Encoded) -> Encoded:
+    """The batch with its tokens packed; on a GPU with room for all n tokens of every image."""
+    tokens, lengths, p_eos = batch
+    if not has_kernels(tokens):
+        return batch  # plain PyTorch has to be told how many there are: see `join`
+    cu_seqlens = ops.lengths_to_cu_seqlens(lengths)
+    room = tokens.shape[0] * tokens.shape[1] if tokens.is_cuda else int(cu_seqlens[-1])
+    return Encoded(ops.pack(tokens, cu_seqlens, room), lengths, p_eos)
+
+
+def join(
+    batches: Sequence[Encoded], rule: LengthRule, unread: Sequence[tuple[str, Tensor]]
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """All batches as one.
+
+    Args:
+        batches: at least one; padded ones where the rule has a budget, which all images share.
+        rule: how lengths are chosen.
+        unread: value ranges of the images that nobody has looked at (`images.prepare.Squares`).
+
+    Returns:
+        (Tensor, Tensor, Tensor | None): packed tokens [T, D], lengths int32 [B], and p_eos [B, K] or None.
+
+    Raises:
+        ImageError: if one of these ranges is no picture's.
+    """
+    lengths = torch.cat([batch.lengths for batch in batches])
+    curves = [batch.p_eos for batch in batches if batch.p_eos is not None]
+    p_eos = torch.cat(curves) if curves else None
+    if rule.token_budget is not None and p_eos is not None:
+        lengths = lengths_for_budget(p_eos, rule.token_budget)
+    sizes = [len(batch.lengths) for batch in batches]
+    if rule.token_budget is not None:
+        # Whose tokens they are is known on the device alone; their sum is known here.
+        batches = [Encoded(torch.cat([batch.tokens for batch in batches]), lengths, p_eos)]
+        kept = [rule.token_budget]
+    elif rule.num_tokens is not None:
+        kept = [rule.num_tokens * size for size in sizes]
+    else:
+        kept = []
+    ranges = [values for _, values in unread]
+    sums = [] if kept else [part.sum().double()[None] for part in lengths.split(sizes)]
+    read = torch.cat([*sums, *ranges]).tolist() if sums or ranges else []
+    kept = kept or [int(value) for value in read[: len(sums)]]
+    found = iter(read[len(sums) :])
+    check_ranges([(name, (next(found), next(found))) for name, _ in unread])
+    tokens = []
+    for batch, part, total in zip(
+        batches, lengths.split([len(b.lengths) for b in batches]), kept, strict=True
+    ):
+        if batch.tokens.dim() == 3:
+            tokens.append(ops.pack(batch.tokens, ops.lengths_to_cu_seqlens(part), total))
+        else:
+            tokens.append(batch.tokens[:total])
+    return torch.cat(tokens), lengths, p_eos
