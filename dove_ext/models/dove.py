@@ -188,7 +188,7 @@ class DoveModel(Pretrained):
             batch_size: images that run at once.
             block_size: time positions that run at once before the model looks for EOS, where it looks before
                 the last (on a CPU, and without `cuda_graph`); the tokens are the same for any value.
-            cuda_graph: run a batch, from pixels to packed tokens, as one recorded CUDA graph: no launch costs,
+            cuda_graph: run a batch, from pixels to packed tokens, as a recorded CUDA graph: no launch costs,
                 but all positions run, also behind the last EOS. There is a graph for each way of choosing
                 lengths and each batch of 1, 2, 4, ... or `batch_size` images, recorded when it is first
                 needed, which takes as long as some four batches; batches in between are filled up.
