@@ -10,6 +10,18 @@ import pytest
 import torch
 
 import dove_ext.cli
+from benchmarks.tokenizers import build
+
+
+_KEPT_MODELS = build._peer, build.dove_model
+
+
+@pytest.fixture(autouse=True)
+def models_go() -> Iterator[None]:
+    """A benchmark keeps what it measures; a session of tests cannot."""
+    yield
+    for kept in _KEPT_MODELS:
+        kept.cache_clear()
 
 
 @pytest.fixture(autouse=True)
