@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 from pathlib import Path
 from types import ModuleType
 
@@ -20,4 +21,6 @@ def simt_cache(request: pytest.FixtureRequest) -> Path:
 def simt(tmp_path_factory: pytest.TempPathFactory, simt_cache: Path) -> ModuleType:
     if build.COMPILER is None:
         pytest.skip("no C++ compiler")
-    return build.load(build.build(tmp_path_factory.mktemp("simt"), simt_cache))
+    with (simt_cache / "lock").open("w") as lock:  # of several test processes one compiles
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return build.load(build.build(tmp_path_factory.mktemp("simt"), simt_cache))

@@ -21,28 +21,57 @@ from tests.train.small import PARTS, PHOTOS, recipe
 _STAGES = {"joint": {"steps": 4, "train": PARTS}, "head": {"steps": 2, "train": ["head"]}}
 _COMMON = {"bf16": False, "stages": _STAGES, "name": "same"}
 _ALIGNED = {"features": {"steps": 4, "path": "features", "train": ["features"]}, "head": _STAGES["head"]}
-_MAIN = "from dove_ext.cli import main; raise SystemExit(main())"
+# Each run meets at a port of its own: torchrun's store still holds the addresses of the run before.
+_MAIN = """\
+import os, sys
+from dove_ext.cli import main
+os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
+for argument in sys.argv[1:]:
+    os.environ["MASTER_PORT"], folder = argument.split("=", 1)
+    if code := main(["train", f"{folder}/recipe.yaml", "-o", f"{folder}/run"]):
+        raise SystemExit(code)
+"""
+
+EQUAL: dict[str, dict[str, Any]] = {
+    "ddp, adversarial": {"parallel": "ddp", "gan_weight": 1e-3, "gan_start": 1},
+    "ddp, paper's rule": {"parallel": "ddp", "eos_rule": "paper"},
+    "fsdp2": {"parallel": "fsdp2"},
+    "ddp, features": {"parallel": "ddp", "stages": _ALIGNED},
+    "fsdp2, features": {"parallel": "fsdp2", "stages": _ALIGNED},
+}
+RESUMED = ("ddp", "fsdp2")
 
 
-def train(folder: Path, processes: int, **changes: Any) -> list[dict[str, Any]]:
-    folder.mkdir(exist_ok=True)
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe(**{**_COMMON, **changes}), sort_keys=False))
-    (folder / "main.py").write_text(_MAIN)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def train(processes: int, runs: dict[Path, dict[str, Any]]) -> None:
+    """Train in each folder, one run after the other by the same processes: to start some takes seconds."""
+    for folder, changes in runs.items():
+        folder.mkdir(exist_ok=True, parents=True)
+        text = yaml.safe_dump(recipe(**{**_COMMON, **changes}), sort_keys=False)
+        (folder / "recipe.yaml").write_text(text)
+    main = next(iter(runs)).parent / "main.py"
+    main.write_text(_MAIN)
+    port, *ports = free_ports(1 + len(runs))
     launch = [
         sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}",
         "--master-addr=127.0.0.1", f"--master-port={port}",
     ]  # fmt: skip
-    command = [*(launch if processes > 1 else [sys.executable]), str(folder / "main.py"), "train"]
-    result = subprocess.run(
-        [*command, str(folder / "recipe.yaml"), "-o", str(folder / "run")],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    command = [*(launch if processes > 1 else [sys.executable]), str(main)]
+    command += [f"{port}={folder}" for port, folder in zip(ports, runs, strict=True)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr[-3000:]
+
+
+def log(folder: Path) -> list[dict[str, Any]]:
     records = [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
     return [record for record in records if "loss" in record or "warning" in record]
 
@@ -52,37 +81,43 @@ def weights(folder: Path, step: int) -> torch.Tensor:
     return torch.cat([value.flatten().double() for value in state.values()])
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"parallel": "ddp", "gan_weight": 1e-3, "gan_start": 1},
-        {"parallel": "ddp", "eos_rule": "paper"},
-        {"parallel": "fsdp2"},
-        {"parallel": "ddp", "stages": _ALIGNED},
-        {"parallel": "fsdp2", "stages": _ALIGNED},
-    ],
-    ids=["ddp, adversarial", "ddp, paper's rule", "fsdp2", "ddp, features", "fsdp2, features"],
-)
-def test_two_processes_equal_one_with_the_doubled_batch(
-    tmp_path: Path, mobilenet_file: Path, changes: dict[str, Any]
-) -> None:
-    photos = tmp_path / "photos"
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, mobilenet_file: Path) -> Path:
+    """one/NAME and two/NAME of `EQUAL`; whole/PARALLEL and parts/PARALLEL, whose second half ran anew."""
+    place = tmp_path_factory.mktemp("distributed")
+    photos = place / "photos"
     shutil.copytree(PHOTOS, photos)
     for number in range(3):
         (photos / f"broken-{number}.jpg").write_bytes(b"no picture")
-    changes = {**changes, "data": [str(photos)], "alignment_weights": str(mobilenet_file)}
-    changes |= {"checkpoint_every": 1, "keep_checkpoints": 9}
-    one = train(tmp_path / "one", 1, batch_size=4, **changes)
-    two = train(tmp_path / "two", 2, batch_size=2, **changes)
+    always = {
+        "data": [str(photos)], "alignment_weights": str(mobilenet_file), "checkpoint_every": 1,
+        "keep_checkpoints": 9,
+    }  # fmt: skip
+    train(1, {place / "one" / name: {**always, "batch_size": 4, **c} for name, c in EQUAL.items()})
+    two = {place / "two" / name: {**always, "batch_size": 2, **c} for name, c in EQUAL.items()}
+    whole = {place / "whole" / parallel: {"parallel": parallel} for parallel in RESUMED}
+    kept = {"checkpoint_every": 2, "keep_checkpoints": 9}
+    parts = {place / "parts" / parallel: {"parallel": parallel, **kept} for parallel in RESUMED}
+    train(2, {**two, **whole, **parts})
+    for folder in parts:
+        for name in ("step-0000004.pt", "step-0000006.pt"):  # back to the middle of the first stage
+            (folder / "run" / "checkpoints" / name).unlink()
+    train(2, {folder: {"parallel": folder.name} for folder in parts})
+    return place
+
+
+@pytest.mark.parametrize("name", EQUAL)
+def test_two_processes_equal_one_with_the_doubled_batch(trained: Path, name: str) -> None:
+    one, two = log(trained / "one" / name), log(trained / "two" / name)
     assert len(one) == len(two) == 6 + 3  # steps, and an unreadable image each, whichever process met it
     for a, b in zip(one, two, strict=True):
         assert set(a) == set(b)
-        for name in set(a) - {"images/s"}:
-            expected = pytest.approx(a[name], rel=2e-3, abs=1e-6) if isinstance(a[name], float) else a[name]
-            assert b[name] == expected, (name, a, b)
-    end = weights(tmp_path / "one", 6)
-    change = (end - weights(tmp_path / "one", 1)).norm()
-    assert (weights(tmp_path / "two", 6) - end).norm() < 1e-3 * change
+        for key in set(a) - {"images/s"}:
+            expected = pytest.approx(a[key], rel=2e-3, abs=1e-6) if isinstance(a[key], float) else a[key]
+            assert b[key] == expected, (key, a, b)
+    end = weights(trained / "one" / name, 6)
+    change = (end - weights(trained / "one" / name, 1)).norm()
+    assert (weights(trained / "two" / name, 6) - end).norm() < 1e-3 * change
 
 
 def test_each_process_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,13 +131,9 @@ def test_each_process_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert place("cuda:0") == torch.device("cuda", 0)
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
-def test_two_processes_resume_to_the_bit(tmp_path: Path, parallel: str) -> None:
-    whole = train(tmp_path / "whole", 2, parallel=parallel)
-    train(tmp_path / "parts", 2, parallel=parallel, checkpoint_every=2, keep_checkpoints=9)
-    for name in ("step-0000004.pt", "step-0000006.pt"):  # back to the middle of the first stage
-        (tmp_path / "parts" / "run" / "checkpoints" / name).unlink()
-    again = train(tmp_path / "parts", 2, parallel=parallel)
+@pytest.mark.parametrize("parallel", RESUMED)
+def test_two_processes_resume_to_the_bit(trained: Path, parallel: str) -> None:
+    whole, again = log(trained / "whole" / parallel), log(trained / "parts" / parallel)
     for record in [*whole, *again]:
         del record["images/s"]
     assert again == whole
