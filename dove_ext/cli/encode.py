@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from argparse import ArgumentParser, Namespace
 from dataclasses import replace
+from typing import Any
 
 from dove_ext.cli.command import Command
 from dove_ext.cli.options import (
@@ -49,10 +50,13 @@ def run(args: Namespace) -> int:
     tokens.save(args.output)
     counts = tokens.lengths.tolist()
     if args.json:
-        items = [
+        items: list[dict[str, Any]] = [
             {"path": index.name(i), "name": name, "tokens": n}
             for i, name, n in zip(done, names, counts, strict=True)
         ]
+        if tokens.psnr is not None:
+            for item, reached in zip(items, tokens.psnr.tolist(), strict=True):
+                item["psnr_db"] = round(reached, 2)
         report = {
             "output": args.output,
             "model": tokens.model,
@@ -65,8 +69,11 @@ def run(args: Namespace) -> int:
         }
         print(json.dumps(report, indent=2))
     else:
-        for name, count in zip(names, counts, strict=True):
-            print(f"{count:>6}  {printable(name)}")
+        psnr = [""] * len(names)
+        if tokens.psnr is not None:
+            psnr = [f"{reached:7.2f} dB" for reached in tokens.psnr.tolist()]
+        for name, count, reached in zip(names, counts, psnr, strict=True):
+            print(f"{count:>6}{reached}  {printable(name)}")
         print(f"{sum(counts):>6}  tokens of {len(tokens)} images in {printable(args.output)}")
     return failures.report(len(done))
 

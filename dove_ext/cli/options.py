@@ -49,6 +49,17 @@ def probability(text: str) -> float:
     return value
 
 
+def decibels(text: str) -> float:
+    """A number above 0, for argparse; `LengthRule` knows how much is possible."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not value > 0:
+        raise ArgumentTypeError(f"{text!r} is not a number of decibels above 0")
+    return value
+
+
 def add_model_options(parser: ArgumentParser) -> None:
     """--model, --device, --dtype, --batch-size."""
     group = parser.add_argument_group("model")
@@ -70,7 +81,7 @@ def add_model_options(parser: ArgumentParser) -> None:
 
 
 def add_length_options(parser: ArgumentParser) -> None:
-    """--num-tokens, --max-tokens, --eos-threshold, --token-budget."""
+    """--num-tokens, --max-tokens, --eos-threshold, --token-budget, --target-psnr."""
     group = parser.add_argument_group(
         "length", "how many tokens; by default the model decides for each image"
     )
@@ -87,6 +98,13 @@ def add_length_options(parser: ArgumentParser) -> None:
         type=positive,
         metavar="N",
         help="N tokens for all images together, shared out by how much each still has to say",
+    )
+    group.add_argument(
+        "--target-psnr",
+        type=decibels,
+        metavar="DB",
+        help="the fewest tokens with which the model's own reconstruction reaches DB decibels; "
+        "--max-tokens wins",
     )
 
 
@@ -125,8 +143,10 @@ def length_arguments(args: Namespace) -> dict[str, Any]:
     Raises:
         UsageError: if two of them contradict one another.
     """
-    names = ("num_tokens", "max_tokens", "eos_threshold", "token_budget")
+    names = ("num_tokens", "max_tokens", "eos_threshold", "token_budget", "target_psnr")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if {"eos_threshold", "target_psnr"} <= given.keys():
+        raise UsageError("--eos-threshold and --target-psnr both say where to stop; drop one of them")
     for fixed in ("num_tokens", "token_budget"):
         others = [_flag(name) for name in given if name != fixed]
         if fixed in given and others:

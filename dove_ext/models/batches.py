@@ -26,16 +26,19 @@ class Encoded(NamedTuple):
         tokens: [B, n, D], not cut at the lengths; or packed, [T, D] with T at least the lengths' sum.
         lengths: int32 [B], 1..n.
         p_eos: float32 [B, K] where it is wanted, else None.
+        psnr: float32 [B], what the lengths reach, where a quality was asked for, else None.
     """
 
     tokens: Tensor
     lengths: Tensor
-    p_eos: Tensor | None
+    p_eos: Tensor | None = None
+    psnr: Tensor | None = None
 
     def of_first(self, count: int) -> Encoded:
         """Those of the first `count` images."""
         tokens = self.tokens[:count] if self.tokens.dim() == 3 else self.tokens
-        return Encoded(tokens, self.lengths[:count], None if self.p_eos is None else self.p_eos[:count])
+        rest = (None if x is None else x[:count] for x in self[1:])
+        return Encoded(tokens, *rest)  # type: ignore[arg-type]
 
 
 Encode = Callable[[Tensor, Tensor | None], Encoded]
@@ -44,17 +47,15 @@ Encode = Callable[[Tensor, Tensor | None], Encoded]
 
 def packed(batch: Encoded) -> Encoded:
     """The batch with its tokens packed; on a GPU with room for all n tokens of every image."""
-    tokens, lengths, p_eos = batch
+    tokens, lengths = batch.tokens, batch.lengths
     if not has_kernels(tokens):
         return batch  # plain PyTorch has to be told how many there are: see `join`
     cu_seqlens = ops.lengths_to_cu_seqlens(lengths)
     room = tokens.shape[0] * tokens.shape[1] if tokens.is_cuda else int(cu_seqlens[-1])
-    return Encoded(ops.pack(tokens, cu_seqlens, room), lengths, p_eos)
+    return batch._replace(tokens=ops.pack(tokens, cu_seqlens, room))
 
 
-def join(
-    batches: Sequence[Encoded], rule: LengthRule, unread: Sequence[tuple[str, Tensor]]
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def join(batches: Sequence[Encoded], rule: LengthRule, unread: Sequence[tuple[str, Tensor]]) -> Encoded:
     """All batches as one.
 
     Args:
@@ -63,20 +64,19 @@ def join(
         unread: value ranges of the images that nobody has looked at (`images.prepare.Squares`).
 
     Returns:
-        (Tensor, Tensor, Tensor | None): packed tokens [T, D], lengths int32 [B], and p_eos [B, K] or None.
+        Encoded: of all images, its tokens packed, [T, D].
 
     Raises:
         ImageError: if one of these ranges is no picture's.
     """
     lengths = torch.cat([batch.lengths for batch in batches])
-    curves = [batch.p_eos for batch in batches if batch.p_eos is not None]
-    p_eos = torch.cat(curves) if curves else None
+    p_eos, psnr = (_together([batch[i] for batch in batches]) for i in (2, 3))
     if rule.token_budget is not None and p_eos is not None:
         lengths = lengths_for_budget(p_eos, rule.token_budget)
     sizes = [len(batch.lengths) for batch in batches]
     if rule.token_budget is not None:
         # Whose tokens they are is known on the device alone; their sum is known here.
-        batches = [Encoded(torch.cat([batch.tokens for batch in batches]), lengths, p_eos)]
+        batches = [Encoded(torch.cat([batch.tokens for batch in batches]), lengths)]
         kept = [rule.token_budget]
     elif rule.num_tokens is not None:
         kept = [rule.num_tokens * size for size in sizes]
@@ -96,4 +96,9 @@ def join(
             tokens.append(ops.pack(batch.tokens, ops.lengths_to_cu_seqlens(part), total))
         else:
             tokens.append(batch.tokens[:total])
-    return torch.cat(tokens), lengths, p_eos
+    return Encoded(torch.cat(tokens), lengths, p_eos, psnr)
+
+
+def _together(parts: Sequence[Tensor | None]) -> Tensor | None:
+    there = [part for part in parts if part is not None]
+    return torch.cat(there) if there else None

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from dove_ext import ops
 from dove_ext.config import DoveConfig, preset
@@ -20,6 +21,7 @@ from dove_ext.models.generator import Condition, Generator, TokenDecoder
 from dove_ext.models.graphs import EncodeGraphs
 from dove_ext.models.precision import full_precision
 from dove_ext.models.pretrained import Pretrained, require_indices
+from dove_ext.models.quality import shortest_reaching
 from dove_ext.models.shortcut import FrequencyShortcut
 from dove_ext.models.vqgan import VQGAN
 from dove_ext.tokens import DoveTokens
@@ -160,6 +162,7 @@ class DoveModel(Pretrained):
         max_tokens: int | None = None,
         eos_threshold: float | None = None,
         token_budget: int | None = None,
+        target_psnr: float | None = None,
         return_p_eos: bool = False,
         query: Tensor | None = None,
         fit: Literal["crop", "squash", "pad"] = "crop",
@@ -182,6 +185,9 @@ class DoveModel(Pretrained):
                 the vocabulary's arg-max.
             token_budget: choose the lengths over all images of this call so that they sum to exactly this
                 (`dove_ext.tokens.lengths.lengths_for_budget`); from one token an image to K.
+            target_psnr: the fewest tokens of each image with which this model's own reconstruction is that
+                close to it, in dB (`models.quality.shortest_reaching`); `max_tokens` wins. What was reached
+                is `psnr` of the result. Costs about nine reconstructions.
             return_p_eos: keep the p_eos curve [B, K] with the tokens; all K positions are run then.
             query: embeddings [B, Q, hidden] or ids [B, Q] (Q-DOVE).
             fit: how an image becomes square, see `prepare_images`.
@@ -204,7 +210,7 @@ class DoveModel(Pretrained):
             RuntimeError: on several threads in a process that was forked after this model, or any of this
                 package, had used several: it would wait for ever (`dove_ext.fork`).
         """
-        rule = LengthRule(num_tokens, max_tokens, eos_threshold, token_budget)
+        rule = LengthRule(num_tokens, max_tokens, eos_threshold, token_budget, target_psnr)
         batch_size, block_size = operator.index(batch_size), operator.index(block_size)
         if batch_size < 1 or block_size < 1:
             raise ValueError(
@@ -223,7 +229,8 @@ class DoveModel(Pretrained):
         query = None if query is None else send(query, self.device)
         whole_curve = return_p_eos or rule.token_budget is not None
         graph = self.device.type == "cuda" if cuda_graph is None else cuda_graph
-        block = None if graph or whole_curve or rule.num_tokens is not None else block_size
+        at_once = graph or whole_curve or rule.num_tokens is not None or rule.target_psnr is not None
+        block = None if at_once else block_size
         encode: Encode = partial(self._encode_batch, rule=rule, whole_curve=whole_curve, block_size=block)
         if graph:
             kind = rule, whole_curve
@@ -232,12 +239,13 @@ class DoveModel(Pretrained):
             encode(pixels[i : i + batch_size], None if query is None else query[i : i + batch_size])
             for i in range(0, count, batch_size)
         ]
-        tokens, lengths, p_eos = join(batches, rule, unread)
+        encoded = join(batches, rule, unread)
         return DoveTokens(
-            tokens=tokens,
-            cu_seqlens=ops.lengths_to_cu_seqlens(lengths),
+            tokens=encoded.tokens,
+            cu_seqlens=ops.lengths_to_cu_seqlens(encoded.lengths),
             num_slots=self.config.num_tokens,
-            p_eos=p_eos if return_p_eos else None,
+            p_eos=encoded.p_eos if return_p_eos else None,
+            psnr=encoded.psnr,
             model=self.config.name,
         )
 
@@ -254,6 +262,11 @@ class DoveModel(Pretrained):
         pixels = normalise(pixels).to(self.dtype)
         if block_size is None:
             encoded = Encoded(*self.encode_at_once(pixels, query, rule=rule, whole_curve=whole_curve))
+            if rule.target_psnr is not None:
+                slots, most = self.config.num_tokens, rule.most(self.config.num_tokens)
+                tokens = F.pad(encoded.tokens, (0, 0, 0, slots - encoded.tokens.shape[1]))
+                lengths, psnr = shortest_reaching(self.render, tokens, pixels, rule.target_psnr, most=most)
+                encoded = encoded._replace(lengths=lengths, psnr=psnr)
         else:
             encoded = self._encode_blocks(pixels, query, rule=rule, block_size=block_size)
         return encoded if rule.token_budget is not None else packed(encoded)
@@ -272,7 +285,8 @@ class DoveModel(Pretrained):
         Args:
             pixels: [B, 3, S, S] in [-1, 1], in the model's dtype and on its device.
             query: as for `encode`, on the model's device.
-            rule: how lengths are chosen; a budget is left to the caller, who sees all images.
+            rule: how lengths are chosen; a budget is left to the caller, who sees all images, and so is a
+                quality.
             whole_curve: also compute p_eos at all K positions.
 
         Returns:

@@ -68,9 +68,8 @@ class _Recorded:
         if self.query is not None and query is not None:
             self.query[: len(query)].copy_(query, non_blocking=True)
         self.graph.replay()
-        tokens, lengths, p_eos = self.encoded
         # The next replay writes over these.
-        return Encoded(tokens.clone(), lengths.clone(), None if p_eos is None else p_eos.clone())
+        return Encoded(*(None if x is None else x.clone() for x in self.encoded))  # type: ignore[arg-type]
 
 
 class _Weights:

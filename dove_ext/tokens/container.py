@@ -42,6 +42,8 @@ class DoveTokens:
         num_slots: K, the most tokens an image of this model can have.
         p_eos: float32 [B, K], the model's stop probability at every position, or None. It describes the
             whole curve, so `truncate` leaves it as it is.
+        psnr: float32 [B], how close the model's reconstruction from exactly these tokens is to the image, in
+            dB, where `encode` was given a `target_psnr`, or None. `truncate` drops it.
         model: name of the model that made the tokens, or None if it is not known.
         names: one name an image (the `dove` command stores file names here), or None.
 
@@ -56,6 +58,7 @@ class DoveTokens:
     p_eos: Tensor | None = None
     model: str | None = None
     names: tuple[str, ...] | None = None
+    psnr: Tensor | None = None
 
     def __post_init__(self) -> None:
         tokens, cu_seqlens = self.tokens, self.cu_seqlens
@@ -63,7 +66,7 @@ class DoveTokens:
             raise TokensError(f"tokens must be floating point [T, D], got {describe(tokens)}")
         if cu_seqlens.dim() != 1 or cu_seqlens.dtype != torch.int32 or cu_seqlens.numel() == 0:
             raise TokensError(f"cu_seqlens must be int32 [B + 1], got {describe(cu_seqlens)}")
-        devices = {str(t.device) for t in (tokens, cu_seqlens, self.p_eos) if t is not None}
+        devices = {str(t.device) for t in (tokens, cu_seqlens, self.p_eos, self.psnr) if t is not None}
         if len(devices) > 1:
             raise TokensError(f"the tensors are on {' and '.join(sorted(devices))}; move them to one device")
         object.__setattr__(self, "num_slots", plain_int(self.num_slots))
@@ -74,6 +77,8 @@ class DoveTokens:
         shape = (len(self), self.num_slots)
         if self.p_eos is not None and (self.p_eos.shape != shape or self.p_eos.dtype != torch.float32):
             raise TokensError(f"p_eos must be float32 {list(shape)}, got {describe(self.p_eos)}")
+        if self.psnr is not None and (self.psnr.shape != shape[:1] or self.psnr.dtype != torch.float32):
+            raise TokensError(f"psnr must be float32 [{len(self)}], got {describe(self.psnr)}")
         if self.names is not None and len(self.names) != len(self):
             raise TokensError(f"there are {len(self.names)} names for {len(self)} images; give one each")
         if cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
@@ -175,6 +180,7 @@ class DoveTokens:
             tokens=tokens,
             cu_seqlens=offsets_of([len(part) for part in parts], self.device),
             p_eos=None if self.p_eos is None else self.p_eos[chosen],
+            psnr=None if self.psnr is None else self.psnr[chosen],
             names=None if self.names is None else tuple(self.names[b] for b in chosen),
         )
 
@@ -196,7 +202,8 @@ class DoveTokens:
             raise TokensError(f"an image keeps at least 1 token; cannot truncate to {int(limits.min())}")
         lengths = torch.minimum(self.lengths, limits.clamp(max=self.num_slots).int())
         kept = [part[:n] for part, n in zip(self.to_list(), lengths.tolist(), strict=True)]
-        return replace(self, tokens=torch.cat(kept) if kept else self.tokens, cu_seqlens=cumulate(lengths))
+        tokens = torch.cat(kept) if kept else self.tokens
+        return replace(self, tokens=tokens, cu_seqlens=cumulate(lengths), psnr=None)
 
     # --- Other layouts --------------------------------------------------------------------------------
 
@@ -290,7 +297,7 @@ class DoveTokens:
     def cat(batches: Sequence[DoveTokens]) -> DoveTokens:
         """Join batches of one model.
 
-        `p_eos` and `names` are kept if every batch has them, else None.
+        `p_eos`, `psnr` and `names` are kept if every batch has them, else None.
 
         Raises:
             TokensError: if the list is empty, or model, width, slots, dtype or device differ.
@@ -304,12 +311,14 @@ class DoveTokens:
                 if a != b:
                     raise TokensError(f"cannot join tokens whose {name} differs: {a!r} and {b!r}")
         curves = [b.p_eos for b in batches if b.p_eos is not None]
+        reached = [b.psnr for b in batches if b.psnr is not None]
         names = [b.names for b in batches if b.names is not None]
         return replace(
             first,
             tokens=torch.cat([b.tokens for b in batches]),
             cu_seqlens=cumulate(torch.cat([b.lengths for b in batches])),
             p_eos=torch.cat(curves) if len(curves) == len(batches) else None,
+            psnr=torch.cat(reached) if len(reached) == len(batches) else None,
             names=tuple(n for part in names for n in part) if len(names) == len(batches) else None,
         )
 
@@ -335,8 +344,8 @@ class DoveTokens:
         return self._map(lambda t: t.pin_memory(), self.tokens.pin_memory())
 
     def _map(self, change: Any, tokens: Tensor) -> DoveTokens:
-        p_eos = None if self.p_eos is None else change(self.p_eos)
-        return replace(self, tokens=tokens, cu_seqlens=change(self.cu_seqlens), p_eos=p_eos)
+        p_eos, psnr = (None if t is None else change(t) for t in (self.p_eos, self.psnr))
+        return replace(self, tokens=tokens, cu_seqlens=change(self.cu_seqlens), p_eos=p_eos, psnr=psnr)
 
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled or copied: of a view just its own values, not the batch behind it."""
@@ -375,13 +384,17 @@ class DoveTokens:
 
 
 def _flatten(tokens: DoveTokens) -> tuple[list[Any], Any]:
-    return [tokens.tokens, tokens.cu_seqlens, tokens.p_eos], (tokens.num_slots, tokens.model, tokens.names)
+    return [tokens.tokens, tokens.cu_seqlens, tokens.p_eos, tokens.psnr], (
+        tokens.num_slots,
+        tokens.model,
+        tokens.names,
+    )
 
 
 def _unflatten(leaves: Any, context: Any) -> DoveTokens:
     # Past the checks: tree functions put other things than tensors in the leaves' places.
     tokens = object.__new__(DoveTokens)
-    values = dict(zip(("tokens", "cu_seqlens", "p_eos"), leaves, strict=True))
+    values = dict(zip(("tokens", "cu_seqlens", "p_eos", "psnr"), leaves, strict=True))
     values |= dict(zip(("num_slots", "model", "names"), context, strict=True))
     for field in fields(DoveTokens):
         object.__setattr__(tokens, field.name, values[field.name])

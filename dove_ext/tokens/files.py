@@ -5,7 +5,8 @@ Both functions deal in plain fields, by the names that `DoveTokens` gives them.
 tokens      [T, D]    float32, float16, bfloat16 or float64
 cu_seqlens  [B + 1]   int32
 p_eos       [B, K]    float32, optional
-metadata    format "dove-tokens", version "1", num_slots K, and optionally model and names (a JSON list)
+psnr        [B]       float32, optional (version 2)
+metadata    format "dove-tokens", version "1" or "2", num_slots K, optionally model and names (a JSON list)
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from dove_ext.config import MAX_SLOTS
 from dove_ext.errors import TokensError
 
 FORMAT = "dove-tokens"
-VERSION = "1"
+VERSIONS = ("1", "2")
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-_RANKS = {"tokens": 2, "cu_seqlens": 1, "p_eos": 2}
+_RANKS = {"tokens": 2, "cu_seqlens": 1, "p_eos": 2, "psnr": 1}
 
 
 def save_fields(path: str | os.PathLike[str], fields: Mapping[str, Any]) -> None:
@@ -44,7 +45,8 @@ def save_fields(path: str | os.PathLike[str], fields: Mapping[str, Any]) -> None
     for text in (*(names or ()), "" if model is None else model):
         if not isinstance(text, str):
             raise TokensError(f"the batch to save is not valid: model and names must be str, got {text!r}")
-    metadata = {"format": FORMAT, "version": VERSION, "num_slots": str(fields["num_slots"])}
+    version = VERSIONS["psnr" in tensors]  # what earlier programs can read stays readable for them
+    metadata = {"format": FORMAT, "version": version, "num_slots": str(fields["num_slots"])}
     if model is not None:
         metadata["model"] = model
     if names is not None:
@@ -86,14 +88,15 @@ def _read(file: Any, name: str) -> dict[str, Any]:
     if metadata.get("format") != FORMAT:
         held = ", ".join(sorted(map(repr, file.keys()))[:5]) or "nothing"
         raise TokensError(f"{name} is a safetensors file, but not of DOVE tokens; it holds {held:.200}")
-    if metadata.get("version") != VERSION:
-        version = metadata.get("version")
-        raise TokensError(
-            f"{name} has version {version!r} of the format, known is {VERSION!r}; upgrade dove-ext"
-        )
+    if metadata.get("version") not in VERSIONS:
+        found, known = metadata.get("version"), " and ".join(map(repr, VERSIONS))
+        raise TokensError(f"{name} has version {found!r} of the format, known are {known}; upgrade dove-ext")
     keys = set(file.keys())
     if not {"tokens", "cu_seqlens"} <= keys <= set(_RANKS):
-        wanted, held = "'tokens', 'cu_seqlens' and optionally 'p_eos'", ", ".join(map(repr, sorted(keys)))
+        wanted, held = (
+            "'tokens', 'cu_seqlens' and optionally 'p_eos' and 'psnr'",
+            ", ".join(map(repr, sorted(keys))),
+        )
         raise TokensError(f"{name} must hold {wanted}, but it holds {held:.200}")
     for key in keys:
         shape = file.get_slice(key).get_shape()
@@ -122,6 +125,9 @@ def _check_values(tensors: dict[str, Tensor], name: str) -> None:
     p_eos = tensors.get("p_eos")
     if p_eos is not None and not ((p_eos >= 0) & (p_eos <= 1)).all():  # false for NaN, too
         raise TokensError(f"{name} is not valid: its p_eos holds values that are not probabilities")
+    psnr = tensors.get("psnr")
+    if psnr is not None and not psnr.isfinite().all():
+        raise TokensError(f"{name} is not valid: its psnr holds NaN or infinite values")
 
 
 def _slots(text: str | None, name: str) -> int:

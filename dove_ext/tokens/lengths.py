@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dove_ext.metrics.pixel import PSNR_CEILING
 from dove_ext.tokens.indexing import is_int, plain_int
 
 
@@ -20,12 +21,15 @@ class LengthRule:
         eos_threshold: stop at the first position where p_eos >= this (0..1), instead of where EOS wins the
             vocabulary's arg-max.
         token_budget: lengths over all images of the call that sum to exactly this (`lengths_for_budget`).
+        target_psnr: the fewest tokens whose reconstruction by the model itself is this close to the image, in
+            dB; `max_tokens` wins.
     """
 
     num_tokens: int | None = None
     max_tokens: int | None = None
     eos_threshold: float | None = None
     token_budget: int | None = None
+    target_psnr: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("num_tokens", "max_tokens", "token_budget"):
@@ -47,7 +51,13 @@ class LengthRule:
         threshold = self.eos_threshold
         if threshold is not None and not 0 <= threshold <= 1:
             raise ValueError(f"eos_threshold must be between 0 and 1, got {threshold}")
-        given = [n for n in ("max_tokens", "eos_threshold") if getattr(self, n) is not None]
+        target = self.target_psnr
+        if target is not None and not 0 < target <= PSNR_CEILING:
+            raise ValueError(f"target_psnr must be above 0 and at most {PSNR_CEILING:g} dB, got {target}")
+        if target is not None and threshold is not None:
+            raise ValueError("eos_threshold and target_psnr both say where to stop; give one of them")
+        controls = ("max_tokens", "eos_threshold", "target_psnr")
+        given = [n for n in controls if getattr(self, n) is not None]
         for name, value in (("num_tokens", self.num_tokens), ("token_budget", self.token_budget)):
             if value is not None and given:
                 raise ValueError(f"{name} fixes the lengths; it cannot be combined with {' or '.join(given)}")

@@ -99,6 +99,15 @@ assert not slow, slow
         (["encode", "-o", "x"], "required: IMG"),
         (["encode", "a.png", "-o", "x", "--num-tokens", "0"], "'0' is not a whole number of at least 1"),
         (["encode", "a.png", "-o", "x", "--eos-threshold", "2"], "'2' is not a number from 0 to 1"),
+        (["encode", "a.png", "-o", "x", "--target-psnr", "-3"], "'-3' is not a number of decibels above 0"),
+        (
+            ["encode", "a.png", "-o", "x", "--target-psnr", "33", "--eos-threshold", "0.5"],
+            "both say where to stop; drop one of them",
+        ),
+        (
+            ["encode", "a.png", "-o", "x", "--num-tokens", "3", "--target-psnr", "30"],
+            "drop it or --target-psnr",
+        ),
         (["encode", "a.png", "-o", "x", "--num-tokens", "3", "--max-tokens", "9"], "drop it or --max-tokens"),
         (
             ["encode", "a.png", "-o", "x", "--token-budget", "3", "--num-tokens", "9"],

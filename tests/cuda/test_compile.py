@@ -1,4 +1,4 @@
-"""The CUDA kernels of the installed build, as ptxas made them: registers, local memory, instructions. No GPU."""
+"""The CUDA kernels of the installed build, as ptxas made them: registers, local memory, instructions."""
 
 from __future__ import annotations
 

@@ -166,6 +166,21 @@ def test_token_budget(model: DoveModel) -> None:
             {"token_budget": 129},
             "token_budget must be between 1 and 64 tokens an image (2..128 for 2 images), got 129",
         ),
+        ({"target_psnr": 0}, "target_psnr must be above 0 and at most 100 dB, got 0"),
+        ({"target_psnr": 101}, "target_psnr must be above 0 and at most 100 dB, got 101"),
+        ({"target_psnr": float("nan")}, "target_psnr must be above 0 and at most 100 dB, got nan"),
+        (
+            {"target_psnr": 30, "num_tokens": 5},
+            "num_tokens fixes the lengths; it cannot be combined with target_psnr",
+        ),
+        (
+            {"target_psnr": 30, "token_budget": 50},
+            "token_budget fixes the lengths; it cannot be combined with target_psnr",
+        ),
+        (
+            {"target_psnr": 30, "eos_threshold": 0.5},
+            "eos_threshold and target_psnr both say where to stop; give one of them",
+        ),
         ({"batch_size": 0}, "batch_size and block_size must be at least 1, got 0 and 64"),
         ({"block_size": -2}, "batch_size and block_size must be at least 1, got 32 and -2"),
         ({"query": torch.zeros(3, 1, 64)}, "query has 3 rows for 2 images; give one row an image"),

@@ -1,4 +1,4 @@
-"""A VQGAN of dove-base's depth against an independent implementation with the same weights, and its published sizes."""
+"""A VQGAN of dove-base's depth against an independent implementation, and dove-base's published sizes."""
 
 from __future__ import annotations
 

@@ -41,6 +41,21 @@ def assert_holds(tokens: DoveTokens, parts: list[Tensor]) -> None:
         assert torch.equal(actual, expected)
 
 
+def test_qualities_follow_their_images() -> None:
+    tokens = make([3, 1, 5], psnr=torch.tensor([1.0, 2.0, 3.0]))[1]
+    for chosen, left in (
+        (tokens[[2, 0]], [3.0, 1.0]),
+        (DoveTokens.cat([tokens[1], tokens]), [2.0, 1.0, 2.0, 3.0]),
+    ):
+        assert chosen.psnr is not None and chosen.psnr.tolist() == left
+    assert tokens.truncate(2).psnr is None
+    assert DoveTokens.cat([tokens, make([1])[1]]).psnr is None
+    half = tokens.to(torch.float16)
+    assert half.psnr is not None and half.psnr.dtype == torch.float32
+    leaves, tree = pytree.tree_flatten(tokens)
+    assert torch.equal(pytree.tree_unflatten(leaves, tree).psnr, tokens.psnr)
+
+
 @given(lengths_lists, st.data())
 def test_indexing_equals_that_of_a_list(lengths: list[int], data: st.DataObject) -> None:
     parts, tokens = make(lengths)
@@ -255,6 +270,7 @@ def cu(*values: int) -> Tensor:
         ({"num_slots": 0}, "num_slots must be between 1 and 65536, got 0"),
         ({"p_eos": torch.zeros(2, 8)}, r"p_eos must be float32 \[2, 9\], got float32 \[2, 8\]"),
         ({"p_eos": torch.zeros(2, 9).double()}, "p_eos must be float32"),
+        ({"psnr": torch.zeros(3)}, r"psnr must be float32 \[2\], got float32 \[3\]"),
         ({"names": ("a",)}, "there are 1 names for 2 images"),
         ({"tokens": torch.zeros(4, 3, device="meta")}, "tensors are on cpu and meta"),
     ],

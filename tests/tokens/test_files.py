@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from dove_ext.errors import TokensError
 from dove_ext.tokens import DoveTokens
@@ -22,6 +23,17 @@ def test_file_round_trip(dtype: torch.dtype, tmp_path: Path) -> None:
     assert_holds(loaded, [p.to(dtype) for p in parts])
     assert (loaded.num_slots, loaded.model, loaded.names) == (SLOTS, "m", tokens.names)
     assert loaded.p_eos is not None and tokens.p_eos is not None and torch.equal(loaded.p_eos, tokens.p_eos)
+
+
+def test_qualities_are_kept_in_a_newer_file(tmp_path: Path) -> None:
+    path, qualities = tmp_path / "tokens.safetensors", torch.tensor([33.0, 28.5])
+    make([3, 1], psnr=qualities)[1].save(path)
+    loaded = DoveTokens.load(path)
+    assert loaded.psnr is not None and torch.equal(loaded.psnr, qualities)
+    for tokens, version in ((loaded, "2"), (loaded.truncate(2), "1")):
+        tokens.save(path)
+        with safe_open(path, framework="pt") as file:
+            assert file.metadata()["version"] == version
 
 
 def test_file_of_a_slice_holds_only_the_slice(tmp_path: Path) -> None:
@@ -55,6 +67,7 @@ def test_existing_file_is_replaced(tmp_path: Path) -> None:
         ({"tokens": torch.full((4, 3), float("inf"))}, "its tokens hold NaN or infinite values"),
         ({"tokens": torch.ones(4, 3).to(torch.float8_e4m3fn)}, "tokens of dtype torch.float8_e4m3fn are not"),
         ({"p_eos": torch.full((2, SLOTS), 1.5)}, "its p_eos holds values that are not probabilities"),
+        ({"psnr": torch.tensor([30.0, float("nan")])}, "its psnr holds NaN or infinite values"),
         ({"names": ("a", 7)}, "model and names must be str, got 7"),
         ({"names": (Path("a"), "b")}, "model and names must be str, got .*Path"),
         ({"model": 0}, "model and names must be str, got 0"),

@@ -13,7 +13,7 @@ from tests.train.small import PHOTOS
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 
-# What proves nothing here and costs minutes: width, depth and size. Each recipe's own shape is checked beside it.
+# What proves nothing here and costs minutes: width, depth and size.
 _SMALL = ["--target-length", "10", "--shape", "image_size=64"]
 LIGHTER = {
     "dove-tiny": _SMALL,

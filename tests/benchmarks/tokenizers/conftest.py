@@ -12,7 +12,6 @@ import torch
 import dove_ext.cli
 from benchmarks.tokenizers import build
 
-
 _KEPT_MODELS = build._peer, build.dove_model
 
 
