@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from dove_ext.cli.command import UsageError
@@ -143,14 +144,13 @@ def length_arguments(args: Namespace) -> dict[str, Any]:
     Raises:
         UsageError: if two of them contradict one another.
     """
-    names = ("num_tokens", "max_tokens", "eos_threshold", "token_budget", "target_psnr")
+    from dove_ext.tokens.lengths import LengthRule
+
+    names = [field.name for field in fields(LengthRule)]
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    if {"eos_threshold", "target_psnr"} <= given.keys():
-        raise UsageError("--eos-threshold and --target-psnr both say where to stop; drop one of them")
-    for fixed in ("num_tokens", "token_budget"):
-        others = [_flag(name) for name in given if name != fixed]
-        if fixed in given and others:
-            raise UsageError(f"{_flag(fixed)} settles the lengths; drop it or {' and '.join(others)}")
+    if (conflict := LengthRule(**given).conflict()) is not None:
+        name, others = conflict
+        raise UsageError(f"{_flag(name)} decides the lengths; drop it or {' and '.join(map(_flag, others))}")
     return given
 
 

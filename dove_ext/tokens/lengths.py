@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -35,6 +35,15 @@ class LengthRule:
         for name in ("num_tokens", "max_tokens", "token_budget"):
             object.__setattr__(self, name, plain_int(getattr(self, name)))
 
+    def conflict(self) -> tuple[str, list[str]] | None:
+        """A field that decides the lengths, and those given beside it that it leaves nothing to, or None."""
+        given = [field.name for field in fields(self) if getattr(self, field.name) is not None]
+        for name, leaves in (("num_tokens", ()), ("token_budget", ()), ("eos_threshold", ("max_tokens",))):
+            others = [other for other in given if other != name and other not in leaves]
+            if name in given and others:
+                return name, others
+        return None
+
     def check(self, slots: int, images: int) -> None:
         """Refuse fields that contradict one another or are out of range.
 
@@ -48,24 +57,16 @@ class LengthRule:
         for name, value in (("num_tokens", self.num_tokens), ("max_tokens", self.max_tokens)):
             if value is not None and not (is_int(value) and 1 <= value <= slots):
                 raise ValueError(f"{name} must be between 1 and {slots}, got {value!r}")
-        threshold = self.eos_threshold
+        threshold, target, budget = self.eos_threshold, self.target_psnr, self.token_budget
         if threshold is not None and not 0 <= threshold <= 1:
             raise ValueError(f"eos_threshold must be between 0 and 1, got {threshold}")
-        target = self.target_psnr
         if target is not None and not 0 < target <= PSNR_CEILING:
             raise ValueError(f"target_psnr must be above 0 and at most {PSNR_CEILING:g} dB, got {target}")
-        if target is not None and threshold is not None:
-            raise ValueError("eos_threshold and target_psnr both say where to stop; give one of them")
-        controls = ("max_tokens", "eos_threshold", "target_psnr")
-        given = [n for n in controls if getattr(self, n) is not None]
-        for name, value in (("num_tokens", self.num_tokens), ("token_budget", self.token_budget)):
-            if value is not None and given:
-                raise ValueError(f"{name} fixes the lengths; it cannot be combined with {' or '.join(given)}")
-        budget = self.token_budget
+        if (conflict := self.conflict()) is not None:
+            name, others = conflict
+            raise ValueError(f"{name} decides the lengths; it cannot be combined with {' or '.join(others)}")
         if budget is None:
             return
-        if self.num_tokens is not None:
-            raise ValueError("num_tokens and token_budget both fix the lengths; give one of them")
         if not is_int(budget):
             raise ValueError(f"token_budget must be a whole number, got {budget!r}")
         if not images <= budget <= images * slots:

@@ -102,7 +102,7 @@ assert not slow, slow
         (["encode", "a.png", "-o", "x", "--target-psnr", "-3"], "'-3' is not a number of decibels above 0"),
         (
             ["encode", "a.png", "-o", "x", "--target-psnr", "33", "--eos-threshold", "0.5"],
-            "both say where to stop; drop one of them",
+            "--eos-threshold decides the lengths; drop it or --target-psnr",
         ),
         (
             ["encode", "a.png", "-o", "x", "--num-tokens", "3", "--target-psnr", "30"],
@@ -111,7 +111,7 @@ assert not slow, slow
         (["encode", "a.png", "-o", "x", "--num-tokens", "3", "--max-tokens", "9"], "drop it or --max-tokens"),
         (
             ["encode", "a.png", "-o", "x", "--token-budget", "3", "--num-tokens", "9"],
-            "--num-tokens settles the",
+            "--num-tokens decides the",
         ),
         (["encode", "a.png", "-o", "x", "--fit", "stretch"], "invalid choice: 'stretch'"),
     ],

@@ -38,7 +38,9 @@ def on_fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[DoveModel]:
 
 
 @pytest.mark.parametrize(
-    "rule", [LengthRule(), LengthRule(num_tokens=7), LengthRule(eos_threshold=0.3)], ids=str
+    "rule",
+    [LengthRule(), LengthRule(num_tokens=7), LengthRule(eos_threshold=0.3), LengthRule(target_psnr=30.0)],
+    ids=str,
 )
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 def test_a_batch_is_queued_without_a_wait(

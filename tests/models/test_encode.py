@@ -144,19 +144,19 @@ def test_token_budget(model: DoveModel) -> None:
         ({"eos_threshold": float("nan")}, "eos_threshold must be between 0 and 1, got nan"),
         (
             {"num_tokens": 5, "max_tokens": 9},
-            "num_tokens fixes the lengths; it cannot be combined with max_tokens",
+            "num_tokens decides the lengths; it cannot be combined with max_tokens",
         ),
         (
             {"num_tokens": 5, "max_tokens": 9, "eos_threshold": 0.5},
-            "num_tokens fixes the lengths; it cannot be combined with max_tokens or eos_threshold",
+            "num_tokens decides the lengths; it cannot be combined with max_tokens or eos_threshold",
         ),
         (
             {"token_budget": 50, "eos_threshold": 0.5},
-            "token_budget fixes the lengths; it cannot be combined with eos_threshold",
+            "token_budget decides the lengths; it cannot be combined with eos_threshold",
         ),
         (
             {"num_tokens": 5, "token_budget": 50},
-            "num_tokens and token_budget both fix the lengths; give one of them",
+            "num_tokens decides the lengths; it cannot be combined with token_budget",
         ),
         (
             {"token_budget": 1},
@@ -171,15 +171,15 @@ def test_token_budget(model: DoveModel) -> None:
         ({"target_psnr": float("nan")}, "target_psnr must be above 0 and at most 100 dB, got nan"),
         (
             {"target_psnr": 30, "num_tokens": 5},
-            "num_tokens fixes the lengths; it cannot be combined with target_psnr",
+            "num_tokens decides the lengths; it cannot be combined with target_psnr",
         ),
         (
             {"target_psnr": 30, "token_budget": 50},
-            "token_budget fixes the lengths; it cannot be combined with target_psnr",
+            "token_budget decides the lengths; it cannot be combined with target_psnr",
         ),
         (
             {"target_psnr": 30, "eos_threshold": 0.5},
-            "eos_threshold and target_psnr both say where to stop; give one of them",
+            "eos_threshold decides the lengths; it cannot be combined with target_psnr",
         ),
         ({"batch_size": 0}, "batch_size and block_size must be at least 1, got 0 and 64"),
         ({"block_size": -2}, "batch_size and block_size must be at least 1, got 32 and -2"),
