@@ -150,7 +150,8 @@ def find_images(paths: Sequence[str | Path]) -> ImageSet:
         paths: image folders, tar shards and pictures, by the rule of `dove_ext.images.find` (a folder of
             images is their class; `<key>.json` beside a shard's `<key>.jpg` may give `label` and `split`);
             npz files (images uint8 [N, H, W, 3], with `labels` int and `classes` where known); folders with
-            files of the CIFAR-10/100 binary version, of which nothing else is read; `torchvision:NAME:ROOT`.
+            files of the CIFAR-10/100 binary version, of which nothing else is read; `torchvision:NAME:ROOT`;
+            `drawn:KIND:COUNT` (`dove_ext.images.drawn`; KIND may be "trained" or "held-back").
 
     Raises:
         DatasetError: naming the path and what was expected.

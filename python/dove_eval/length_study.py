@@ -21,7 +21,7 @@ from dove_eval.rows import Rows, fill
 from dove_eval.systems import OWN, Dove
 from dove_ext.images import Fit
 from dove_ext.images.files import to_pil
-from dove_ext.metrics import laplacian_variance, mse
+from dove_ext.metrics import PSNR_CEILING, laplacian_variance, mse
 
 COUNTS = (4, 8, 16, 32, 64, 96, 128, 192)  # and full length
 BINS = 32
@@ -55,9 +55,23 @@ def measure(images: ImageSet, model: Dove, output: Path, *, fit: Fit, batch_size
     )  # fmt: skip
 
 
-def summarise(rows: Rows, model: Dove) -> dict[str, Any]:
+def _qualities(psnr: np.ndarray, length: np.ndarray) -> dict[str, float]:
+    """What images have at their own lengths: of a stop that keeps a quality the deviation is small."""
+    return {
+        "images": len(psnr),
+        "length": float(length.mean()),
+        "mean": float(psnr.mean()),
+        "deviation": float(psnr.std()),
+        "lowest": float(psnr.min()),
+        "5": float(np.percentile(psnr, 5)),
+    }
+
+
+def summarise(images: ImageSet, rows: Rows, model: Dove) -> dict[str, Any]:
     """The figures as JSON."""
     length, complexity = rows.values("length"), rows.values("complexity")
+    labels = np.array([images.items[int(i)].label for i in rows.good], dtype=object)
+    psnr = (-10 * np.log10(rows.values(f"mse-{OWN}").clip(1e-10))).clip(max=PSNR_CEILING)
     pairs = np.stack([length, complexity], 1)
     slots = model.model.config.num_tokens
     frequency, edges = np.histogram(length, BINS, (0, slots))
@@ -68,6 +82,11 @@ def summarise(rows: Rows, model: Dove) -> dict[str, Any]:
         "percentiles": {str(p): float(np.percentile(length, p)) for p in (5, 25, 50, 75, 95)},
         "histogram": {"counts": frequency.tolist(), "edges": edges.tolist()},
         "mse": {str(n): mean(rows.values(f"mse-{n}")).to_json() for n in [*counts_of(model), OWN]},
+        "psnr": _qualities(psnr, length),
+        "classes": {
+            name: _qualities(psnr[labels == name], length[labels == name])
+            for name in dict.fromkeys(name for name in labels if name is not None)
+        },
         "pearson": _correlate(lambda rows: correlation(*rows.T), pairs),
         "spearman": _correlate(spearman, pairs),
     }
@@ -98,12 +117,12 @@ def show(
     images: ImageSet, rows: Rows, model: Dove, fit: Fit, ceiling: Sequence[dict[str, Any]] = ()
 ) -> Section:
     """The report's section; `ceiling` is the summary of an oracle."""
-    result = summarise(rows, model)
+    result = summarise(images, rows, model)
     length, complexity = rows.values("length"), rows.values("complexity")
     pearson, spearman = (
         None if result[n] is None else Estimate(**result[n]) for n in ("pearson", "spearman")
     )
-    average = Estimate(**result["length"])
+    average, psnr = Estimate(**result["length"]), result["psnr"]
     share = average.value / result["tokens"]
     low, high = result["percentiles"]["5"], result["percentiles"]["95"]
     names = [images.items[int(i)].name for i in rows.good]
@@ -114,6 +133,8 @@ def show(
             *((f"{p}th percentile", f"{v:.0f}") for p, v in result["percentiles"].items()),
             ("Pearson, length and Laplacian variance", _text(pearson)),
             ("Spearman, length and Laplacian variance", _text(spearman)),
+            ("PSNR at own length", f"{psnr['mean']:.2f} dB, deviation {psnr['deviation']:.2f}"),
+            ("lowest PSNR at own length", f"{psnr['lowest']:.2f} dB"),
             ("squared error at own length over that at full length", f"{_ratio(result):.2f}"),
         ],
         f"{LEVEL:.0%} bootstrap intervals in brackets",
@@ -133,6 +154,7 @@ def show(
         _complexity_plot(length, complexity, names, pearson),
         table,
         *([oracle.table(ceiling)] if ceiling else []),
+        *_class_table(result["classes"]),
         *contact_sheet(images, rows, model, fit),
     ]
     follows = (
@@ -167,6 +189,23 @@ def show(
         ),
     ]
     return Section("lengths", "Lengths", finding, blocks, method, result, tiles)
+
+
+def _class_table(classes: dict[str, dict[str, float]]) -> list[Block]:
+    """Where the data has classes: which of them the stop serves badly."""
+    if len(classes) < 2:
+        return []
+    rows = [
+        (
+            name,
+            f"{c['images']}",
+            f"{c['length']:.1f}",
+            *(f"{c[k]:.1f}" for k in ("mean", "deviation", "lowest")),
+        )
+        for name, c in sorted(classes.items(), key=lambda item: item[1]["lowest"])
+    ]
+    columns = ("class", "images", "mean length", "PSNR (dB)", "deviation", "lowest")
+    return [Table(columns, rows, "PSNR at own lengths, the worst class first")]
 
 
 def _ratio(result: dict[str, Any]) -> float:

@@ -69,8 +69,8 @@ class EvalSettings:
     data: Sequence[str | Path] = field(
         default=(),
         metadata=_about(
-            "images: folders, tar shards, npz files, CIFAR's binary folders, torchvision:NAME:ROOT, picture "
-            "files", "PATH", of=UNLABELLED, needed=UNLABELLED,
+            "images: folders, tar shards, npz files, CIFAR's folders, torchvision:NAME:ROOT, drawn:KIND, "
+            "picture files", "PATH", of=UNLABELLED, needed=UNLABELLED,
         ),
     )  # fmt: skip
     limit: int | None = field(

@@ -18,12 +18,14 @@ import torch
 from torch import Tensor
 
 from dove_ext.errors import DoveError, ImageError
-from dove_ext.images import ImageLike
+from dove_ext.images import ImageLike, drawn
 from dove_ext.images.index import ImageIndex, Location
 from dove_ext.images.shards import Member, list_members, read_member
 
 TRAIN, TEST = "train", "test"
 TORCHVISION = "torchvision:"
+DRAWN = "drawn:"
+DRAWN_EACH = 50  # of a kind, where nobody says how many
 _SPLITS = {"train": TRAIN, "training": TRAIN, "test": TEST, "val": TEST, "valid": TEST, "validation": TEST}
 _CIFAR_NAMES = re.compile(r"(data_batch_\d+|test_batch|train|test)\.bin")
 
@@ -65,6 +67,8 @@ def list_items(paths: Sequence[str | Path]) -> tuple[list[list[Item]], list[list
     for i, path in enumerate(paths):
         if str(path).startswith(TORCHVISION):
             items[i], files[i] = list(_torchvision(str(path))), _torchvision_files(str(path))
+        elif str(path).startswith(DRAWN):
+            items[i], files[i] = _drawn(str(path)), [Path(drawn.__file__)]  # drawn otherwise: another set
         elif _is_npz(Path(path)):
             items[i], files[i] = list(_npz(Path(path))), [Path(path)]
         elif binary := _cifar_files(Path(path)):
@@ -244,6 +248,23 @@ def _cifar(files: list[Path]) -> Iterator[Item]:
 
 def _cifar_image(rows: np.ndarray, index: int, head: int) -> Tensor:
     return torch.from_numpy(rows[index, head:].reshape(3, 32, 32).copy())
+
+
+def _drawn(path: str) -> list[Item]:
+    """`drawn:KINDS[:COUNT]`: pictures that are not photographs, so many of each kind, labelled by it."""
+    _, kinds, *count = path.split(":")
+    chosen = {"trained": drawn.TRAINED, "held-back": drawn.HELD_BACK}.get(kinds, (kinds,))
+    known = {*drawn.TRAINED, *drawn.HELD_BACK}
+    if not {*chosen} <= known or len(count) > 1 or not all(n.isascii() and n.isdigit() for n in count):
+        raise DatasetError(
+            f"{path!r} must read drawn:KIND or drawn:KIND:COUNT with a KIND of trained, held-back, "
+            f"{', '.join(sorted(known))}"
+        )
+    number = int(count[0]) if count else DRAWN_EACH
+    return [
+        Item(f"{kind}-{seed:04d}", partial(drawn.draw, kind, seed), kind)
+        for kind in chosen for seed in range(number)
+    ]  # fmt: skip
 
 
 def _torchvision(path: str) -> Iterator[Item]:

@@ -378,3 +378,18 @@ def test_pixels_are_those_of_prepare_images(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", images=array)
     _, pixels = find_images([tmp_path / "a.npz"]).read([1], 16, "crop")
     assert pixels is not None and torch.equal(pixels, prepare_images(array[1], 16))
+
+
+def test_drawn_pictures() -> None:
+    held_back = find_images(["drawn:held-back:3"])
+    assert len(held_back) == 3 * len(held_back.classes) == 33
+    _, pixels = held_back.read([0, 4], 64, "squash")
+    assert pixels is not None and pixels.shape == (2, 3, 64, 64)
+    assert len(find_images(["drawn:words"])) == 50
+    assert not {*held_back.classes} & {*find_images(["drawn:trained:1"]).classes}
+    assert held_back.digest != find_images(["drawn:held-back:2"]).digest
+    for wrong in ("drawn:cats", "drawn:words:many", "drawn:words:3:4", "drawn:"):
+        with pytest.raises(
+            DatasetError, match="must read drawn:KIND or drawn:KIND:COUNT with a KIND of trained"
+        ):
+            find_images([wrong])
