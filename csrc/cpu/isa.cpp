@@ -2,31 +2,7 @@
 
 #include <atomic>
 
-#include "dove/common.h"
-
-namespace dove {
-
-const char* status_message(Status status) {
-  switch (status) {
-    case Status::kOk:
-      return "ok";
-    case Status::kUnsupportedDType:
-      return "this dtype has no kernel";
-    case Status::kUnsupportedShape:
-      return "this shape has no kernel";
-    case Status::kWorkspaceTooSmall:
-      return "the workspace is too small";
-    case Status::kBadLengths:
-      return "lengths or cu_seqlens are out of range";
-    case Status::kBadIndex:
-      return "an index is out of range";
-    case Status::kLaunchFailed:
-      return "CUDA refused to start the kernel; `dove info` names the architectures of this build";
-  }
-  return "unknown status";
-}
-
-namespace cpu {
+namespace dove::cpu {
 namespace {
 
 bool supported(Isa isa) {
@@ -82,5 +58,4 @@ const char* isa_name(Isa isa) {
   return "unknown";
 }
 
-}  // namespace cpu
-}  // namespace dove
+}  // namespace dove::cpu

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 import dove_ext
-from dove_ext import ops
-from dove_ext.ops import library
+from dove_ext import _C, ops
+from dove_ext.ops import backend, library
 
 WEIGHT, BIAS = torch.linspace(0.5, 1.5, 32), torch.linspace(-0.5, 0.5, 32)
 
@@ -23,6 +23,20 @@ def test_a_launch_takes_tensors_of_one_device() -> None:
     tokens, lengths = torch.empty(2, 3, 4, device="meta"), torch.ones(2, dtype=torch.int32)
     with pytest.raises(ValueError, match=r"zero_tail: lengths is on cpu, but tokens is on meta; move them"):
         launch(tokens, lengths)
+
+
+@pytest.mark.skipif(
+    not backend.HAS_CUDA_KERNELS or torch.cuda.is_available(), reason="a build with CUDA, but no GPU"
+)
+def test_a_launch_that_fails_says_what_cuda_says() -> None:
+    tokens, lengths = torch.zeros(1, 4, 8), torch.ones(1, dtype=torch.int32)
+    with pytest.raises(
+        RuntimeError, match=r"^dove::zero_tail: the CUDA launch failed: .*(driver|device).*; .*`dove info`"
+    ):
+        library.call(
+            "cuda_zero_tail", _C.ZeroTailArgs, tokens, source=tokens, target=tokens, lengths=lengths, batch=1,
+            max_len=4, width=8, element_bytes=4, source_stride_b=32, source_stride_k=8,
+        )  # fmt: skip
 
 
 def _both(x: Tensor) -> Tensor:

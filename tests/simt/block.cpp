@@ -282,11 +282,17 @@ void check_shared(const void* address, size_t bytes, const char* what) {
   }
 }
 
+const char* refusal(Index grid, Index block, size_t dynamic_shared) {
+  const size_t threads = size_t{block.x} * block.y * block.z;
+  if (threads == 0 || threads > kMaxThreads) return "a block has 1 to 1024 threads";
+  if (grid.y > 65535 || grid.z > 65535) return "grid y and z end at 65535";
+  if (dynamic_shared > kMaxDynamic) return "more than 227 KiB of shared memory";
+  if (machine.until_refusal < 0) return nullptr;
+  return machine.until_refusal-- == 0 ? "refused by the test" : nullptr;
+}
+
 void run_grid(Index grid, Index block, size_t dynamic_shared, std::function<void()> body) {
   const size_t threads = size_t{block.x} * block.y * block.z;
-  if (threads == 0 || threads > kMaxThreads) throw Fault("a block has 1 to 1024 threads");
-  if (grid.y > 65535 || grid.z > 65535) throw Fault("grid y and z end at 65535");
-  if (dynamic_shared > kMaxDynamic) throw Fault("more than 227 KiB of shared memory");
   machine.body = std::move(body);
   machine.fibers.resize(threads);
   machine.warps.resize((threads + kWarp - 1) / kWarp);

@@ -65,6 +65,7 @@ struct Machine {
   size_t static_used = 0;
   uint64_t block_serial = 0;
   unsigned seed = 0;
+  int until_refusal = -1;  // launches that are accepted before one is refused; negative: none is
 };
 
 extern Machine machine;
@@ -77,6 +78,8 @@ void warp_operation(uint32_t mask, const char* operation, const void* operands, 
 // Waits for the whole block; `contribution` is summed over its threads and returned.
 int block_barrier(int contribution);
 
+// Why a launch cannot start, or null; one of a single thread stands for work that is no kernel.
+const char* refusal(Index grid = {1, 1, 1}, Index block = {1, 1, 1}, size_t dynamic_shared = 0);
 void run_grid(Index grid, Index block, size_t dynamic_shared, std::function<void()> body);
 
 // A variable in shared memory. One object for each variable and template instance.

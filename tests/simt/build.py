@@ -91,7 +91,7 @@ def build(folder: Path, cache: Path, replaced: dict[str, str] | None = None) -> 
             shutil.copy(CSRC / "cuda" / name, mutants / name)
         objects.append(_compile(mutants / source.name, ["-O1"], folder, (mutants,)))
     machine = [HERE / name for name in ("block.cpp", "memory.cpp", "selftest.cu")]
-    objects += [_compile(source, ["-O1"], cache) for source in (*machine, CSRC / "cpu" / "isa.cpp")]
+    objects += [_compile(source, ["-O1"], cache) for source in (*machine, CSRC / "cpu" / "status.cpp")]
     bindings = [CSRC / "bindings" / name for name in ("arguments.cpp", "cuda.cpp")]
     objects += [_compile(s, ["-O0", *_PYBIND], cache) for s in (*bindings, HERE / "module.cpp")]
     module = folder / f"_simt{sysconfig.get_config_var('EXT_SUFFIX')}"

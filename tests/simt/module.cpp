@@ -1,6 +1,8 @@
 // The module `_simt`: the bindings of csrc/bindings over the emulated kernels, and the controls of the emulation.
 #include <pybind11/pybind11.h>
 
+#include <utility>
+
 #include "../../csrc/bindings/bindings.h"
 #include "block.h"
 #include "selftest.h"
@@ -18,5 +20,7 @@ PYBIND11_MODULE(_simt, m) {
   m.def("simt_convert", [](int kind, uintptr_t from, uintptr_t to, size_t count) {
     simt_selftest::convert(kind, reinterpret_cast<const void*>(from), reinterpret_cast<void*>(to), count);
   });
+  // Refuses one launch behind so many; returns what was left of the number before.
+  m.def("simt_refuse", [](int accepted) { return std::exchange(simt::machine.until_refusal, accepted); });
   m.def("simt_seed", [](unsigned seed) { simt::machine.seed = seed; });
 }

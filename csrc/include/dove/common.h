@@ -23,7 +23,11 @@ enum class Status : int32_t {
   kLaunchFailed = 6,
 };
 
-// One English clause per status; the binding prefixes it with the op's name.
+// One English clause per status; the binding prefixes it with the op's name. That of kLaunchFailed says what CUDA
+// said of the calling thread's last failed launch, until its next one.
 const char* status_message(Status status);
+
+// For launchers: keeps what CUDA said for status_message. Returns kLaunchFailed.
+Status launch_failed(const char* why);
 
 }  // namespace dove
