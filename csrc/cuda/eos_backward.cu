@@ -120,7 +120,8 @@ __device__ inline void fetch(T* to, int rows, int64_t width, bool aligned, RowOf
   }
 }
 
-// Logits of 16 rows of X from `row` on and kTileColumns of Y from `column` on, in the layout of mma.m16n8k16.
+// Logits of 16 rows of X from `row` on and kTileColumns of Y from `column` on, in the layout of mma.m16n8k16. Those of
+// float32 are summed as logit_tile.h sums them, so that none is above the maximum of the forward pass.
 template <class S, class T>
 __device__ inline void logits(T* x, T* y, int row, int column, int depth, float (&sums)[2][4]) {
   const int lane = threadIdx.x % 32;
@@ -144,10 +145,10 @@ __device__ inline void logits(T* x, T* y, int row, int column, int depth, float 
       }
 #pragma unroll
       for (int r = 0; r < 4; ++r) {
-        sums[0][r] += a[r / 2].x * b[r % 2].x;
-        sums[0][r] += a[r / 2].y * b[r % 2].y;
-        sums[0][r] += a[r / 2].z * b[r % 2].z;
-        sums[0][r] += a[r / 2].w * b[r % 2].w;
+        sums[0][r] = fmaf(a[r / 2].x, b[r % 2].x, sums[0][r]);
+        sums[0][r] = fmaf(a[r / 2].y, b[r % 2].y, sums[0][r]);
+        sums[0][r] = fmaf(a[r / 2].z, b[r % 2].z, sums[0][r]);
+        sums[0][r] = fmaf(a[r / 2].w, b[r % 2].w, sums[0][r]);
       }
     }
   }

@@ -10,8 +10,9 @@
 // The slice of row r is four units of 16 bytes; unit u lies in slot u ^ (r / 2 % 4), so that the eight rows that
 // ldmatrix reads together lie in different banks. Rows beyond an edge, and columns beyond `width`, are zero.
 //
-// float32 runs on the same tile with plain multiply-adds. In both cases a logit is summed along the width in one
-// fixed order, whatever row and column of whatever tile it is: equal rows give equal logits, and so ties are ties.
+// float32 runs on the same tile with multiply-adds that are fused by name: left to the compiler, one kernel might round
+// a product that another does not. In both cases a logit is summed along the width in one fixed order, whatever row and
+// column of whatever tile it is: equal rows give equal logits, and so ties are ties.
 #pragma once
 
 #include "launch.h"
@@ -103,10 +104,10 @@ __device__ inline void multiply<float>(const unsigned char* stage, LogitTile::Su
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
             float& sum = sums[i][j][half * 2 + which];
-            sum += a[i][half].x * b.x;
-            sum += a[i][half].y * b.y;
-            sum += a[i][half].z * b.z;
-            sum += a[i][half].w * b.w;
+            sum = fmaf(a[i][half].x, b.x, sum);
+            sum = fmaf(a[i][half].y, b.y, sum);
+            sum = fmaf(a[i][half].z, b.z, sum);
+            sum = fmaf(a[i][half].w, b.w, sum);
           }
         }
       }

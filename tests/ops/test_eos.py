@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dove_ext import ops
+from dove_ext import _C, ops
 from dove_ext.ops import reference
+from tests.cases.eos import one_rounding
 
 
 def inputs(images: int = 3, positions: int = 70, vocabulary: int = 700) -> tuple[Tensor, Tensor]:
@@ -42,6 +43,20 @@ def test_images_do_not_depend_on_their_batch(dtype: torch.dtype) -> None:
         assert torch.equal(ops.eos_scan(alone, weight)[0], first[image])
         # Also position by position, as blocks of time positions are run.
         assert torch.equal(ops.eos_probability(alone[:, 3:36], weight)[0], together[image, 3:36])
+
+
+@pytest.mark.parametrize("isa", [1, 2])
+@pytest.mark.parametrize("vocabulary", [2, 600])  # decided with the witnesses, and by the whole scan
+def test_products_in_float32_are_fused_with_their_sum(vocabulary: int, isa: int) -> None:
+    best = max(i for i in range(3) if _C.force_cpu_isa(i))
+    if not _C.force_cpu_isa(isa):
+        pytest.skip("this machine or build lacks it")
+    try:
+        assert ops.eos_scan(**one_rounding(vocabulary)).tolist() == [1]
+        _, maximum, _ = torch.ops.dove.eos_probability(**one_rounding(vocabulary), bias=None, eos_id=0)
+    finally:
+        _C.force_cpu_isa(best)
+    assert maximum.tolist() == [[2**-24]]
 
 
 @pytest.mark.parametrize("vocabulary", [2, 700])

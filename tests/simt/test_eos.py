@@ -13,6 +13,7 @@ from dove_ext import ops
 from dove_ext.ops import reference
 from tests.cases import CASES
 from tests.cases.compare import compare_backward, compare_forward
+from tests.cases.eos import one_rounding
 from tests.simt.emulated import emulation
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -82,3 +83,11 @@ def test_images_do_not_depend_on_their_batch(simt: ModuleType, dtype: torch.dtyp
             assert alone[0].tolist() == first[image : image + 1].tolist()
             assert torch.equal(alone[1][0], probability[image])
             assert torch.equal(alone[2][0], grad[image])
+
+
+@pytest.mark.parametrize("vocabulary", [2, 600])  # decided by refute, and by scan
+def test_products_in_float32_are_fused_with_their_sum(simt: ModuleType, vocabulary: int) -> None:
+    with emulation(simt):
+        assert ops.eos_scan(**one_rounding(vocabulary)).tolist() == [1]
+        _, maximum, _ = torch.ops.dove.eos_probability(**one_rounding(vocabulary), bias=None, eos_id=0)
+    assert maximum.tolist() == [[2**-24]]

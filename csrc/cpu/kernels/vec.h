@@ -117,8 +117,19 @@ static inline void store(BFloat16* to, Vec v) {
 
 // --- arithmetic -------------------------------------------------------------------------------------
 
-// a * b + c; fused where the instruction set has it (the build contracts the expression).
-static inline Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
+// a * b + c, fused where the instruction set has it. By name, since EOS logits must be the same in every kernel; where
+// the name is not known, the build contracts the expression.
+static inline Vec fma(Vec a, Vec b, Vec c) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Vec>(
+      _mm512_fmadd_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), reinterpret_cast<__m512>(c)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<Vec>(
+      _mm256_fmadd_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b), reinterpret_cast<__m256>(c)));
+#else
+  return a * b + c;
+#endif
+}
 
 // A NaN in `x` comes through; one in `bound` does not.
 static inline Vec at_least(Vec x, Vec bound) {
