@@ -55,17 +55,19 @@ __device__ inline LogSum merged(LogSum a, LogSum b) {
 }
 
 template <class T, bool aligned>
-__global__ void __launch_bounds__(LogitTile::kThreads) chunk_sums(EosArgs a, Layout w) {
+__global__ void __launch_bounds__(LogitTile::kThreads, LogitTile::kBlocks<T, aligned>) chunk_sums(EosArgs a, Layout w) {
   constexpr int kSide = LogitTile::kSide;
   DOVE_SHARED(LogSum, right, [LogitTile::kSide]);  // what the right warps know of a position
   const int64_t first = int64_t{blockIdx.x} * kSide, first_row = int64_t{blockIdx.y} * kChunkRows;
-  const int64_t rows = a.vocabulary - first_row < kChunkRows ? a.vocabulary - first_row : kChunkRows;
+  const int rows = static_cast<int>(a.vocabulary - first_row < kChunkRows ? a.vocabulary - first_row : kChunkRows);
+  const int64_t eos_at = a.eos_id - first_row;
+  const float* const bias = a.bias != nullptr ? a.bias + first_row : nullptr;
   LogSum own[LogitTile::kRowTiles][2];
   for_logit_tiles<T, aligned>(
-      dynamic_shared(), a.width, static_cast<int>(ceil_div(rows, kSide)),
+      dynamic_shared(), a.width, (rows + kSide - 1) / kSide,
       [&](int i) { return first + i < w.all ? hidden_row<T>(a, first + i) : nullptr; },
       [&](int tile, int i) {
-        const int64_t at = int64_t{tile} * kSide + i;
+        const int at = tile * kSide + i;
         return at < rows ? static_cast<const T*>(a.weight) + (first_row + at) * a.weight_stride_row : nullptr;
       },
       [&](int tile, LogitTile::Sums& sums) {
@@ -73,16 +75,16 @@ __global__ void __launch_bounds__(LogitTile::kThreads) chunk_sums(EosArgs a, Lay
         for (int j = 0; j < LogitTile::kColumnTiles; ++j) {
 #pragma unroll
           for (int which = 0; which < 2; ++which) {
-            const int64_t at = int64_t{tile} * kSide + LogitTile::column(j, which);
-            const float bias = a.bias != nullptr && at < rows ? a.bias[first_row + at] : 0.0f;
+            const int at = tile * kSide + LogitTile::column(j, which);
+            const float shift = bias != nullptr && at < rows ? bias[at] : 0.0f;
 #pragma unroll
             for (int i = 0; i < LogitTile::kRowTiles; ++i) {
 #pragma unroll
               for (int half = 0; half < 2; ++half) {
                 float& logit = sums[i][j][half * 2 + which];
-                logit = at < rows ? logit + bias : -INFINITY;
+                logit = at < rows ? logit + shift : -INFINITY;
                 const int64_t position = first + LogitTile::row(i, half);
-                if (first_row + at == a.eos_id && position < w.all) w.eos_logit[position] = logit;
+                if (at == eos_at && position < w.all) w.eos_logit[position] = logit;
               }
             }
           }
@@ -167,7 +169,8 @@ Status run(const EosArgs& a, void* stream) {
 int64_t eos_probability_workspace(const EosArgs& a) { return Layout(a, nullptr).bytes; }
 
 Status eos_probability(const EosArgs& a, void* stream) {
-  if (a.batch < 0 || a.positions < 0 || a.width < 0 || a.vocabulary < 1 || ceil_div(a.vocabulary, kChunkRows) > 65535) {
+  if (a.batch < 0 || a.positions < 0 || a.width < 0 || a.width > INT32_MAX / 2 || a.vocabulary < 1 ||
+      ceil_div(a.vocabulary, kChunkRows) > 65535) {
     return Status::kUnsupportedShape;
   }
   if (a.eos_id < 0 || a.eos_id >= a.vocabulary) return Status::kBadIndex;

@@ -55,7 +55,7 @@ struct Layout {
 
 // Whether EOS stands against a row: a larger logit beats it, an equal one only with a lower index, and so does
 // whatever is not a number, its own logit included.
-__device__ inline bool stands(float eos_logit, float logit, int64_t row, int64_t eos_id) {
+__device__ inline bool stands(float eos_logit, float logit, int row, int eos_id) {
   return logit < eos_logit || (logit == eos_logit && row >= eos_id);
 }
 
@@ -63,49 +63,66 @@ __device__ inline bool stands(float eos_logit, float logit, int64_t row, int64_t
 template <class Id, class EosLogit, class Refute>
 __device__ inline void refute_tile(const EosArgs& a, const LogitTile::Sums& sums, Id id, EosLogit eos_logit,
                                    Refute refute) {
+  const int eos_id = static_cast<int>(a.eos_id);
+  float eos[LogitTile::kRowTiles][2];
+  bool standing[LogitTile::kRowTiles][2];
 #pragma unroll
   for (int i = 0; i < LogitTile::kRowTiles; ++i) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const float eos = eos_logit(LogitTile::row(i, half));
-      bool standing = true;
+      eos[i][half] = eos_logit(LogitTile::row(i, half));
+      standing[i][half] = true;
+    }
+  }
 #pragma unroll
-      for (int j = 0; j < LogitTile::kColumnTiles; ++j) {
+  for (int j = 0; j < LogitTile::kColumnTiles; ++j) {
 #pragma unroll
-        for (int which = 0; which < 2; ++which) {
-          const int64_t v = id(LogitTile::column(j, which));
-          if (v < 0) continue;
-          const float logit = sums[i][j][half * 2 + which] + (a.bias != nullptr ? a.bias[v] : 0.0f);
-          standing = standing && stands(eos, logit, v, a.eos_id);
+    for (int which = 0; which < 2; ++which) {
+      const int v = id(LogitTile::column(j, which));
+      if (v < 0) continue;
+      const float bias = a.bias != nullptr ? a.bias[v] : 0.0f;
+#pragma unroll
+      for (int i = 0; i < LogitTile::kRowTiles; ++i) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const float logit = sums[i][j][half * 2 + which] + bias;
+          standing[i][half] = standing[i][half] && stands(eos[i][half], logit, v, eos_id);
         }
       }
-      if (!standing) refute(LogitTile::row(i, half));
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < LogitTile::kRowTiles; ++i) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      if (!standing[i][half]) refute(LogitTile::row(i, half));
     }
   }
 }
 
 // Column 0 of the first tile is EOS; the witness rows, or all rows of a small vocabulary, follow.
 template <class T, bool aligned>
-__global__ void __launch_bounds__(LogitTile::kThreads) refute(EosArgs a, Layout w, bool every_row) {
+__global__ void __launch_bounds__(LogitTile::kThreads, LogitTile::kBlocks<T, aligned>)
+    refute(EosArgs a, Layout w, bool every_row) {
   DOVE_SHARED(float, eos_logit, [LogitTile::kSide]);
   DOVE_SHARED(int32_t, refuted, [LogitTile::kSide]);
   const int64_t first = int64_t{blockIdx.x} * LogitTile::kSide, all = a.batch * a.positions;
-  int64_t rows = 1 + (every_row ? a.vocabulary : a.witness_count);
+  int rows = 1 + static_cast<int>(every_row ? a.vocabulary : a.witness_count);
   if (!every_row && rows > LogitTile::kSide && rows % LogitTile::kSide == 1) --rows;  // no tile for one witness
   if (threadIdx.x < LogitTile::kSide) refuted[threadIdx.x] = 0;
-  const auto id = [&](int tile, int column) -> int64_t {
-    const int64_t at = int64_t{tile} * LogitTile::kSide + column - 1;
-    if (at < 0) return a.eos_id;
+  const auto id = [&](int tile, int column) -> int {
+    const int at = tile * LogitTile::kSide + column - 1;
+    if (at < 0) return static_cast<int>(a.eos_id);
     if (at + 1 >= rows) return -1;
     if (every_row) return at;
-    const int64_t v = a.witness[at];
+    const int v = a.witness[at];
     return v >= 0 && v < a.vocabulary ? v : -1;
   };
   for_logit_tiles<T, aligned>(
-      dynamic_shared(), a.width, static_cast<int>(ceil_div(rows, LogitTile::kSide)),
+      dynamic_shared(), a.width, (rows + LogitTile::kSide - 1) / LogitTile::kSide,
       [&](int i) { return first + i < all ? hidden_row<T>(a, first + i) : nullptr; },
       [&](int tile, int i) {
-        const int64_t v = id(tile, i);
+        const int v = id(tile, i);
         return v < 0 ? nullptr : static_cast<const T*>(a.weight) + v * a.weight_stride_row;
       },
       [&](int tile, const LogitTile::Sums& sums) {
@@ -172,25 +189,27 @@ __global__ void __launch_bounds__(kGatherThreads) gather(EosArgs a, Layout w, in
 }
 
 template <class T, bool aligned>
-__global__ void __launch_bounds__(LogitTile::kThreads) scan(EosArgs a, Layout w, int round) {
+__global__ void __launch_bounds__(LogitTile::kThreads, LogitTile::kBlocks<T, aligned>)
+    scan(EosArgs a, Layout w, int round) {
   constexpr int kSide = LogitTile::kSide;
-  const int64_t count = w.count[round];
+  const int count = w.count[round], vocabulary = static_cast<int>(a.vocabulary);
   const int64_t member_tiles = ceil_div(count, kSide), row_tiles = ceil_div(a.vocabulary, kSide);
   for (int64_t item = blockIdx.x; item < member_tiles * row_tiles; item += gridDim.x) {
-    const int64_t first_member = item % member_tiles * kSide, first_row = item / member_tiles * kSide;
-    const auto member = [&](int i) -> int64_t { return first_member + i < count ? w.member[first_member + i] : -1; };
+    const int first_member = static_cast<int>(item % member_tiles) * kSide;
+    const int first_row = static_cast<int>(item / member_tiles) * kSide;
+    const auto member = [&](int i) { return first_member + i < count ? w.member[first_member + i] : -1; };
     // Other blocks refute meanwhile; whether that is seen already changes the time it takes, not the answer.
-    const int64_t own = threadIdx.x < kSide ? member(threadIdx.x) : -1;
+    const int own = threadIdx.x < kSide ? member(threadIdx.x) : -1;
     if (!__syncthreads_or(own >= 0 && *const_cast<const volatile uint8_t*>(w.alive + own) != 0)) continue;
     for_logit_tiles<T, aligned>(
         dynamic_shared(), a.width, 1, [&](int i) { return member(i) >= 0 ? hidden_row<T>(a, member(i)) : nullptr; },
         [&](int, int i) {
-          return first_row + i < a.vocabulary ? static_cast<const T*>(a.weight) + (first_row + i) * a.weight_stride_row
-                                              : nullptr;
+          return first_row + i < vocabulary ? static_cast<const T*>(a.weight) + (first_row + i) * a.weight_stride_row
+                                            : nullptr;
         },
         [&](int, const LogitTile::Sums& sums) {
           refute_tile(
-              a, sums, [&](int column) { return first_row + column < a.vocabulary ? first_row + column : -1; },
+              a, sums, [&](int column) { return first_row + column < vocabulary ? first_row + column : -1; },
               [&](int row) { return member(row) >= 0 ? w.eos_logit[member(row)] : 0.0f; },
               [&](int row) {
                 if (member(row) >= 0) w.alive[member(row)] = 0;
@@ -213,14 +232,14 @@ Status run(const EosArgs& a, void* stream) {
   }
   const dim3 images(static_cast<unsigned>(ceil_div(a.batch, kGatherThreads / 32)));
   int64_t target = a.first_round > 0 ? a.first_round : kFirstRound;
+  const int at_once = small ? 0 : resident_blocks(scan<T, aligned>, LogitTile::kThreads, LogitTile::kSharedBytes);
   int round = 0;
   for (int64_t covered = small ? a.positions : 0; covered < a.positions; ++round) {
     if (target > all || round == kMaxRounds - 2) target = all;
     const int64_t share = target / a.batch > 0 ? target / a.batch : 1;
     status = launch(gather, images, kGatherThreads, 0, stream, a, w, round, int64_t{0}, share);
     if (status != Status::kOk) return status;
-    status = launch(scan<T, aligned>, dim3(2 * processors()), LogitTile::kThreads, LogitTile::kSharedBytes, stream, a,
-                    w, round);
+    status = launch(scan<T, aligned>, dim3(at_once), LogitTile::kThreads, LogitTile::kSharedBytes, stream, a, w, round);
     if (status != Status::kOk) return status;
     covered += share;
     target *= kRoundGrowth;
@@ -240,7 +259,9 @@ Status run(const EosArgs& a, void* stream) {
 int64_t eos_scan_workspace(const EosArgs& a) { return Layout(a, nullptr).bytes; }
 
 Status eos_scan(const EosArgs& a, void* stream) {
-  if (a.batch < 0 || a.positions < 0 || a.width < 0 || a.vocabulary < 1 || a.batch * a.positions > INT32_MAX) {
+  constexpr int64_t kMost = int64_t{1} << 30;  // positions, rows and values of a row are counted in int
+  if (a.batch < 0 || a.positions < 0 || a.width < 0 || a.vocabulary < 1 || a.batch * a.positions > kMost ||
+      a.width > kMost || a.vocabulary > kMost || a.witness_count > kMost) {
     return Status::kUnsupportedShape;
   }
   if (a.eos_id < 0 || a.eos_id >= a.vocabulary) return Status::kBadIndex;

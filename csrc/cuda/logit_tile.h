@@ -21,6 +21,10 @@ namespace dove::cuda {
 
 struct LogitTile {
   static constexpr int kThreads = 256;
+  // Blocks on a multiprocessor: of two, one computes exponentials or waits while the other multiplies. float32 and rows
+  // that are not aligned need more registers than that leaves.
+  template <class T, bool aligned>
+  static constexpr int kBlocks = aligned && sizeof(T) == 2 ? 2 : 1;
   static constexpr int kSide = 128;  // positions, and vocabulary rows
   static constexpr int kStages = 4;
   static constexpr int kSlice = 64;  // bytes of a row in one stage
@@ -45,7 +49,7 @@ __device__ inline int slot(int row, int unit) { return row * LogitTile::kSlice +
 
 // One unit of a row, from global to shared memory. `aligned`: rows begin at multiples of 16 bytes and hold whole units.
 template <class T, bool aligned>
-__device__ inline void copy_unit(unsigned char* to, const T* row, int64_t first, int64_t width) {
+__device__ inline void copy_unit(unsigned char* to, const T* row, int first, int width) {
   constexpr int kValues = 16 / static_cast<int>(sizeof(T));
   if constexpr (aligned) {
     cp_async16(to, row + (first < width ? first : 0), row != nullptr && first < width);
@@ -126,7 +130,7 @@ __device__ inline void for_logit_tiles(unsigned char* shared, int64_t width, int
   using namespace logit_tile;
   constexpr int kDepth = LogitTile::kSlice / static_cast<int>(sizeof(T));  // values of a row in a stage
   constexpr int kStages = LogitTile::kStages;
-  const int slices = width > 0 ? static_cast<int>((width + kDepth - 1) / kDepth) : 1;
+  const int depth = static_cast<int>(width), slices = depth > 0 ? (depth + kDepth - 1) / kDepth : 1;
   const int steps = tiles * slices;
   const int unit = threadIdx.x % 4, line = threadIdx.x / 4;  // this thread copies a unit of rows line and line + 64
 
@@ -142,7 +146,7 @@ __device__ inline void for_logit_tiles(unsigned char* shared, int64_t width, int
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         copy_unit<T, aligned>(stage + slot(line + i * 64, unit), from[i],
-                              int64_t{next_slice} * kDepth + unit * (16 / static_cast<int>(sizeof(T))), width);
+                              next_slice * kDepth + unit * (16 / static_cast<int>(sizeof(T))), depth);
       }
       if (++next_slice == slices) {
         next_slice = 0;

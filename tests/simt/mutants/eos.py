@@ -74,6 +74,12 @@ MUTANTS = [
         new="row_tiles = a.vocabulary / kSide;",
         rows=("eos_scan-only_last_row_refutes",),
     ),
+    _scan(
+        name="a block takes one item and goes",
+        old="item += gridDim.x",
+        new="item += member_tiles * row_tiles",
+        rows=("eos_scan-only_last_row_refutes",),
+    ),
     _probability(
         name="a sum is not rescaled when the maximum grows",
         old="            mine.sum *= exponential<T>(mine.maximum - above);\n",
