@@ -40,37 +40,47 @@ __global__ void __launch_bounds__(kThreads, D == 128 ? 1 : 2) queries_kernel(Att
                           head_dim);
   load_tile<T, D, kOwned>(g_tile, sequence_rows<const T>(a.grad_out, s, s.first_q, head), a.grad_out.stride_n, first,
                           s.queries, head_dim);
+  // What is read past shared memory is asked for before the block waits for the tiles: two lanes a row of `out`.
+  const int mine = threadIdx.x / 2;
+  const bool mine_exists = first + mine < s.queries;
+  const T* const out = sequence_rows<const T>(a.out, s, s.first_q, head) + (first + mine) * a.out.stride_n;
+  uint4 out_values[D / 16];
+#pragma unroll
+  for (int i = 0; i < D / 16; ++i) {
+    const int d = 16 * i + lane % 2 * 8;
+    out_values[i] = mine_exists && d < head_dim ? load_as<uint4>(out + d) : make_uint4(0, 0, 0, 0);
+  }
+  float lse2[2];
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int query = first + row + lane / 4 + 8 * r;
+    lse2[r] = query < s.queries ? query_scalars(a.lse, a, s, head)[query] * kLog2E : kInfinity;
+  }
   begin_walk<T, D, kOwned>(q_tile, a, s.position(first), [&] {
     if (tiles > 0) walked.load(a, s, 0);
   });
 
-  // delta: two lanes a row, then to the lanes that hold the row in fragments.
+  // delta, then to the lanes that hold the row in fragments.
   float partial = 0.f;
-  {
-    const int mine = threadIdx.x / 2;
-    if (first + mine < s.queries) {
-      const T* const out = sequence_rows<const T>(a.out, s, s.first_q, head) + (first + mine) * a.out.stride_n;
-      for (int d = lane % 2 * 8; d < head_dim; d += 16) {
-        const uint4 x = load_as<uint4>(out + d), y = load_as<uint4>(g_tile + mine * kPitch<D> + d);
-        const uint32_t xs[4] = {x.x, x.y, x.z, x.w}, ys[4] = {y.x, y.y, y.z, y.w};
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const float2 u = unpack2<T>(xs[i]), v = unpack2<T>(ys[i]);
-          partial += u.x * v.x + u.y * v.y;
-        }
-      }
+  for (int j = 0; j < D / 16; ++j) {
+    const uint4 x = out_values[j], y = load_as<uint4>(g_tile + mine * kPitch<D> + 16 * j + lane % 2 * 8);
+    const uint32_t xs[4] = {x.x, x.y, x.z, x.w}, ys[4] = {y.x, y.y, y.z, y.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float2 u = unpack2<T>(xs[i]), v = unpack2<T>(ys[i]);
+      partial += u.x * v.x + u.y * v.y;
     }
-    partial += __shfl_xor_sync(~0u, partial, 1);
-    if (lane % 2 == 0 && first + mine < s.queries) query_scalars(delta_out, a, s, head)[first + mine] = partial;
   }
-  float delta[2], lse2[2];
+  partial += __shfl_xor_sync(~0u, partial, 1);
+  if (lane % 2 == 0 && mine_exists) query_scalars(delta_out, a, s, head)[first + mine] = partial;
+  float delta[2];
   int limits[2];
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    const int i = lane / 4 + 8 * r, query = first + row + i;
+    const int i = lane / 4 + 8 * r;
     delta[r] = __shfl_sync(~0u, partial, 2 * i);
-    lse2[r] = query < s.queries ? query_scalars(a.lse, a, s, head)[query] * kLog2E : kInfinity;
-    limits[r] = s.limit(query);
+    limits[r] = s.limit(first + row + i);
   }
   const int least = s.limit(first + row);
 
@@ -128,16 +138,19 @@ __global__ void __launch_bounds__(kThreads, D == 128 ? 1 : 2) keys_kernel(Attent
   float* const delta_tiles = lse_tiles + 2 * kQueries;
   const T* const q_rows = sequence_rows<const T>(a.q, s, s.first_q, head);
   const T* const g_rows = sequence_rows<const T>(a.grad_out, s, s.first_q, head);
+  const float* const lse_rows = query_scalars<const float>(a.lse, a, s, head);
+  const float* const delta_rows = query_scalars(delta_in, a, s, head);
   const auto load_queries = [&](int t) {
     const int offset = t % 2 * kQueries * kPitch<D>;
     load_tile<T, D, kQueries>(q_tiles + offset, q_rows, a.q.stride_n, t * kQueries, s.queries, head_dim);
     load_tile<T, D, kQueries>(g_tiles + offset, g_rows, a.grad_out.stride_n, t * kQueries, s.queries, head_dim);
-    for (int i = threadIdx.x; i < kQueries; i += kThreads) {
-      const int query = t * kQueries + i;
+    // A row that does not exist gets zeros: its weight meets a gradient and a query of zeros.
+    static_assert(kQueries <= kThreads);
+    const int query = t * kQueries + threadIdx.x, at = t % 2 * kQueries + threadIdx.x;
+    if (threadIdx.x < kQueries) {
       const bool valid = query < s.queries;
-      // A row that does not exist weighs nothing.
-      lse_tiles[t % 2 * kQueries + i] = valid ? query_scalars(a.lse, a, s, head)[query] * kLog2E : kInfinity;
-      delta_tiles[t % 2 * kQueries + i] = valid ? query_scalars(delta_in, a, s, head)[query] : 0.f;
+      cp_async4(lse_tiles + at, lse_rows + (valid ? query : 0), valid);
+      cp_async4(delta_tiles + at, delta_rows + (valid ? query : 0), valid);
     }
   };
 
@@ -173,11 +186,12 @@ __global__ void __launch_bounds__(kThreads, D == 128 ? 1 : 2) keys_kernel(Attent
     for (int n = 0; n < kQueries / 8; ++n) {
       const int column = n * 8 + lane % 4 * 2;
       const float2 l = load_as<float2>(lse + column);
+      const float lse2[2] = {l.x * kLog2E, l.y * kLog2E};
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         const int key = first + row + lane / 4 + e / 2 * 8;
         const bool seen = !masked || key < s.limit(t * kQueries + column + e % 2);
-        p[0][n][e] = seen ? fast_exp2(p[0][n][e] * c - (e % 2 == 0 ? l.x : l.y)) : 0.f;
+        p[0][n][e] = seen ? fast_exp2(p[0][n][e] * c - lse2[e % 2]) : 0.f;
       }
     }
     multiply<T, D, kQueries, 1>(dv, p, g_tile);

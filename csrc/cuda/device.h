@@ -101,6 +101,13 @@ __device__ __forceinline__ void cp_async16(void* target, const void* source, boo
                : "r"(shared_address(target)), "l"(source), "r"(valid ? 16 : 0)
                : "memory");
 }
+// The same of 4 bytes.
+__device__ __forceinline__ void cp_async4(void* target, const void* source, bool valid) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;"
+               :
+               : "r"(shared_address(target)), "l"(source), "r"(valid ? 4 : 0)
+               : "memory");
+}
 __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Waits until at most the `kNewest` newest groups of this thread are under way.
 template <int kNewest>

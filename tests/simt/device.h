@@ -86,13 +86,16 @@ void store_as(void* p, V v) {
 }
 
 // --- Asynchronous copies: the target is NaN from the request until the wait that covers it --------------------
-inline void cp_async16(void* target, const void* source, bool valid) {
-  simt::check_shared(target, 16, "cp.async target");
-  simt::check_aligned(target, 16, "cp.async target");
-  if (valid) simt::check_aligned(source, 16, "cp.async source");
-  std::memset(target, 0xff, 16);
-  simt::machine.fibers[simt::machine.thread].open.push_back({target, source, 16, valid ? 16 : 0});
+template <int kBytes>
+void cp_async(void* target, const void* source, bool valid) {
+  simt::check_shared(target, kBytes, "cp.async target");
+  simt::check_aligned(target, kBytes, "cp.async target");
+  if (valid) simt::check_aligned(source, kBytes, "cp.async source");
+  std::memset(target, 0xff, kBytes);
+  simt::machine.fibers[simt::machine.thread].open.push_back({target, source, kBytes, valid ? kBytes : 0});
 }
+inline void cp_async16(void* target, const void* source, bool valid) { cp_async<16>(target, source, valid); }
+inline void cp_async4(void* target, const void* source, bool valid) { cp_async<4>(target, source, valid); }
 inline void cp_async_commit() {
   auto& fiber = simt::machine.fibers[simt::machine.thread];
   fiber.groups.push_back(std::move(fiber.open));

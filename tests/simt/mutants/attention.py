@@ -162,6 +162,30 @@ MUTANTS = [
         rows=_THREE_TILES,
     ),
     _backward(
+        name="dQ: a lane multiplies dO with the other half of its row of the output",
+        old="const int d = 16 * i + lane % 2 * 8;",
+        new="const int d = 16 * i + (1 - lane % 2) * 8;",
+        rows=("attention-31",),
+    ),
+    _backward(
+        name="dQ: the output of a row that does not exist is read",
+        old="out_values[i] = mine_exists && d < head_dim",
+        new="out_values[i] = d < head_dim",
+        rows=("attention-31",),
+    ),
+    _backward(
+        name="dK: the next queries' scalars land in those in use",
+        old="at = t % 2 * kQueries + threadIdx.x;",
+        new="at = threadIdx.x;",
+        rows=("attention-257_full",),
+    ),
+    _backward(
+        name="dK: scalars behind the last query are read",
+        old="cp_async4(delta_tiles + at, delta_rows + (valid ? query : 0), valid);",
+        new="cp_async4(delta_tiles + at, delta_rows + query, true);",
+        rows=("attention-31",),
+    ),
+    _backward(
         name="dK: queries are walked from one tile too late",
         old="const int from = s.first_query_of(first) / kQueries;",
         new="const int from = s.first_query_of(first) / kQueries + 1;",
