@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dove_ext import ops
 from dove_ext.config import DoveConfig
+from dove_ext.models.precision import operands
 from dove_ext.models.stack import KeyValueCache, Stack
 
 
@@ -183,14 +184,21 @@ class Generator(nn.Module):
         return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(-1)
 
     def p_eos(self, hidden: Tensor) -> Tensor:
-        """The softmax entry of EOS at each position (p_eos of 2.2): float32 [B, n]."""
+        """The softmax entry of EOS at each position (p_eos of 2.2): float32 [B, n].
+
+        Logits are summed in float32 in any case, and the bias is added to them as it is. On CUDA autocast
+        lowers their operands, as those of every matrix product: in bfloat16 a logit errs by at most 2^-8 of
+        sum_d |hidden_d weight_d|, and p_eos by a factor of at most exp(2 x the largest such error). On a CPU
+        they stay in the weight's dtype.
+        """
         head = self.embed_out
-        return ops.eos_probability(
-            hidden.to(head.weight.dtype), head.weight, head.bias, eos_id=self.config.eos_id
-        ).float()
+        hidden, weight = operands(hidden, head.weight)
+        return ops.eos_probability(hidden, weight, head.bias, eos_id=self.config.eos_id).float()
 
     def first_stop(self, hidden: Tensor, threshold: float | None = None) -> Tensor:
         """First position (0-based) that ends the sequence, or n if none does: int32 [B].
+
+        It follows from the same logits as `p_eos`.
 
         Args:
             hidden: [B, n, hidden].
@@ -198,13 +206,8 @@ class Generator(nn.Module):
         """
         if threshold is None:
             head = self.embed_out
-            return ops.eos_scan(
-                hidden.to(head.weight.dtype),  # autocast lowers the one and leaves the other
-                head.weight,
-                head.bias,
-                eos_id=self.config.eos_id,
-                witness=self.witness,
-            )
+            hidden, weight = operands(hidden, head.weight)
+            return ops.eos_scan(hidden, weight, head.bias, eos_id=self.config.eos_id, witness=self.witness)
         stops = self.p_eos(hidden) >= threshold
         count = torch.full_like(stops[:, 0], stops.shape[1], dtype=torch.int32)
         return torch.where(stops.any(1), stops.int().argmax(1).int(), count)

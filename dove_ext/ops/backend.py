@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import functools
 import warnings
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,6 +91,16 @@ def has_kernels(tensor: Tensor) -> bool:
     if _backend == "torch" or (tensor.is_cuda and not gpu_served(tensor.device.index)):
         return False
     return tensor.dtype in KERNEL_DTYPES.get(tensor.device.type, ())
+
+
+def autocasts(kind: str) -> bool:
+    """Whether autocast is on for a type of device; those without any, such as meta, would raise if asked."""
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
+def without_autocast(kind: str) -> AbstractContextManager[Any]:
+    """Lets matrix products of PyTorch on a type of device have the dtype of their operands."""
+    return torch.autocast(kind, enabled=False) if autocasts(kind) else nullcontext()
 
 
 def warn_no_kernels(op: str, device: torch.device) -> None:

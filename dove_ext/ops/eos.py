@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dove_ext import _C
 from dove_ext.ops import reference
-from dove_ext.ops.backend import use_kernels
+from dove_ext.ops.backend import use_kernels, without_autocast
 from dove_ext.ops.library import DTYPE_CODE, call, register
 
 
@@ -179,9 +179,10 @@ _WIDEST_BACKWARD = 512
 
 
 def _probability_backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    grad_hidden, grad_weight, grad_bias = torch.ops.dove.eos_probability_backward(
-        grad, *ctx.saved_tensors, ctx.eos_id
-    )
+    with without_autocast(grad.device.type):  # a backward pass may be asked for inside
+        grad_hidden, grad_weight, grad_bias = torch.ops.dove.eos_probability_backward(
+            grad, *ctx.saved_tensors, ctx.eos_id
+        )
     return grad_hidden, grad_weight, None if ctx.saved_tensors[2] is None else grad_bias, None
 
 

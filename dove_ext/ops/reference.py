@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dove_ext.ops.attention_reference import attention as attention
+from dove_ext.ops.backend import without_autocast
 
 
 def pack(padded: Tensor, cu_seqlens: Tensor, total: int | None = None) -> Tensor:
@@ -81,9 +82,10 @@ def zero_tail(tokens: Tensor, lengths: Tensor) -> Tensor:
 
 
 def eos_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """[B, K, V] logits, in float32 or, for float64, in float64."""
+    """[B, K, V] logits, in float32 or, for float64, in float64; under autocast, too."""
     wide = torch.promote_types(hidden.dtype, torch.float32)
-    logits = hidden.to(wide) @ weight.to(wide).T
+    with without_autocast(hidden.device.type):
+        logits = hidden.to(wide) @ weight.to(wide).T
     return logits if bias is None else logits + bias.to(wide)
 
 

@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -43,9 +42,7 @@ class TokensPass(nn.Module):
         """One pass over [B, 3, S, S] in [-1, 1]; lengths int32 [B], None: the model's own."""
         model, generator = self.model, self.model.generator
         tokens, hidden, condition = model.generate(model.condition(pixels))
-        with torch.autocast(pixels.device.type, enabled=False):
-            p_eos = generator.p_eos(hidden.float())
-            stops = generator.first_stop(hidden.detach().float())
+        p_eos, stops = generator.p_eos(hidden), generator.first_stop(hidden.detach())
         kept = stops.clamp_min(1) if lengths is None else lengths
         divergence = generator.divergence(hidden, condition) if model.config.gaussian else None
         return Outputs(model.render(tokens, kept), kept, stops, p_eos, divergence)

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from dove_ext import ops
+from dove_ext.models import precision
 from dove_train.distributed import World
 from dove_train.losses import (
     gaussian_loss,
@@ -72,6 +74,21 @@ def test_paper_rule_learns_where_a_first_eos_fired() -> None:
     total, _ = objective(outputs, pixels, lambda_eos=1.0, undecided=0, adversarial=False)
     total.backward()
     assert outputs.p_eos.grad.nonzero().tolist() == [[0, 0], [1, 0]]
+
+
+def test_the_head_of_a_pass_takes_what_autocast_gives_a_matrix_product(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(precision, "_FASTER_LOWERED", ("cpu",))  # as on CUDA
+    model, hidden = micro(), []
+    model.generator.register_forward_hook(lambda _module, _inputs, output: hidden.append(output))
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = TokensPass(model)(photos(2).float().div(127.5).sub(1), None)
+    head = model.generator.embed_out
+    rounded = hidden[0].bfloat16(), head.weight.bfloat16(), head.bias
+    assert outputs.p_eos.dtype == torch.float32
+    assert torch.equal(outputs.p_eos, ops.eos_probability(*rounded, eos_id=model.config.eos_id))
+    assert torch.equal(outputs.stops, ops.eos_scan(*rounded, eos_id=model.config.eos_id))
 
 
 def test_the_relative_scale_leaves_the_adversarial_term_alone() -> None:
