@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dove_ext import ops
+from dove_ext.ops import reference
 from tests.simt.emulated import emulation
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -44,6 +45,17 @@ def test_results_are_the_same_bits_under_every_schedule(simt: ModuleType) -> Non
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
             assert torch.equal(a, b)
+
+
+def test_gradients_where_that_of_the_output_is_uneven(simt: ModuleType) -> None:
+    """The table's changes so slowly that a lane could meet the wrong part of its row of the output."""
+    inputs = _inputs(1, 40)
+    with emulation(simt):
+        _, *actual = _run(*inputs)
+    q, k, v = (x.double().requires_grad_() for x in inputs[:3])
+    out = reference.attention(q, k, v, prefix=20)
+    for low, exact in zip(actual, torch.autograd.grad(out, (q, k, v), inputs[3].double()), strict=True):
+        assert (low - exact).norm() < 0.01 * exact.norm()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

@@ -162,9 +162,9 @@ MUTANTS = [
         rows=_THREE_TILES,
     ),
     _backward(
-        name="dQ: a lane multiplies dO with the other half of its row of the output",
-        old="const int d = 16 * i + lane % 2 * 8;",
-        new="const int d = 16 * i + (1 - lane % 2) * 8;",
+        name="dQ: every row of dO meets the first one of the output",
+        old="s.first_q, head) + (first + mine) * a.out.stride_n;",
+        new="s.first_q, head) + first * a.out.stride_n;",
         rows=("attention-31",),
     ),
     _backward(
