@@ -5,6 +5,9 @@ dimensions and attend causally. PyTorch's side is what a model does in eager mod
 `scaled_dot_product_attention(is_causal=True)` on [B, H, N, D]. The rows named forward+backward go from the
 projection to its gradient.
 
+Then dove-base's token decoder with `attend_padding=False` at 32 and 128 of 256 tokens an image: keys and
+values of the kept tokens alone ("dove") against those of all slots, the dropped ones of which nobody sees.
+
     python -m benchmarks.ops.attention [--json PATH]
 """
 
@@ -12,13 +15,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dove_ext import ops
+from dove_ext import DoveConfig, ops
+from dove_ext.models.generator import FEWEST_DROPPED, TokenDecoder
 
 from .. import timing
 from ..record import Record, arguments
@@ -69,6 +75,26 @@ def both(batch: int, dtype: torch.dtype, backward: bool) -> dict[str, Callable[[
     }
 
 
+def token_decoder(batch: int, kept: int, dtype: torch.dtype, quick: bool) -> dict[str, Callable[[], Tensor]]:
+    """The two ways on one model and the same tokens; `quick`: of one layer."""
+    torch.manual_seed(0)
+    config = DoveConfig(attend_padding=False)
+    stack = replace(config.token_decoder, layers=1) if quick else config.token_decoder
+    decoder = TokenDecoder(replace(config, token_decoder=stack))
+    decoder.reset_parameters()
+    decoder.to(dtype)
+    tokens = torch.randn(batch, config.num_tokens, config.token_width).to(dtype)
+    lengths = torch.full((batch,), kept, dtype=torch.int32)
+    tokens = ops.zero_tail(tokens, lengths)
+
+    @torch.no_grad()
+    def call(fewest_dropped: int) -> Tensor:
+        with patch.dict(FEWEST_DROPPED, cpu=fewest_dropped):
+            return decoder(tokens, lengths)
+
+    return {"dove": partial(call, 1), "all slots": partial(call, 10**9)}
+
+
 def main(options: list[str] | None = None) -> int:
     args = arguments(__doc__ or "", seconds=4.0).parse_args(options)
     if args.threads:
@@ -87,6 +113,17 @@ def main(options: list[str] | None = None) -> int:
                     f"{work} {setting['shape']} {name}",
                     setting | {"largest_difference": difference},
                     timing.compare(times, "dove"),
+                )
+    for name in ("fp32",) if args.quick else DTYPES:
+        for batch in args.batches or ((1,) if args.quick else (1, 8)):
+            for kept in (32,) if args.quick else (32, 128):
+                candidates = token_decoder(batch, kept, DTYPES[name], args.quick)
+                times = timing.interleave(
+                    candidates, seconds=args.seconds, min_rounds=1 if args.quick else 5, warmup=1
+                )
+                setting = {"work": "token decoder", "batch": batch, "kept": kept, "dtype": name}
+                record.add(
+                    f"token decoder, {batch} x {kept} of 256, {name}", setting, timing.compare(times, "dove")
                 )
     return 0
 

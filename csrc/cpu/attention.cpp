@@ -27,8 +27,11 @@ Status check_lengths(const AttentionArgs& a, AttentionPlan* plan) {
     const int64_t keys = packed ? int64_t{a.cu_seqlens_k[b + 1]} - a.cu_seqlens_k[b] : a.len_k;
     if (queries < 0 || keys < 0) return Status::kBadLengths;
     if (a.kv_lens != nullptr && (a.kv_lens[b] < 0 || a.kv_lens[b] > keys)) return Status::kBadLengths;
-    // With more queries than keys the first ones would stand at negative positions of the table.
-    if (a.rotary != nullptr && (keys > a.rotary_rows || queries > keys)) return Status::kBadLengths;
+    // With more queries than keys the first ones would stand at negative positions, unless all see every key.
+    const bool before_first = queries > keys && a.prefix < keys;
+    if (a.rotary != nullptr && (before_first || keys > a.rotary_rows || queries > a.rotary_rows)) {
+      return Status::kBadLengths;
+    }
     if (keys > plan->max_keys) plan->max_keys = keys;
     if (queries > plan->max_queries) plan->max_queries = queries;
   }

@@ -20,7 +20,10 @@ Status check(const AttentionArgs& a, bool backward) {
   if (!(a.scale > 0)) return Status::kUnsupportedShape;
   if (a.rotary != nullptr) {
     if (a.rotary_dim < 0 || a.rotary_dim > a.head_dim || a.rotary_dim % 2 != 0) return Status::kUnsupportedShape;
-    if (a.cu_seqlens_q == nullptr && (a.len_k > a.rotary_rows || a.len_q > a.len_k)) return Status::kBadLengths;
+    const bool before_first = a.len_q > a.len_k && a.prefix < a.len_k;
+    if (a.cu_seqlens_q == nullptr && (before_first || a.len_k > a.rotary_rows || a.len_q > a.rotary_rows)) {
+      return Status::kBadLengths;
+    }
   }
   if (a.dtype == DType::kFloat32) return Status::kOk;
   bool all = aligned(a.q) && aligned(a.k) && aligned(a.v) && aligned(a.out);

@@ -24,14 +24,15 @@ struct Sequence {
   int keys;
   int visible;  // keys from here on are not read
   int prefix;
-  int tile;  // which of its tiles this block works on
+  int tile;    // which of its tiles this block works on
+  int origin;  // position of query 0
 
-  __device__ int position(int query) const { return keys - queries + query; }
+  __device__ int position(int query) const { return origin + query; }
   __device__ int limit(int query) const { return min(visible, max(position(query) + 1, prefix)); }
   // The first query that sees key `key`, or `queries`.
   __device__ int first_query_of(int key) const {
     if (key >= visible) return queries;
-    return key < prefix ? 0 : min(queries, max(0, key - (keys - queries)));
+    return key < prefix ? 0 : min(queries, max(0, key - origin));
   }
 };
 
@@ -51,6 +52,11 @@ inline __device__ int sequence_of_slot(const int32_t* cu, int batch, int rows, i
   return low;
 }
 
+// Position of query 0. Where all queries see every key, the keys are the first of the queries' positions.
+inline __device__ int first_position(int queries, int keys, int prefix) {
+  return prefix >= keys ? max(keys - queries, 0) : keys - queries;
+}
+
 // Fills `s` for this block; false if its slot holds no tile. kOfKeys: the tiles are those of keys, not of queries.
 template <int kRows, bool kOfKeys>
 __device__ bool locate(const AttentionArgs& a, Sequence* s) {
@@ -62,7 +68,7 @@ __device__ bool locate(const AttentionArgs& a, Sequence* s) {
     const int tiles = ((kOfKeys ? len_k : len_q) + kRows - 1) / kRows;
     const int image = slot / tiles;
     const int visible = a.kv_lens == nullptr ? len_k : min(max(a.kv_lens[image], 0), len_k);
-    *s = {image, 0, 0, len_q, len_k, visible, prefix, slot % tiles};
+    *s = {image, 0, 0, len_q, len_k, visible, prefix, slot % tiles, first_position(len_q, len_k, prefix)};
     return true;
   }
   const int32_t* cu = kOfKeys ? a.cu_seqlens_k : a.cu_seqlens_q;
@@ -72,7 +78,7 @@ __device__ bool locate(const AttentionArgs& a, Sequence* s) {
   const int queries = min(max(a.cu_seqlens_q[b + 1], first_q), static_cast<int>(a.len_q)) - first_q;
   const int keys = min(max(a.cu_seqlens_k[b + 1], first_k), static_cast<int>(a.len_k)) - first_k;
   const int tile = slot - (cu[b] / kRows + b);
-  *s = {0, first_q, first_k, queries, keys, keys, prefix, tile};
+  *s = {0, first_q, first_k, queries, keys, keys, prefix, tile, first_position(queries, keys, prefix)};
   return tile >= 0 && tile * kRows < (kOfKeys ? keys : queries);
 }
 

@@ -113,16 +113,18 @@ class DoveModel(Pretrained):
         tokens = self.generator.tokens(hidden, condition, sample=sample)
         return Generated(tokens, hidden, condition)
 
-    def render(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+    def render(self, tokens: Tensor, lengths: Tensor, *, total: int | None = None) -> Tensor:
         """Pixels [B, 3, S, S], nominally in [-1, 1], from the first `lengths` of tokens [B, K, D].
 
         Args:
             tokens: [B, K, D]; what stands behind a length is ignored.
             lengths: int32 [B]. No gradient reaches them: the truncation's mask is constant.
+            total: their sum, where they are on a device that would have to be waited for. It changes nothing
+                but the time a model without `attend_padding` takes.
         """
         kept = ops.zero_tail(tokens, lengths)
         if self.shortcut is None:
-            return self.vqgan.decode(self.token_decoder(kept, lengths))
+            return self.vqgan.decode(self.token_decoder(kept, lengths, total=total))
         base, gain = full_precision(self.shortcut.latents, kept), self.shortcut.expected_error(kept, lengths)
         return self.vqgan.decode(full_precision(self.token_decoder, kept, lengths, base, gain), gain)
 
@@ -341,10 +343,11 @@ class DoveModel(Pretrained):
         tokens.require(self.config.token_width, self.config.num_tokens, self.config.name)
         tokens = tokens.to(self.device, self.dtype)
         padded = ops.unpack(tokens.tokens, tokens.cu_seqlens, self.config.num_tokens)
+        total = len(tokens.tokens) if len(tokens) <= batch_size else None  # of a batch a GPU alone knows it
         images = []
         for start in range(0, len(tokens), batch_size):
             part, lengths = padded[start : start + batch_size], tokens.lengths[start : start + batch_size]
-            image = self.render(part, lengths).float().add(1).div(2).clamp(0, 1).contiguous()
+            image = self.render(part, lengths, total=total).float().add(1).div(2).clamp(0, 1).contiguous()
             if image.device.type == "cpu" and (lost := image.isnan().flatten(1).any(1).nonzero()).numel():
                 raise TokensError(
                     f"image {start + int(lost[0])} decodes to NaN: its tokens are too large or not finite; "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -68,6 +69,19 @@ def pack_linear(weight: Tensor) -> Tensor:
     return packed
 
 
+def pack_rows(pick: Callable[[Tensor], Tensor], weight: Tensor) -> Tensor:
+    """`pack_linear` of the rows that `pick` takes from the weight."""
+    return pack_linear(pick(weight))
+
+
+class Rows:
+    """Some of a `Linear`'s output features; `pick` takes their rows from its weight and bias."""
+
+    def __init__(self, pick: Callable[[Tensor], Tensor]) -> None:
+        self.pick = pick
+        self.packed = Packed(partial(pack_rows, pick))
+
+
 class Linear(nn.Linear):
     """Linear layer; on a CPU without a gradient through oneDNN with packed weights.
 
@@ -87,6 +101,15 @@ class Linear(nn.Linear):
             return F.gelu(out) if gelu else out
         result: Tensor = torch.ops.mkldnn._linear_pointwise(
             x, self._packed.of(self.weight), self.bias, "gelu" if gelu else "none", [], "none"
+        )
+        return result
+
+    def of_rows(self, rows: Rows, x: Tensor) -> Tensor:
+        """[..., features_in] to those output features alone."""
+        if not self._has_kernel(x):
+            return F.linear(x, rows.pick(self.weight), rows.pick(self.bias))
+        result: Tensor = torch.ops.mkldnn._linear_pointwise(
+            x, rows.packed.of(self.weight), rows.pick(self.bias), "none", [], "none"
         )
         return result
 

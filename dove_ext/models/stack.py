@@ -5,13 +5,16 @@ The names of the parameters are those of the public Pythia checkpoints.
 
 from __future__ import annotations
 
+from functools import partial
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dove_ext import ops
 from dove_ext.config import StackConfig
-from dove_ext.models.packed import Linear
+from dove_ext.models.packed import Linear, Rows
 from dove_ext.ops.backend import has_kernels
 
 
@@ -51,6 +54,31 @@ class KeyValueCache:
         return self.entries[layer, 0, :, :end], self.entries[layer, 1, :, :end]
 
 
+class Kept(NamedTuple):
+    """The positions of B sequences of N that have keys and values: the first ones of each.
+
+    Attributes:
+        queries: int32 [B + 1], multiples of N: all positions have queries.
+        keys: int32 [B + 1], where each sequence's kept positions begin and end when they are packed.
+        total: how many are kept, the last entry of `keys`.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    total: int
+
+    @classmethod
+    def of(cls, lengths: Tensor, total: int, positions: int) -> Kept:
+        """The first `lengths` (int32 [B], their sum is `total`) of so many positions."""
+        queries = torch.arange(len(lengths) + 1, dtype=torch.int32, device=lengths.device) * positions
+        return cls(queries, ops.lengths_to_cu_seqlens(lengths), total)
+
+
+def of_heads(heads: int, parts: slice, rows: Tensor) -> Tensor:
+    """Of rows that are [q | k | v] of one head after the other those of some parts."""
+    return rows.unflatten(0, (heads, 3, -1))[:, parts].flatten(0, 2)
+
+
 class Attention(nn.Module):
     """Multi-head attention with the first dimensions of each head rotated."""
 
@@ -58,12 +86,25 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = config.heads
         self.query_key_value = Linear(config.hidden, 3 * config.hidden)  # per head [q | k | v]
+        self._queries = Rows(partial(of_heads, config.heads, slice(1)))
+        self._keys_values = Rows(partial(of_heads, config.heads, slice(1, 3)))
         self.dense = Linear(config.hidden, config.hidden)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values [B, N, H, D] as views of one projection."""
         q, k, v = self.query_key_value(x).unflatten(-1, (self.heads, -1)).chunk(3, dim=-1)
         return q, k, v
+
+    def to_kept(self, x: Tensor, kept: Kept, rotary: Tensor) -> Tensor:
+        """All positions of x [B, N, hidden] attend to the kept ones; nobody makes keys of the others."""
+        q = self.query_key_value.of_rows(self._queries, x).unflatten(-1, (self.heads, -1))
+        kv = self.query_key_value.of_rows(self._keys_values, ops.pack(x, kept.keys, kept.total))
+        k, v = kv.unflatten(-1, (self.heads, -1)).chunk(2, dim=-1)
+        attended = ops.attention(
+            q.flatten(0, 1), k, v, prefix=None, rotary=rotary,
+            cu_seqlens_q=kept.queries, cu_seqlens_k=kept.keys,
+        )  # fmt: skip
+        return attended.view(x.shape)
 
 
 class MLP(nn.Module):
@@ -97,11 +138,14 @@ class Layer(nn.Module):
         kv_lens: Tensor | None = None,
         cache: tuple[KeyValueCache, int] | None = None,
         last: int | None = None,
+        kept: Kept | None = None,
     ) -> Tensor:
         """[B, N, hidden] to the same; see `Stack.forward` for the arguments."""
         # Without a shortcut the time encodings are the same for all images, one row expanded to the batch
         # (stride 0): norms and projections of that one row are enough.
         for_attention, for_mlp = self._norms(x[:1] if x.stride(0) == 0 else x)
+        if kept is not None:
+            return self._join(x, self.attention.to_kept(for_attention, kept, rotary), for_mlp)
         q, k, v = (t.expand(x.shape[0], -1, -1, -1) for t in self.attention.project(for_attention))
         if last is not None:
             x, for_mlp, q = x[:, -last:], for_mlp[:, -last:], q[:, -last:]
@@ -143,6 +187,7 @@ class Stack(nn.Module):
         kv_lens: Tensor | None = None,
         cache: KeyValueCache | None = None,
         last: int | None = None,
+        total: int | None = None,
     ) -> Tensor:
         """Hidden states after the final LayerNorm.
 
@@ -154,6 +199,8 @@ class Stack(nn.Module):
             cache: keys and values of earlier positions; this block is appended to it.
             last: compute the output of only the last so many positions; for those before them the last
                 layer computes keys and values alone. None: all.
+            total: the sum of `kv_lens`; under full attention invisible positions then get no keys and
+                values. None: not known to the caller.
 
         Returns:
             Tensor: [B, last or N, hidden].
@@ -161,9 +208,12 @@ class Stack(nn.Module):
         x = lowered(x)
         end = x.shape[1] + (0 if cache is None else cache.length)
         rotary = self._rotary(end, x)
+        kept = None
+        if kv_lens is not None and total is not None and prefix is None and cache is None and last is None:
+            kept = Kept.of(kv_lens, total, x.shape[1])
         for i, layer in enumerate(self.layers):
             wanted = last if i == len(self.layers) - 1 else None
-            x = layer(x, rotary, prefix, kv_lens, None if cache is None else (cache, i), wanted)
+            x = layer(x, rotary, prefix, kv_lens, None if cache is None else (cache, i), wanted, kept)
         if cache is not None:
             cache.length = end
         out: Tensor = self.final_layer_norm(x)

@@ -31,8 +31,9 @@ def attention(
 
     out[i] = sum_j softmax_j(scale * rot(q[i]) . rot(k[j])) v[j]. Query i of a sequence stands at position
     p = Nk - Nq + i, so a block of new queries against a longer key/value cache needs no further argument. It
-    sees key j if j <= p or j < prefix. A query that sees no key gives zeros. Softmax and sums are float32;
-    the score matrix is never stored.
+    sees key j if j <= p or j < prefix. Where all queries of a sequence see every key and are more than these
+    (prefix >= Nk, Nq > Nk), query i stands at position i: the keys are those of the first positions. A query
+    that sees no key gives zeros. Softmax and sums are float32; the score matrix is never stored.
 
     Args:
         q: [B, Nq, H, D], or packed [Tq, H, D]; float32 or bfloat16, on CUDA float16 too. Any strides:
@@ -44,8 +45,8 @@ def attention(
         prefix: how many leading keys every query sees: 0 is causal, n a bidirectional prefix with a causal
             rest, None full attention.
         rotary: float32 [P, R], cosines in the first R / 2 columns and sines in the others, row = position,
-            P at least the longest Nk. Rotates dimensions d and d + R / 2 of q and k, d < R / 2, in float32;
-            needs Nq <= Nk. Not differentiable.
+            P at least the longest Nk and Nq. Rotates dimensions d and d + R / 2 of q and k, d < R / 2, in
+            float32; needs Nq <= Nk, or that all queries see every key. Not differentiable.
         scale: above 0; D ** -0.5 when None.
         cu_seqlens_q: int32 [B + 1], starts at 0, rises by each sequence's queries up to Tq; packed form only.
         cu_seqlens_k: int32 [B + 1], likewise for keys up to Tk.
@@ -128,10 +129,10 @@ def _check(
     elif kv_lens is not None and kv_lens.shape[0] != q.shape[0]:
         raise ValueError(f"attention: kv_lens must be [{q.shape[0]}], got {list(kv_lens.shape)}")
     if rotary is not None:
-        _check_rotary(q, k, rotary, packed)
+        _check_rotary(q, k, rotary, prefix, packed)
 
 
-def _check_rotary(q: Tensor, k: Tensor, rotary: Tensor, packed: bool) -> None:
+def _check_rotary(q: Tensor, k: Tensor, rotary: Tensor, prefix: int | None, packed: bool) -> None:
     if rotary.dim() != 2 or rotary.shape[1] % 2 or rotary.shape[1] > q.shape[-1]:
         raise ValueError(
             f"attention: rotary must be [positions, R] with R even and at most {q.shape[-1]}, "
@@ -141,10 +142,17 @@ def _check_rotary(q: Tensor, k: Tensor, rotary: Tensor, packed: bool) -> None:
         raise ValueError(
             f"attention: rotary must be floating point on {q.device}, got {rotary.dtype} on {rotary.device}"
         )
-    if not packed and (q.shape[1] > k.shape[1] or rotary.shape[0] < k.shape[1]):
+    if packed:
+        return
+    if rotary.shape[0] < max(q.shape[1], k.shape[1]):
         raise ValueError(
-            f"attention: rotary needs a row for each of the {k.shape[1]} keys and no more queries than keys, "
-            f"got {rotary.shape[0]} rows and {q.shape[1]} queries"
+            f"attention: rotary needs a row for each of the {k.shape[1]} keys and {q.shape[1]} queries, "
+            f"got {rotary.shape[0]} rows"
+        )
+    if q.shape[1] > k.shape[1] and prefix is not None and prefix < k.shape[1]:
+        raise ValueError(
+            "attention: with rotary, more queries than keys must all see every key; pass prefix=None, "
+            f"got {q.shape[1]} queries, {k.shape[1]} keys and prefix={prefix}"
         )
 
 

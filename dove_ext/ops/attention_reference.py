@@ -114,6 +114,12 @@ def _rotate(x: Tensor, rotary: Tensor | None, first: int, direction: float = 1.0
     return torch.cat([rotated.to(x.dtype), rest], dim=-1)
 
 
+def _first_position(q: Tensor, k: Tensor, prefix: int) -> int:
+    """Where query 0 stands; where all queries see every key, the keys are those of the first positions."""
+    first = k.shape[1] - q.shape[1]
+    return max(first, 0) if prefix >= k.shape[1] else first
+
+
 def _visible(q: Tensor, k: Tensor, kv_lens: Tensor | None, prefix: int) -> Tensor:
     """Which query sees which key: bool, [Nq, Nk] or [B, 1, Nq, Nk]."""
     keys = torch.arange(k.shape[1], device=q.device)
@@ -138,7 +144,7 @@ def _padded(
     """(out [B, Nq, H, D], log-sum-exp [B, H, Nq], probabilities [B, H, Nq, Nk])."""
     visible = _visible(q, k, kv_lens, prefix)
     k, v = _without_invisible(k, kv_lens), _without_invisible(v, kv_lens)
-    q, k = _rotate(q, rotary, k.shape[1] - q.shape[1]), _rotate(k, rotary, 0)
+    q, k = _rotate(q, rotary, _first_position(q, k, prefix)), _rotate(k, rotary, 0)
     scores = torch.einsum("bihd,bjhd->bhij", q, k) * scale
     scores = scores.masked_fill(~visible, float("-inf"))
     probabilities = scores.softmax(dim=-1).masked_fill(~visible, 0)  # a row of -inf has no softmax
@@ -157,7 +163,7 @@ def _padded_backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     _, _, p = _padded(q, k, v, rotary, kv_lens, prefix, scale)
-    first = k.shape[1] - q.shape[1]
+    first = _first_position(q, k, prefix)
     k, v = _without_invisible(k, kv_lens), _without_invisible(v, kv_lens)
     dp = torch.einsum("bihd,bjhd->bhij", grad, v)
     ds = p * (dp - (p * dp).sum(dim=-1, keepdim=True)) * scale

@@ -209,7 +209,7 @@ class StageRun:
         hold = part < s.accumulate - 1 and hasattr(self.path, "no_sync")
         with self.path.no_sync() if hold else nullcontext():
             with torch.autocast(world.device.type, torch.bfloat16, enabled=s.bf16):
-                outputs: Outputs = self.path(pixels, self.draws(plan, part))
+                outputs: Outputs = self.path(pixels, *self.draws(plan, part))
                 loss, values = self.run.objective(
                     outputs,
                     pixels,
@@ -220,15 +220,19 @@ class StageRun:
             loss.backward()
         return outputs, values
 
-    def draws(self, plan: StepPlan, part: int) -> Tensor | None:
-        """What chance decides for each image of a pass: its views, or its length; None: the model's own."""
+    def draws(self, plan: StepPlan, part: int) -> tuple[Any, ...]:
+        """What chance decides for the images of a pass: their views; or their lengths and the sum of these.
+
+        Lengths None: the model's own.
+        """
         s, world = self.run.settings, self.run.world
         first = (part * world.size + world.rank) * s.batch_size
         if self.stage.path == "features":
-            return draw_views(s.seed, self.run.position + first, s.batch_size)
+            return (draw_views(s.seed, self.run.position + first, s.batch_size),)
         if s.eos_rule == "paper":
-            return None
-        return plan.lengths[first : first + s.batch_size].to(world.device)
+            return (None,)
+        lengths = plan.lengths[first : first + s.batch_size]
+        return lengths.to(world.device), int(lengths.sum())
 
     def clip(self) -> float:
         """Shorten the gradient to the largest norm allowed; returns its norm before, over all processes."""

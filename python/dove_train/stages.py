@@ -38,14 +38,20 @@ class TokensPass(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, pixels: Tensor, lengths: Tensor | None) -> Outputs:
-        """One pass over [B, 3, S, S] in [-1, 1]; lengths int32 [B], None: the model's own."""
+    def forward(self, pixels: Tensor, lengths: Tensor | None, total: int | None = None) -> Outputs:
+        """One pass over [B, 3, S, S] in [-1, 1].
+
+        Args:
+            pixels: [B, 3, S, S] in [-1, 1].
+            lengths: int32 [B], None: the model's own.
+            total: the sum of `lengths`, see `DoveModel.render`.
+        """
         model, generator = self.model, self.model.generator
         tokens, hidden, condition = model.generate(model.condition(pixels))
         p_eos, stops = generator.p_eos(hidden), generator.first_stop(hidden.detach())
         kept = stops.clamp_min(1) if lengths is None else lengths
         divergence = generator.divergence(hidden, condition) if model.config.gaussian else None
-        return Outputs(model.render(tokens, kept), kept, stops, p_eos, divergence)
+        return Outputs(model.render(tokens, kept, total=total), kept, stops, p_eos, divergence)
 
 
 class AutoencoderPass(nn.Module):
@@ -55,7 +61,7 @@ class AutoencoderPass(nn.Module):
         super().__init__()
         self.vqgan = vqgan
 
-    def forward(self, pixels: Tensor, lengths: Tensor | None = None) -> Outputs:
+    def forward(self, pixels: Tensor, lengths: Tensor | None = None, total: int | None = None) -> Outputs:
         """One pass over [B, 3, S, S] in [-1, 1]."""
         latents = self.vqgan.encode(pixels)
         if self.vqgan.quantize is None:

@@ -36,7 +36,10 @@ def _padded(
     if view:  # slices of one packed projection, with unused space behind every position
         packed = torch.randn(batch, keys, heads, 3 * dim + 8, generator=generator).to(dtype)
         q, k, v = (packed[..., i * dim : (i + 1) * dim] for i in range(3))
-        q = q[:, keys - queries :] if queries <= keys else torch.randn(batch, queries, heads, dim).to(dtype)
+        if queries <= keys:
+            q = q[:, keys - queries :]
+        else:
+            q = torch.randn(batch, queries, heads, dim, generator=generator).to(dtype)
     else:
         q = torch.randn(batch, heads, queries, dim, generator=generator).to(dtype).transpose(1, 2)
         k, v = (torch.randn(batch, keys, heads, dim, generator=generator).to(dtype) for _ in range(2))
@@ -48,7 +51,7 @@ def _padded(
             k[image, length:] = _NAN
             v[image, length:] = _NAN
     if rotary:
-        inputs["rotary"] = _rotary(keys + 3, rotary)
+        inputs["rotary"] = _rotary(max(queries, keys) + 3, rotary)
     return inputs
 
 
@@ -80,7 +83,7 @@ def _packed(
         "cu_seqlens_k": cu_k,
         **options,
     }
-    return inputs | ({"rotary": _rotary(max(keys, default=0), rotary)} if rotary else {})
+    return inputs | ({"rotary": _rotary(max([*queries, *keys], default=0), rotary)} if rotary else {})
 
 
 _ROWS: dict[str, dict[str, Any]] = {
@@ -101,8 +104,19 @@ _ROWS: dict[str, dict[str, Any]] = {
     "dense_transposed": {"queries": 70, "view": False, "rotary": 2},
     "cache_1_of_257": {"batch": 2, "queries": 1, "keys": 257, "rotary": 16},
     "cache_17_of_150": {"queries": 17, "keys": 150, "rotary": 16},
+    "cache_17_of_150_full": {"queries": 17, "keys": 150, "prefix": None, "rotary": 16, "heads": 1},
     "cache_64_of_320_prefix_256": {"queries": 64, "keys": 320, "prefix": 256, "rotary": 16},
     "more_queries_than_keys": {"queries": 40, "keys": 9, "view": False},
+    "more_queries_full": {"batch": 2, "queries": 70, "keys": 33, "prefix": None, "rotary": 16},
+    "more_queries_prefix_is_keys": {"queries": 66, "keys": 65, "prefix": 65, "rotary": 8, "heads": 1},
+    "more_queries_kv_lens": {
+        "batch": 3,
+        "queries": 9,
+        "keys": 7,
+        "kv_lens": [7, 0, 2],
+        "prefix": 7,
+        "rotary": 16,
+    },
     "kv_lens_poisoned": {"batch": 4, "queries": 65, "kv_lens": [65, 31, 0, 1], "rotary": 16},
     "kv_lens_full": {"batch": 3, "queries": 7, "keys": 130, "kv_lens": [129, 64, 1], "prefix": None},
     "large_scores": {"queries": 300, "magnitude": 60.0},
@@ -113,6 +127,12 @@ _PACKED_ROWS: dict[str, dict[str, Any]] = {
     "packed": {"queries": [31, 0, 129, 1], "keys": [31, 0, 129, 1], "rotary": 16},
     "packed_cross": {"queries": [5, 0, 33, 2], "keys": [70, 3, 33, 0], "prefix": None},
     "packed_cache": {"queries": [4, 9, 1], "keys": [70, 9, 33], "prefix": 3, "rotary": 16},
+    "packed_more_queries": {
+        "queries": [67, 67, 67, 67],
+        "keys": [67, 1, 0, 33],
+        "prefix": None,
+        "rotary": 16,
+    },
     "packed_nothing": {"queries": [], "keys": []},
 }
 

@@ -13,7 +13,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from dove_ext import DoveModel, DoveTokens
 from dove_ext.errors import ImageError
 from dove_ext.images.prepare import square_images
+from dove_ext.models import generator
 from dove_ext.models.batches import Encoded, join
+from dove_ext.models.stack import Kept
 from dove_ext.ops import backend, library
 from dove_ext.tokens.lengths import LengthRule
 from tests.models.micro import SLOTS, micro, photos
@@ -81,6 +83,22 @@ def test_decode_waits_for_nothing(on_fake_cuda: DoveModel) -> None:
         torch.empty(9, 64, device="cuda"), torch.empty(4, dtype=torch.int32, device="cuda"), SLOTS
     )
     assert on_fake_cuda.decode(tokens, batch_size=2).shape == (3, 3, 32, 32)
+
+
+def test_decode_to_kept_tokens_alone_waits_for_nothing(
+    on_fake_cuda: DoveModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(generator.FEWEST_DROPPED, "cuda", 1)
+    on_fake_cuda.token_decoder.attend_padding = False
+    kept = []
+    monkeypatch.setattr(Kept, "of", lambda *args, of=Kept.of: kept.append(args[1]) or of(*args))
+    tokens = DoveTokens(
+        torch.empty(9, 64, device="cuda"), torch.empty(4, dtype=torch.int32, device="cuda"), SLOTS
+    )
+    assert on_fake_cuda.decode(tokens).shape == (3, 3, 32, 32)
+    assert kept == [9]  # rows of packed tokens
+    assert on_fake_cuda.decode(tokens, batch_size=2).shape == (3, 3, 32, 32)
+    assert kept == [9]  # of a part nobody knows it
 
 
 def packed_with_room(lengths: list[int], fill: float) -> Encoded:

@@ -128,6 +128,16 @@ def _int32(*values: int) -> Tensor:
         ({"kv_lens": torch.zeros(2)}, ValueError, "kv_lens must be one-dimensional int32"),
         ({"kv_lens": _int32(1, 9)}, RuntimeError, "lengths or cu_seqlens are out of range"),
         ({"rotary": torch.zeros(7, 16)}, ValueError, "rotary needs a row for each of the 8 keys"),
+        (
+            {"q": torch.zeros(2, 9, 2, 64), "rotary": torch.zeros(8, 16), "prefix": None},
+            ValueError,
+            "8 keys and 9 queries, got 8 rows",
+        ),
+        (
+            {"q": torch.zeros(2, 9, 2, 64), "rotary": torch.zeros(9, 16), "prefix": 7},
+            ValueError,
+            "must all see every key; pass prefix=None, got 9 queries, 8 keys and prefix=7",
+        ),
         ({"rotary": torch.zeros(8, 15)}, ValueError, "R even and at most 64"),
         ({name: torch.zeros(2, 8, 2, 24) for name in "qkv"}, RuntimeError, "a multiple of 16 up to 256"),
         ({name: torch.zeros(2, 8, 2, 64).double() for name in "qkv"}, TypeError, "float32 or bfloat16"),
@@ -154,6 +164,34 @@ def test_wrong_sequences_are_refused(queries: tuple[int, ...], keys: tuple[int, 
     q = torch.zeros(4, 2, 64)
     with pytest.raises(RuntimeError, match="cu_seqlens"):
         ops.attention(q, q, q, cu_seqlens_q=_int32(*queries), cu_seqlens_k=_int32(*keys))
+
+
+@pytest.mark.parametrize(("rows", "prefix"), [(5, 3), (4, None)], ids=str)
+def test_packed_queries_without_a_place_in_the_table_are_refused(rows: int, prefix: int | None) -> None:
+    q, k = torch.zeros(10, 2, 64), torch.zeros(9, 2, 64)
+    with pytest.raises(RuntimeError, match="lengths or cu_seqlens are out of range"):
+        ops.attention(
+            q, k, k, prefix=prefix, rotary=torch.zeros(rows, 16),
+            cu_seqlens_q=_int32(0, 5, 10), cu_seqlens_k=_int32(0, 5, 9),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_all_slots_against_packed_keys_equal_the_padded_form(dtype: torch.dtype) -> None:
+    """Keys of the kept positions alone are as good as all of them behind lengths, gradients included."""
+    lengths = [40, 1, 17]
+    cu = _int32(0, 40, 41, 58)
+    q, k, v = (x.detach().requires_grad_() for x in projection(3, 40, dtype))
+    options: dict[str, Any] = {"prefix": None, "rotary": rotary_table(40, 16)}
+    padded = ops.attention(q, k, v, kv_lens=_int32(*lengths), **options)
+    packed = ops.attention(
+        q.flatten(0, 1), *(torch.cat([x[i, :n] for i, n in enumerate(lengths)]) for x in (k, v)),
+        cu_seqlens_q=_int32(0, 40, 80, 120), cu_seqlens_k=cu, **options,
+    ).view_as(padded)  # fmt: skip
+    assert torch.equal(packed, padded)
+    grads = [torch.autograd.grad(x.float().square().sum(), (q, k, v)) for x in (packed, padded)]
+    for ours, theirs in zip(*grads, strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_a_small_workspace_is_refused() -> None:

@@ -34,6 +34,7 @@ static inline Sequence sequence_of(const AttentionArgs& a, int64_t b) {
   }
   if (a.kv_lens != nullptr) s.limit = a.kv_lens[b];
   s.offset = s.len_k - s.len_q;
+  if (s.prefix >= s.len_k) s.offset = larger(0, s.offset);  // the keys are the first of the queries' positions
   return s;
 }
 

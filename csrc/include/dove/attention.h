@@ -3,8 +3,9 @@
 // out[i] = sum_j softmax_j(scale * q'[i] . k'[j]) v[j] over the keys j that query i sees, where ' rotates the
 // first rotary_dim dimensions by the row's position (half-rotation layout: dimension d pairs with
 // d + rotary_dim / 2). Query i of a sequence stands at position p = (its keys - its queries) + i and sees
-// key j iff j < kv_lens[b] and (j <= p or j < prefix). A query that sees no key gives zeros. Keys that no query of
-// the sequence sees are never read, so they may hold NaN.
+// key j iff j < kv_lens[b] and (j <= p or j < prefix). Where a sequence has more queries than keys and all of them see
+// every key (prefix is at least its keys), query i stands at position i: its keys are the first of its positions. A
+// query that sees no key gives zeros. Keys that no query of the sequence sees are never read, so they may hold NaN.
 #pragma once
 
 #include "dove/common.h"
@@ -36,7 +37,7 @@ struct AttentionArgs {
 
   const float* rotary;  // [rotary_rows, rotary_dim] dense: cosines, then sines; or null
   int64_t rotary_dim;   // even, at most head_dim
-  int64_t rotary_rows;  // at least the longest sequence of keys
+  int64_t rotary_rows;  // a row for every position, at least the longest sequence of keys
 
   AttentionRows q, k, v;
   AttentionRows out;  // forward: written; backward: read

@@ -144,6 +144,25 @@ MUTANTS = [
         rows=("attention-31",),
     ),
     _sequence(
+        name="more queries than keys start before the first position",
+        old="prefix >= keys ? max(keys - queries, 0) : keys - queries",
+        new="keys - queries",
+        rows=("attention-packed_more_queries",),
+    ),
+    _sequence(
+        name="queries against a longer cache start at the first position",
+        old="prefix >= keys ? max(keys - queries, 0) : keys - queries",
+        new="max(keys - queries, 0) * (prefix < keys)",
+        rows=("attention-cache_17_of_150_full",),
+    ),
+    _float(
+        name="dQ is rotated back from another position than Q's",
+        old="a.rotary != nullptr, s.position(query),",
+        new="a.rotary != nullptr, query + s.keys - s.queries,",
+        rows=("attention-packed_more_queries",),
+        backward=True,
+    ),
+    _sequence(
         name="packed sequences share their slots",
         old="cu[candidate] / rows + candidate <= slot",
         new="cu[candidate] / rows <= slot",
