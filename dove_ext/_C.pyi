@@ -175,6 +175,7 @@ class GroupNormArgs:
     def __init__(self, **fields: object) -> None: ...
     x: int
     residual: int
+    x_bias: int
     weight: int
     bias: int
     normed: int
@@ -202,6 +203,7 @@ class GroupNormGradArgs:
     grad: int
     summed: int
     grad_summed: int
+    x_bias: int
     weight: int
     bias: int
     mean: int
@@ -209,6 +211,7 @@ class GroupNormGradArgs:
     grad_x: int
     grad_weight: int
     grad_bias: int
+    grad_x_bias: int
     workspace: int
     workspace_bytes: int
     batch: int

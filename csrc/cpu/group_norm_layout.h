@@ -18,7 +18,7 @@ struct GroupNormLayout {
   int64_t chunks;         // per image
   double* chunk_mean;     // [batch, chunks, groups]
   double* chunk_squares;  // [batch, chunks, groups]: squared deviations from the chunk's own mean
-  float* center;          // [batch, padded_channels]: the group's mean
+  float* center;          // [batch, padded_channels]: the group's mean, less what is still to be added to x
   float* scale;           // [batch, padded_channels]: weight * rstd
   float* shift;           // [batch, padded_channels]: bias, less what `center` lost by rounding
   float* channel_sums;    // [threads, 3, padded_channels]
@@ -56,11 +56,12 @@ struct GroupNormBackwardLayout {
   int64_t chunks;      // per image
   float* chunk_sums;   // [batch, chunks, 2, padded_channels]: of dy, and of dy (x - mean)
   double* image_sums;  // [batch, 2, padded_channels]: the gradients of bias and weight
-  float* center;       // [batch, padded_channels]: the group's mean
+  float* center;       // [batch, padded_channels]: the group's mean, less what is still to be added to x
   float* scale;        // [batch, padded_channels]: weight * rstd
   float* shift;        // [padded_channels]: bias
   float* along_x;      // [batch, padded_channels]: what grad_x takes of x - center
   float* constant;     // [batch, padded_channels]: what grad_x takes at every pixel
+  float* x_sums;       // [batch, chunks, padded_channels]: of grad_x, where grad_x_bias is wanted
   int64_t bytes;
 
   GroupNormBackwardLayout(const GroupNormGradArgs& a, void* base) {
@@ -82,6 +83,7 @@ struct GroupNormBackwardLayout {
     along_x = rows(a.batch);
     constant = rows(a.batch);
     shift = rows(1);
+    x_sums = rows(a.grad_x_bias == nullptr ? 0 : a.batch * chunks);
   }
 };
 

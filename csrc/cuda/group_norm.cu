@@ -1,4 +1,4 @@
-// GroupNorm + SiLU (+ residual sum) over channels-last images, forward.
+// GroupNorm + SiLU (+ bias and residual sum) over channels-last images, forward.
 //
 // An image is cut into chunks of whole pixels, whose size follows from the image alone; a block owns one chunk. A
 // thread owns one packet of channels (16 bytes where alignment allows) and every lanes-th pixel of the chunk:
@@ -13,6 +13,8 @@
 //   2. finish: one warp an (image, group) merges the chunks in order, in double, and prepares what the next pass
 //      multiplies and adds.
 //   3. normalise.
+//
+//   Without a residual the bias of x is nowhere added: it moves a channel's mean by as much.
 //
 //   bytes: two reads and one write of the image (with a residual three reads, two writes); the second read comes from
 //   the L2 cache where the image fits. All sums have a fixed order.
@@ -44,10 +46,13 @@ __global__ void __launch_bounds__(Layout::kThreads) statistics(GroupNormArgs a, 
     const T* x = static_cast<const T*>(a.x) + image * a.x_stride_image + channel;
     const T* residual = static_cast<const T*>(a.residual) + image * a.residual_stride_image + channel;
     T* summed = static_cast<T*>(a.summed) + image * a.pixels * a.channels + channel;
-    float center[packet], sum[packet], squares[packet];
+    float bias[packet], center[packet], sum[packet], squares[packet];
     int count = 0;
 #pragma unroll
-    for (int i = 0; i < packet; ++i) center[i] = sum[i] = squares[i] = 0;
+    for (int i = 0; i < packet; ++i) {
+      bias[i] = a.x_bias != nullptr ? parameter<T>(a.x_bias, a.parameters == DType::kFloat32, channel + i) : 0;
+      center[i] = sum[i] = squares[i] = 0;
+    }
 #pragma unroll 4
     for (int p = own.lane; p < pixels; p += own.lanes) {
       float value[packet];
@@ -56,7 +61,7 @@ __global__ void __launch_bounds__(Layout::kThreads) statistics(GroupNormArgs a, 
         float other[packet];
         load<packet>(residual + (first + p) * a.residual_stride_pixel, other);
 #pragma unroll
-        for (int i = 0; i < packet; ++i) value[i] = to_float(from_float<T>(value[i] + other[i]));
+        for (int i = 0; i < packet; ++i) value[i] = to_float(from_float<T>(value[i] + other[i] + bias[i]));
         store<packet>(summed + (first + p) * a.channels, value);
       }
 #pragma unroll
@@ -71,7 +76,9 @@ __global__ void __launch_bounds__(Layout::kThreads) statistics(GroupNormArgs a, 
     const float share = count > 0 ? 1.0f / count : 0.0f;
 #pragma unroll
     for (int i = 0; i < packet; ++i) {
-      moments[own.lane * a.channels + channel + i] = {center[i] + sum[i] * share, squares[i] - sum[i] * sum[i] * share};
+      const float own_mean = center[i] + sum[i] * share;
+      moments[own.lane * a.channels + channel + i] = {a.residual != nullptr ? own_mean : own_mean + bias[i],
+                                                      squares[i] - sum[i] * sum[i] * share};
     }
   }
   __syncthreads();
@@ -121,18 +128,19 @@ __global__ void __launch_bounds__(32) finish(GroupNormArgs a, Layout w) {
   deviations = warp_sum(deviations);
   const double variance = deviations < 0 ? 0 : deviations / (static_cast<double>(a.pixels) * per_group);
   const double rstd = 1 / sqrt(variance + a.eps);
-  const float center = static_cast<float>(mean);
   if (threadIdx.x == 0) {
-    a.mean[image * a.groups + g] = center;
+    a.mean[image * a.groups + g] = static_cast<float>(mean);
     a.rstd[image * a.groups + g] = static_cast<float>(rstd);
   }
   for (int64_t c = g * per_group + threadIdx.x; c < (g + 1) * per_group; c += 32) {
     const int64_t at = image * a.channels + c;
+    const bool wide = a.parameters == DType::kFloat32, pending = a.x_bias != nullptr && a.residual == nullptr;
+    const double of_x = pending ? mean - parameter<T>(a.x_bias, wide, c) : mean;  // the mean, as x has it without bias
+    const float center = static_cast<float>(of_x);
+    const float weight = parameter<T>(a.weight, wide, c);
     w.center[at] = center;
-    const float weight = parameter<T>(a.weight, a.parameters == DType::kFloat32, c);
     w.scale[at] = static_cast<float>(weight * rstd);
-    w.shift[at] =
-        static_cast<float>(parameter<T>(a.bias, a.parameters == DType::kFloat32, c) - (mean - center) * rstd * weight);
+    w.shift[at] = static_cast<float>(parameter<T>(a.bias, wide, c) - (of_x - center) * rstd * weight);
   }
 }
 

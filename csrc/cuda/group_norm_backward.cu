@@ -3,7 +3,8 @@
 //   1. chunk_sums: per chunk and channel the sums of dy and of dy z, dy being the gradient taken through SiLU.
 //   2. finish_sums: one warp an (image, group) sums the chunks in order, in double, and forms the group's means.
 //   3. parameter_gradients: one thread a channel sums the images in order.
-//   4. input_gradient: dx = rstd (dy w - mean(dy w) - z mean(dy w z)), plus what arrives at the sum itself.
+//   4. input_gradient: dx = rstd (dy w - mean(dy w) - z mean(dy w z)), plus what arrives at the sum itself. Where the
+//      gradient of x_bias is wanted, its sums over the chunk too; then step 3 comes last.
 //
 //   bytes: grad and summed are read twice, grad_x is written once. All sums have a fixed order.
 #include "dove/group_norm.h"
@@ -28,7 +29,7 @@ struct Channels {
       const int64_t at = image * a.groups + (channel + i) / per_group;
       weight[i] = parameter<T>(a.weight, wide, channel + i);
       bias[i] = parameter<T>(a.bias, wide, channel + i);
-      mean[i] = a.mean[at];
+      mean[i] = a.mean[at] - (a.x_bias != nullptr ? parameter<T>(a.x_bias, wide, channel + i) : 0);
       rstd[i] = a.rstd[at];
     }
   }
@@ -123,18 +124,53 @@ __global__ void __launch_bounds__(32) finish_sums(GroupNormGradArgs a, Layout w)
 __global__ void __launch_bounds__(64) parameter_gradients(GroupNormGradArgs a, Layout w) {
   const int64_t c = int64_t{blockIdx.x} * 64 + threadIdx.x;
   if (c >= a.channels) return;
-  double sum = 0, product = 0;
+  double sum = 0, product = 0, of_x = 0;
   for (int64_t image = 0; image < a.batch; ++image) {
     sum += w.image_sums[image * 2 * a.channels + c];
     product += w.image_sums[(image * 2 + 1) * a.channels + c];
+    if (a.grad_x_bias != nullptr) of_x += w.image_x_sums[image * w.x_row + c];
   }
   a.grad_bias[c] = static_cast<float>(sum);
   a.grad_weight[c] = static_cast<float>(product);
+  if (a.grad_x_bias != nullptr) a.grad_x_bias[c] = static_cast<float>(of_x);
+}
+
+// Sums of the columns of [rows, columns] in double, by a whole block: a thread owns 4 columns and every lanes-th row.
+// `columns` is a multiple of 4; `lanes` is [kThreads, 4] in shared memory.
+__device__ void column_sums(const float* from, int64_t rows, int64_t columns, double* to, double* lanes) {
+  const PixelOwner own(columns / 4, threadIdx.x);
+  for (int v = own.first; own.active && v < own.packets; v += Layout::kThreads) {
+    double sum[4] = {0, 0, 0, 0};
+#pragma unroll 8
+    for (int64_t r = own.lane; r < rows; r += own.lanes) {
+      float value[4];
+      load<4>(from + r * columns + v * 4, value);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sum[i] += value[i];
+    }
+    double* place = own.lanes > 1 ? lanes + (own.lane * own.packets + v) * 4 : to + v * 4;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) place[i] = sum[i];
+  }
+  if (own.lanes == 1) return;
+  __syncthreads();
+  for (int64_t c = threadIdx.x; c < columns; c += Layout::kThreads) {
+    double total = 0;
+    for (int lane = 0; lane < own.lanes; ++lane) total += lanes[lane * columns + c];
+    to[c] = total;
+  }
+}
+
+__global__ void __launch_bounds__(Layout::kThreads) finish_x_sums(Layout w) {
+  DOVE_SHARED(double, lanes, [Layout::kThreads * 4]);
+  const int64_t image = blockIdx.x;
+  column_sums(w.x_sums + image * w.chunks * w.x_row, w.chunks, w.x_row, w.image_x_sums + image * w.x_row, lanes);
 }
 
 // Two blocks a multiprocessor: left to itself, ptxas keeps the float32 variant to 64 registers and spills.
 template <class T, int packet, bool silu>
 __global__ void __launch_bounds__(Layout::kThreads, 2) input_gradient(GroupNormGradArgs a, Layout w) {
+  float* sums = reinterpret_cast<float*>(dynamic_shared());  // [lanes, channels], where grad_x_bias is wanted
   const int64_t image = blockIdx.y;
   const int64_t first = int64_t{blockIdx.x} * w.chunk_pixels;
   const int64_t last = first + w.chunk_pixels < a.pixels ? first + w.chunk_pixels : a.pixels;
@@ -145,10 +181,11 @@ __global__ void __launch_bounds__(Layout::kThreads, 2) input_gradient(GroupNormG
     const Channels<T, packet> c(a, image, channel);
     const Rows<T> rows(a, image, channel);
     T* to = static_cast<T*>(a.grad_x) + image * a.pixels * a.channels + channel;
-    float mean[packet], slope[packet];
+    float mean[packet], slope[packet], sum[packet];
 #pragma unroll
     for (int i = 0; i < packet; ++i) {
       const int64_t g = (channel + i) / per_group;
+      sum[i] = 0;
       mean[i] = w.group_means[(image * 2 + 0) * a.groups + g];
       slope[i] = w.group_means[(image * 2 + 1) * a.groups + g];
     }
@@ -165,9 +202,20 @@ __global__ void __launch_bounds__(Layout::kThreads, 2) input_gradient(GroupNormG
         const float z = (x[i] - c.mean[i]) * c.rstd[i];
         const float dz = through_silu<T, silu>(grad[i], z * c.weight[i] + c.bias[i]) * c.weight[i];
         direct[i] += c.rstd[i] * (dz - mean[i] - z * slope[i]);
+        sum[i] += direct[i];
       }
       store<packet>(to + p * a.channels, direct);
     }
+    if (a.grad_x_bias == nullptr) continue;
+#pragma unroll
+    for (int i = 0; i < packet; ++i) sums[own.lane * a.channels + channel + i] = sum[i];
+  }
+  if (a.grad_x_bias == nullptr) return;
+  __syncthreads();
+  for (int64_t c = threadIdx.x; c < w.x_row; c += Layout::kThreads) {
+    float total = 0;
+    for (int lane = 0; lane < own.lanes && c < a.channels; ++lane) total += sums[lane * a.channels + c];
+    w.x_sums[(image * w.chunks + blockIdx.x) * w.x_row + c] = total;
   }
 }
 
@@ -175,14 +223,17 @@ template <class T, int packet, bool silu>
 Status run(const GroupNormGradArgs& a, void* stream) {
   const Layout w(a, a.workspace);
   const dim3 chunks(static_cast<unsigned>(w.chunks), static_cast<unsigned>(a.batch));
-  const size_t shared = PixelOwner::lanes_of(a.channels / packet) * a.channels * 2 * sizeof(float);
-  Status status = launch(chunk_sums<T, packet, silu>, chunks, Layout::kThreads, shared, stream, a, w);
+  const size_t shared = PixelOwner::lanes_of(a.channels / packet) * a.channels * sizeof(float);
+  const bool sums = a.grad_x_bias != nullptr;
+  Status status = launch(chunk_sums<T, packet, silu>, chunks, Layout::kThreads, 2 * shared, stream, a, w);
   if (status != Status::kOk) return status;
   status = launch(finish_sums<T>, dim3(static_cast<unsigned>(a.groups), chunks.y), 32, 0, stream, a, w);
   if (status != Status::kOk) return status;
-  status = launch(parameter_gradients, dim3(static_cast<unsigned>((a.channels + 63) / 64)), 64, 0, stream, a, w);
+  status = launch(input_gradient<T, packet, silu>, chunks, Layout::kThreads, sums ? shared : 0, stream, a, w);
   if (status != Status::kOk) return status;
-  return launch(input_gradient<T, packet, silu>, chunks, Layout::kThreads, 0, stream, a, w);
+  if (sums) status = launch(finish_x_sums, chunks.y, Layout::kThreads, 0, stream, w);
+  if (status != Status::kOk) return status;
+  return launch(parameter_gradients, dim3(static_cast<unsigned>((a.channels + 63) / 64)), 64, 0, stream, a, w);
 }
 
 template <class T>

@@ -19,12 +19,15 @@ struct GroupNormLayout {
   int64_t chunks;         // per image
   double* chunk_mean;     // forward: [batch, chunks, groups]
   double* chunk_squares;  // forward: [batch, chunks, groups], squared deviations from the chunk's own mean
-  float* center;          // forward: [batch, channels], the group's mean
+  float* center;          // forward: [batch, channels], the group's mean, less what is still to be added to x
   float* scale;           // forward: [batch, channels], weight * rstd
   float* shift;           // forward: [batch, channels], bias, less what `center` lost by rounding
   float* chunk_sums;      // backward: [batch, chunks, 2, channels], sums of dy and of dy z
   double* image_sums;     // backward: [batch, 2, channels], the same of an image
   float* group_means;     // backward: [batch, 2, groups], means of dz and of dz z
+  int64_t x_row;          // backward: channels, rounded up to packets of 4
+  float* x_sums;          // backward: [batch, chunks, x_row], sums of grad_x
+  double* image_x_sums;   // backward: [batch, x_row], the same of an image
   int64_t bytes;
 
   // `Args`: those of either pass.
@@ -52,6 +55,9 @@ struct GroupNormLayout {
     chunk_sums = static_cast<float*>(take(batch * chunks * 2 * channels, sizeof(float)));
     image_sums = static_cast<double*>(take(batch * 2 * channels, sizeof(double)));
     group_means = static_cast<float*>(take(batch * 2 * groups, sizeof(float)));
+    x_row = ceil_div(channels, 4) * 4;
+    x_sums = static_cast<float*>(take(batch * chunks * x_row, sizeof(float)));
+    image_x_sums = static_cast<double*>(take(batch * x_row, sizeof(double)));
     if (bytes < forward_bytes) bytes = forward_bytes;
   }
 };

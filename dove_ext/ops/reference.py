@@ -33,6 +33,11 @@ def lengths_to_cu_seqlens(lengths: Tensor) -> Tensor:
     return torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
 
 
+def add_bias(x: Tensor, bias: Tensor | None) -> Tensor:
+    """`x` [B, C, ...] with bias [C] added to each pixel."""
+    return x if bias is None else x + bias.to(x.dtype).reshape(-1, *[1] * (x.dim() - 2))
+
+
 def group_norm(
     x: Tensor,
     weight: Tensor,
@@ -42,9 +47,10 @@ def group_norm(
     eps: float = 1e-6,
     silu: bool = True,
     residual: Tensor | None = None,
+    x_bias: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """silu(GroupNorm(x + residual)), and the sum if there is one; see `dove_ext.ops.group_norm`."""
-    summed = x if residual is None else x + residual
+    """silu(GroupNorm(x + residual + x_bias)), with a residual also the sum; see `dove_ext.ops.group_norm`."""
+    summed = add_bias(x if residual is None else x + residual, x_bias)
     if summed.shape[0] and not summed.numel():
         normed = summed.clone()  # PyTorch refuses images without pixels from 2.15 on
     else:

@@ -15,6 +15,7 @@ def _make(
     shape: tuple[int, ...],
     groups: int,
     residual: bool = False,
+    x_bias: float | None = None,
     silu: bool = True,
     offset: float = 0.0,
     layout: str = "channels_last",
@@ -45,6 +46,8 @@ def _make(
     }
     if residual:
         inputs["residual"] = image()
+    if x_bias is not None:
+        inputs["x_bias"] = (x_bias * torch.randn(channels, generator=generator)).to(parameters or dtype)
     return inputs
 
 
@@ -79,6 +82,18 @@ _RESIDUAL = (
     "contiguous",
     "slice",
 )
+# Row: the deviation of the bias. A large one makes the channels of a group differ more than their pixels do.
+_X_BIAS = {
+    "one_value": 1.0,
+    "no_images": 1.0,
+    "257_pixels": 1.0,
+    "odd_channels": 1.0,
+    "many_chunks": 30.0,
+    "wide": 1.0,
+    "no_silu": 1.0,
+    "large_mean": 1.0,
+    "slice": 1.0,
+}
 
 CASES = [
     *(
@@ -99,5 +114,23 @@ CASES = [
             grads=("x", "weight", "bias", "residual"),
         )
         for name in _RESIDUAL
+    ),
+    *(
+        Case(
+            "group_norm",
+            f"bias_{name}",
+            partial(_make, **_ROWS[name], x_bias=deviation),
+            grads=("x", "weight", "bias", "x_bias"),
+        )
+        for name, deviation in _X_BIAS.items()
+    ),
+    *(
+        Case(
+            "group_norm",
+            f"bias_residual_{name}",
+            partial(_make, **_ROWS[name], x_bias=1.0, residual=True),
+            grads=("x", "weight", "bias", "residual", "x_bias"),
+        )
+        for name in ("one_value", "odd_channels", "many_chunks", "wide")
     ),
 ]

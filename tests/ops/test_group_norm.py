@@ -57,18 +57,18 @@ def test_float16_under_autocast(with_residual: bool) -> None:
 def backward_inputs(dtype: torch.dtype) -> tuple[Any, ...]:
     """Arguments of dove::group_norm_backward up to `silu`, channels-last."""
     x, weight, bias = inputs(dtype)
-    _, mean, rstd = torch.ops.dove.group_norm(x, weight, bias, 32, 1e-6, True)
+    _, mean, rstd = torch.ops.dove.group_norm(x, weight, bias, None, 32, 1e-6, True)
     return x.flip(0).cos(), x.sin(), x, mean, rstd, weight, bias
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gradients_of_an_image_do_not_depend_on_its_batch(dtype: torch.dtype) -> None:
     *images, weight, bias = backward_inputs(dtype)
-    together, *_ = torch.ops.dove.group_norm_backward(*images, weight, bias, True)
+    together, *_ = torch.ops.dove.group_norm_backward(*images, weight, bias, None, False, True)
     for image in range(5):
         alone = [t[image : image + 1] for t in images]
         assert torch.equal(
-            torch.ops.dove.group_norm_backward(*alone, weight, bias, True)[0][0], together[image]
+            torch.ops.dove.group_norm_backward(*alone, weight, bias, None, False, True)[0][0], together[image]
         )
 
 
@@ -90,8 +90,8 @@ def test_gradients_may_arrive_in_any_memory(layout: str, dtype: torch.dtype) -> 
 
     arrived = arranged(grad), arranged(grad_summed)
     dense = (t.contiguous(memory_format=torch.channels_last) for t in arrived)
-    actual = torch.ops.dove.group_norm_backward(*arrived, *rest, True)
-    expected = torch.ops.dove.group_norm_backward(*dense, *rest, True)
+    actual = torch.ops.dove.group_norm_backward(*arrived, *rest, None, False, True)
+    expected = torch.ops.dove.group_norm_backward(*dense, *rest, None, False, True)
     for a, e in zip(actual, expected, strict=True):
         assert torch.equal(a, e)
     assert actual[0].is_contiguous(memory_format=torch.channels_last)
@@ -101,9 +101,9 @@ def test_gradients_may_arrive_in_any_memory(layout: str, dtype: torch.dtype) -> 
 def test_one_of_both_results_may_be_unused(used: int) -> None:
     def gradients(function: Any) -> list[Tensor | None]:
         leaves = [t.clone().double() if function is reference.group_norm else t.clone() for t in inputs()]
-        leaves.append(leaves[0].flip(0))
-        x, weight, bias, residual = (leaf.requires_grad_() for leaf in leaves)
-        result = function(x, weight, bias, residual=residual)[used]
+        leaves += [leaves[0].flip(0), leaves[1].flip(0)]
+        x, weight, bias, residual, x_bias = (leaf.requires_grad_() for leaf in leaves)
+        result = function(x, weight, bias, residual=residual, x_bias=x_bias)[used]
         weights = torch.linspace(-1, 1, result.numel(), dtype=result.dtype).reshape(result.shape)
         return [*torch.autograd.grad((result * weights).sum(), leaves, allow_unused=True)]
 
@@ -120,8 +120,8 @@ def test_slope_of_silu_far_from_zero(dtype: torch.dtype) -> None:
     x = torch.tensor([-1.0, 1.0]).repeat(y.numel(), 1)[None].to(dtype)
     weight, bias = torch.full_like(y, 1e-3), y
     mean, rstd = torch.zeros(1, y.numel()), torch.ones(1, y.numel())
-    _, _, grad_bias = torch.ops.dove.group_norm_backward(
-        torch.ones_like(x), None, x, mean, rstd, weight, bias, True
+    _, _, grad_bias, _ = torch.ops.dove.group_norm_backward(
+        torch.ones_like(x), None, x, mean, rstd, weight, bias, None, False, True
     )
     slopes = [bias.double() + sign * 1e-3 for sign in (-1, 1)]
     expected = sum(torch.sigmoid(s) * (1 + s * torch.sigmoid(-s)) for s in slopes)
@@ -134,8 +134,21 @@ def test_slope_of_silu_far_from_zero(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("with_summed", [False, True])
 def test_opcheck_of_the_backward(with_summed: bool, dtype: torch.dtype) -> None:
     grad, grad_summed, *rest = backward_inputs(dtype)
-    arguments = (grad, grad_summed if with_summed else None, *rest, True)
+    x_bias = torch.ones(64) if with_summed else None
+    arguments = (grad, grad_summed if with_summed else None, *rest, x_bias, with_summed, True)
     torch.library.opcheck(torch.ops.dove.group_norm_backward, arguments)
+
+
+def test_a_bias_is_as_if_it_had_been_added_before() -> None:
+    x, weight, bias = inputs()
+    x_bias = torch.linspace(-3, 3, 64)
+    added = x + x_bias[:, None, None]
+    torch.testing.assert_close(
+        ops.group_norm(x, weight, bias, x_bias=x_bias), ops.group_norm(added, weight, bias), rtol=0, atol=2e-6
+    )
+    normed, summed = ops.group_norm(x, weight, bias, residual=x.flip(0), x_bias=x_bias)
+    assert torch.equal(summed, x + x.flip(0) + x_bias[:, None, None])
+    assert torch.equal(normed, ops.group_norm(summed, weight, bias))
 
 
 def test_compiles_without_graph_breaks() -> None:
@@ -159,6 +172,8 @@ def test_compiles_without_graph_breaks() -> None:
         ({"x": torch.zeros(2, 64)}, ValueError, r"x must be \[B, C, H, W\]"),
         ({"weight": torch.zeros(63)}, ValueError, r"weight must be \[64\]"),
         ({"bias": torch.zeros(64, dtype=torch.float64)}, TypeError, "bias must be float32"),
+        ({"x_bias": torch.zeros(1, 64)}, ValueError, r"x_bias must be \[64\]"),
+        ({"x_bias": torch.zeros(64).bfloat16()}, TypeError, "x_bias must be float32"),
         ({"residual": torch.zeros(5, 64, 40, 41)}, ValueError, "residual must be"),
         ({"residual": torch.zeros(5, 64, 40, 40, dtype=torch.bfloat16)}, ValueError, "residual must be"),
     ],

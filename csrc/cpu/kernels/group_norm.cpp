@@ -1,10 +1,11 @@
-// GroupNorm + SiLU (+ residual sum) over channels-last images.
+// GroupNorm + SiLU (+ bias and residual sum) over channels-last images.
 //
 //   1. statistics: make and store the sum if there is a residual; per channel, take the mean and then the
 //      squares about it, the second time from cache, so that a mean far larger than the deviation does no harm;
 //      combine the channels of each group; store mean and squared deviations of (chunk, group).
 //   2. between the passes, one task per image merges its chunks in order, in double.
 //   3. normalise.
+// Without a residual, the bias of x costs nothing at a pixel: it moves a channel's mean.
 // Chunks and the order of the passes: group_norm_chunks.h.
 #include "dove/group_norm.h"
 
@@ -35,6 +36,21 @@ void add_rows(const T* x, const T* residual, T* to, int64_t channels) {
     const int64_t rest = channels - c;
     store_some(to + c, load_some(x + c, rest) + load_some(residual + c, rest), rest);
   }
+}
+
+template <class T>
+void add_rows(const T* x, const T* residual, const float* bias, T* to, int64_t channels) {
+  int64_t c = 0;
+  for (; c + kLanes <= channels; c += kLanes) store(to + c, load(x + c) + load(residual + c) + load(bias + c));
+  if (c < channels) {
+    const int64_t rest = channels - c;
+    store_some(to + c, load_some(x + c, rest) + load_some(residual + c, rest) + load_some(bias + c, rest), rest);
+  }
+}
+
+// The bias that the kernels have still to add: none where the stored sum holds it.
+const float* pending_bias(const GroupNormArgs& a) {
+  return a.residual == nullptr ? static_cast<const float*>(a.x_bias) : nullptr;
 }
 
 // Sums of a vector of channels over a chunk, taken about a first estimate of its mean: sums[0] gets that estimate,
@@ -86,6 +102,9 @@ void combine_channels(const GroupNormArgs& a, const GroupNormLayout& w, const Ch
     store(squares + c, load(squares + c) - own * load(sum + c));
     store(sum + c, own);
   }
+  if (const float* bias = pending_bias(a); bias != nullptr) {
+    for (int64_t c = 0; c < a.channels; ++c) sum[c] += bias[c];
+  }
   const int64_t per_group = a.channels / a.groups;
   const int64_t part = (chunk.image * w.chunks + chunk.index) * a.groups;
   for (int64_t g = 0; g < a.groups; ++g) {
@@ -113,8 +132,11 @@ void statistics(const GroupNormArgs& a, const GroupNormLayout& w, const Chunk& c
     const T* residual =
         pixel_row<T>(a.residual, chunk.image, a.residual_stride_image, chunk.first_pixel, a.residual_stride_pixel);
     T* summed = dense_row<T>(a.summed, a, chunk.image, chunk.first_pixel);
+    const float* bias = static_cast<const float*>(a.x_bias);
     for (int64_t p = 0; p < chunk.pixels; ++p) {
-      add_rows(row + p * a.x_stride_pixel, residual + p * a.residual_stride_pixel, summed + p * a.channels, a.channels);
+      const T *one = row + p * a.x_stride_pixel, *other = residual + p * a.residual_stride_pixel;
+      T* to = summed + p * a.channels;
+      bias == nullptr ? add_rows(one, other, to, a.channels) : add_rows(one, other, bias, to, a.channels);
     }
     row = summed;
     stride = a.channels;
@@ -138,6 +160,7 @@ void finish_statistics(const GroupNormArgs& a, const GroupNormLayout& w, int64_t
   const double* squares = w.chunk_squares + image * w.chunks * a.groups;
   const float* weight = static_cast<const float*>(a.weight);
   const float* bias = static_cast<const float*>(a.bias);
+  const float* x_bias = pending_bias(a);
   const auto pixels_in = [&](int64_t index) { return double(chunk_of(a, w, image, index).pixels); };
   for (int64_t g = 0; g < a.groups; ++g) {
     double total = 0;
@@ -151,14 +174,15 @@ void finish_statistics(const GroupNormArgs& a, const GroupNormLayout& w, int64_t
     const double count = static_cast<double>(a.pixels) * per_group;
     const double variance = deviations > 0 || deviations != deviations ? deviations / count : 0;
     const double rstd = 1 / __builtin_sqrt(variance + a.eps);
-    const float center = static_cast<float>(mean);
-    a.mean[image * a.groups + g] = center;
+    a.mean[image * a.groups + g] = static_cast<float>(mean);
     a.rstd[image * a.groups + g] = static_cast<float>(rstd);
     for (int64_t c = g * per_group; c < (g + 1) * per_group; ++c) {
       const int64_t at = image * w.padded_channels + c;
-      w.center[at] = center;
+      const double of_x =
+          x_bias == nullptr ? mean : mean - x_bias[c];  // the group's mean, as x has it without its bias
+      w.center[at] = static_cast<float>(of_x);
       w.scale[at] = static_cast<float>(weight[c] * rstd);
-      w.shift[at] = static_cast<float>(bias[c] - (mean - center) * rstd * weight[c]);
+      w.shift[at] = static_cast<float>(bias[c] - (of_x - w.center[at]) * rstd * weight[c]);
     }
   }
 }

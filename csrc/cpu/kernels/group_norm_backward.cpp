@@ -6,8 +6,9 @@
 //      two factors per channel, along_x and constant;
 //   3. grad_x = dy * scale + d * along_x + constant (+ grad_summed). dy is computed anew, so that
 //      nothing of an image's size is kept between the passes.
-// Gradients of weight and bias are the images' sums, added in order at the end. Chunks and the order of the
-// passes: group_norm_chunks.h.
+// Gradients of weight and bias are the images' sums, added in order at the end; so is that of x_bias, of which each
+// chunk's share is summed from cache when its grad_x is stored. Chunks and the order of the passes:
+// group_norm_chunks.h.
 //
 // Pixels are taken one by one although that loads what belongs to a channel anew for each: several at once are
 // several places in memory that the hardware's prefetch must follow, which took twice the time on large images.
@@ -114,6 +115,7 @@ void prepare(const GroupNormGradArgs& a, const GroupNormBackwardLayout& w) {
   };
   const float* weight = static_cast<const float*>(a.weight);
   const float* bias = static_cast<const float*>(a.bias);
+  const float* x_bias = static_cast<const float*>(a.x_bias);
   for (int64_t c = 0; c < a.channels; ++c) w.shift[c] = bias[c];
   pad(w.shift);
   for (int64_t image = 0; image < a.batch; ++image) {
@@ -122,7 +124,7 @@ void prepare(const GroupNormGradArgs& a, const GroupNormBackwardLayout& w) {
     for (int64_t g = 0, c = 0; g < a.groups; ++g) {
       const float mean = a.mean[image * a.groups + g], rstd = a.rstd[image * a.groups + g];
       for (const int64_t end = c + per_group; c < end; ++c) {
-        center[c] = mean;
+        center[c] = x_bias == nullptr ? mean : mean - x_bias[c];
         scale[c] = weight[c] * rstd;
       }
     }
@@ -198,6 +200,19 @@ void grad_x(const GroupNormGradArgs& a, const GroupNormBackwardLayout& w, const 
   }
 }
 
+// The channels' sums of a chunk of grad_x.
+template <class T>
+void sum_chunk(const GroupNormGradArgs& a, const GroupNormBackwardLayout& w, const Chunk& chunk) {
+  float* sums = w.x_sums + (chunk.image * w.chunks + chunk.index) * w.padded_channels;
+  std::memset(sums, 0, w.padded_channels * sizeof(float));
+  const T* row = static_cast<const T*>(a.grad_x) + (chunk.image * a.pixels + chunk.first_pixel) * a.channels;
+  for (int64_t p = 0; p < chunk.pixels; ++p, row += a.channels) {
+    int64_t c = 0;
+    for (; c + kLanes <= a.channels; c += kLanes) store(sums + c, load(sums + c) + load(row + c));
+    if (const int64_t rest = a.channels - c; rest > 0) store(sums + c, load(sums + c) + load_some(row + c, rest));
+  }
+}
+
 template <class T, bool silu>
 Status run(const GroupNormGradArgs& a) {
   const GroupNormBackwardLayout w(a, a.workspace);
@@ -207,6 +222,7 @@ Status run(const GroupNormGradArgs& a) {
       [&](const Chunk& chunk) { sums<T, silu>(a, w, chunk); }, [&](int64_t image) { finish_sums(a, w, image); },
       [&](const Chunk& chunk) {
         a.grad_summed == nullptr ? grad_x<T, silu, false>(a, w, chunk) : grad_x<T, silu, true>(a, w, chunk);
+        if (a.grad_x_bias != nullptr) sum_chunk<T>(a, w, chunk);
       });
   for (int64_t c = 0; c < a.channels; ++c) {
     double bias = 0, weight = 0;
@@ -216,6 +232,10 @@ Status run(const GroupNormGradArgs& a) {
     }
     a.grad_bias[c] = static_cast<float>(bias);
     a.grad_weight[c] = static_cast<float>(weight);
+    if (a.grad_x_bias == nullptr) continue;
+    double sum = 0;
+    for (int64_t chunk = 0; chunk < a.batch * w.chunks; ++chunk) sum += w.x_sums[chunk * w.padded_channels + c];
+    a.grad_x_bias[c] = static_cast<float>(sum);
   }
   return Status::kOk;
 }

@@ -1,8 +1,10 @@
-// GroupNorm with an optional residual sum before it and an optional SiLU behind it, channels-last.
+// GroupNorm with an optional bias and residual sum before it and an optional SiLU behind it, channels-last.
 //
 // An image is `pixels` rows of `channels` values; group g owns the neighbouring channels
 // [g * channels / groups, (g + 1) * channels / groups).
-//   summed = x + residual          (rounded to the dtype; the statistics are those of what is stored)
+//   summed = x + residual + x_bias (with a residual rounded to the dtype and stored: the statistics are those of what
+//   is
+//                                   stored; without one neither rounded nor stored)
 //   y      = (summed - mean) * rstd * weight + bias,   normed = silu ? y / (1 + exp(-y)) : y
 // Memory is passed once for the statistics (the sum is made and written there) and once to normalise.
 //
@@ -10,8 +12,8 @@
 //   dy = grad * (silu ? silu'(y) : 1)
 //   grad_bias = sum over images and pixels of dy,   grad_weight = the same of dy * z
 //   grad_x = rstd * (dy * weight - sum(dy * weight) / n - z * sum(dy * weight * z) / n) + grad_summed
-// which is the gradient of x as well as of the residual. y is computed anew in both passes over memory: one for
-// the sums, one for grad_x.
+// which is the gradient of x as well as of the residual, and grad_x_bias = sum over images and pixels of grad_x. y is
+// computed anew in both passes over memory: one for the sums, one for grad_x.
 #pragma once
 
 #include "dove/common.h"
@@ -21,6 +23,7 @@ namespace dove {
 struct GroupNormArgs {
   const void* x;
   const void* residual;  // null: no sum
+  const void* x_bias;    // [channels], of `parameters`, such as the bias of the convolution that made x; null: none
   const void* weight;    // [channels], of `parameters`
   const void* bias;      // [channels], of `parameters`
   void* normed;          // [batch, pixels, channels], dense; null (CPU only): only the statistics are wanted
@@ -46,8 +49,9 @@ struct GroupNormArgs {
 
 struct GroupNormGradArgs {
   const void* grad;         // of normed
-  const void* summed;       // what was normalised: x, where there was no residual
+  const void* summed;       // as the forward pass stored it; x, where there was no residual
   const void* grad_summed;  // null: none
+  const void* x_bias;       // [channels], of `parameters`; null: none, or `summed` holds it
   const void* weight;       // [channels], of `parameters`
   const void* bias;         // [channels], of `parameters`
   const float* mean;        // [batch, groups], as the forward pass wrote them
@@ -55,6 +59,7 @@ struct GroupNormGradArgs {
   void* grad_x;        // [batch, pixels, channels], dense
   float* grad_weight;  // [channels], written
   float* grad_bias;    // [channels], written
+  float* grad_x_bias;  // [channels], written; null: not wanted
   void* workspace;
   int64_t workspace_bytes;
   int64_t batch;
@@ -78,7 +83,8 @@ namespace cpu {
 int64_t group_norm_workspace(const GroupNormArgs& args);
 // The result depends neither on the number of threads nor on the other images of the batch.
 Status group_norm(const GroupNormArgs& args);
-// Likewise for the backward; the gradients of weight and bias are summed image by image, in order.
+// Likewise for the backward; the gradients of weight, bias and x_bias are summed image by image, in order. Whether
+// grad_x_bias is null counts for the workspace.
 int64_t group_norm_backward_workspace(const GroupNormGradArgs& args);
 Status group_norm_backward(const GroupNormGradArgs& args);
 }  // namespace cpu

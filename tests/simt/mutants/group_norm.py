@@ -16,6 +16,24 @@ NOT_NEEDED = {
 
 MUTANTS = [
     _forward(
+        name="a bias that is stored is added once more",
+        old="a.residual != nullptr ? own_mean : own_mean + bias[i]",
+        new="own_mean + bias[i]",
+        rows=("group_norm-bias_residual_odd_channels",),
+    ),
+    _forward(
+        name="a bias that is not stored moves nothing",
+        old="a.x_bias != nullptr && a.residual == nullptr;",
+        new="false;",
+        rows=("group_norm-bias_odd_channels",),
+    ),
+    _forward(
+        name="the sum is stored without the bias",
+        old="value[i] + other[i] + bias[i]",
+        new="value[i] + other[i]",
+        rows=("group_norm-bias_residual_odd_channels",),
+    ),
+    _forward(
         name="groups are merged before all threads have their sums",
         old="  __syncthreads();\n\n  const int per_group",
         new="  const int per_group",
@@ -50,6 +68,24 @@ MUTANTS = [
         old="static_cast<float>(group[1] / count)",
         new="static_cast<float>(group[0] / count)",
         rows=("group_norm-31_pixels",),
+    ),
+    _backward(
+        name="the bias of x is missing from z",
+        old="a.mean[at] - (a.x_bias",
+        new="a.mean[at] + 0 * (a.x_bias",
+        rows=("group_norm-bias_odd_channels",),
+    ),
+    _backward(
+        name="the gradient of the bias of x lacks what arrives at the sum",
+        old="sum[i] += direct[i];",
+        new="sum[i] += c.rstd[i] * (dz - mean[i] - z * slope[i]);",
+        rows=("group_norm-bias_residual_odd_channels",),
+    ),
+    _backward(
+        name="column sums leave out all lanes but the first",
+        old="for (int lane = 0; lane < own.lanes; ++lane) total += lanes[lane * columns + c];",
+        new="for (int lane = 0; lane < 1; ++lane) total += lanes[lane * columns + c];",
+        rows=("group_norm-bias_many_chunks",),
     ),
     _backward(
         name="what arrives at the sum is left out",
