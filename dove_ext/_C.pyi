@@ -229,6 +229,26 @@ class GroupNormGradArgs:
     threads: int
     parameters: int
 
+class ResidualSumArgs:
+    def __init__(self, **fields: object) -> None: ...
+    x: int
+    residual: int
+    bias: int
+    out: int
+    batch: int
+    height: int
+    width: int
+    channels: int
+    pad: int
+    x_stride_image: int
+    x_stride_row: int
+    x_stride_pixel: int
+    residual_stride_image: int
+    residual_stride_row: int
+    residual_stride_pixel: int
+    dtype: int
+    parameters: int
+
 class PackArgs:
     def __init__(self, **fields: object) -> None: ...
     source: int
@@ -305,6 +325,7 @@ def cuda_pack(args: PackArgs, stream: int) -> None: ...
 def cuda_pair_norm(args: PairNormArgs, stream: int) -> None: ...
 def cuda_pair_norm_backward(args: PairNormGradArgs, stream: int) -> None: ...
 def cuda_pair_norm_backward_workspace(args: PairNormGradArgs) -> int: ...
+def cuda_residual_sum(args: ResidualSumArgs, stream: int) -> None: ...
 def cuda_unpack(args: PackArgs, stream: int) -> None: ...
 def cuda_why_not() -> str: ...
 def cuda_zero_tail(args: ZeroTailArgs, stream: int) -> None: ...

@@ -5,6 +5,7 @@
 #include "dove/eos.h"
 #include "dove/group_norm.h"
 #include "dove/pack.h"
+#include "dove/residual_sum.h"
 #include "struct.h"
 
 namespace dove::bindings {
@@ -162,8 +163,8 @@ void bind_arguments(py::module_& m) {
   Struct<GroupNormArgs>(m, "GroupNormArgs", "dove/group_norm.h")
       .field("x", &GroupNormArgs::x)
       .field("residual", &GroupNormArgs::residual)
-      .field("weight", &GroupNormArgs::weight)
       .field("x_bias", &GroupNormArgs::x_bias)
+      .field("weight", &GroupNormArgs::weight)
       .field("bias", &GroupNormArgs::bias)
       .field("normed", &GroupNormArgs::normed)
       .field("summed", &GroupNormArgs::summed)
@@ -188,16 +189,16 @@ void bind_arguments(py::module_& m) {
       .field("grad", &GroupNormGradArgs::grad)
       .field("summed", &GroupNormGradArgs::summed)
       .field("grad_summed", &GroupNormGradArgs::grad_summed)
-      .field("weight", &GroupNormGradArgs::weight)
       .field("x_bias", &GroupNormGradArgs::x_bias)
+      .field("weight", &GroupNormGradArgs::weight)
       .field("bias", &GroupNormGradArgs::bias)
       .field("mean", &GroupNormGradArgs::mean)
       .field("rstd", &GroupNormGradArgs::rstd)
       .field("grad_x", &GroupNormGradArgs::grad_x)
       .field("grad_weight", &GroupNormGradArgs::grad_weight)
       .field("grad_bias", &GroupNormGradArgs::grad_bias)
-      .field("workspace", &GroupNormGradArgs::workspace)
       .field("grad_x_bias", &GroupNormGradArgs::grad_x_bias)
+      .field("workspace", &GroupNormGradArgs::workspace)
       .field("workspace_bytes", &GroupNormGradArgs::workspace_bytes)
       .field("batch", &GroupNormGradArgs::batch)
       .field("pixels", &GroupNormGradArgs::pixels)
@@ -225,6 +226,24 @@ void bind_arguments(py::module_& m) {
       .field("padded_stride_k", &PackArgs::padded_stride_k)
       .field("threads", &PackArgs::threads)
       .field("packed_rows", &PackArgs::packed_rows);
+  Struct<ResidualSumArgs>(m, "ResidualSumArgs", "dove/residual_sum.h")
+      .field("x", &ResidualSumArgs::x)
+      .field("residual", &ResidualSumArgs::residual)
+      .field("bias", &ResidualSumArgs::bias)
+      .field("out", &ResidualSumArgs::out)
+      .field("batch", &ResidualSumArgs::batch)
+      .field("height", &ResidualSumArgs::height)
+      .field("width", &ResidualSumArgs::width)
+      .field("channels", &ResidualSumArgs::channels)
+      .field("pad", &ResidualSumArgs::pad)
+      .field("x_stride_image", &ResidualSumArgs::x_stride_image)
+      .field("x_stride_row", &ResidualSumArgs::x_stride_row)
+      .field("x_stride_pixel", &ResidualSumArgs::x_stride_pixel)
+      .field("residual_stride_image", &ResidualSumArgs::residual_stride_image)
+      .field("residual_stride_row", &ResidualSumArgs::residual_stride_row)
+      .field("residual_stride_pixel", &ResidualSumArgs::residual_stride_pixel)
+      .field("dtype", &ResidualSumArgs::dtype)
+      .field("parameters", &ResidualSumArgs::parameters);
   Struct<ZeroTailArgs>(m, "ZeroTailArgs", "dove/pack.h")
       .field("source", &ZeroTailArgs::source)
       .field("target", &ZeroTailArgs::target)

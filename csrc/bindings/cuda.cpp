@@ -5,6 +5,7 @@
 #include "dove/eos.h"
 #include "dove/group_norm.h"
 #include "dove/pack.h"
+#include "dove/residual_sum.h"
 
 namespace dove::bindings {
 
@@ -26,6 +27,7 @@ void bind_cuda(py::module_& m) {
   bind_op(m, "pack", cuda::pack);
   bind_op(m, "pair_norm", cuda::pair_norm);
   bind_op(m, "pair_norm_backward", cuda::pair_norm_backward, cuda::pair_norm_backward_workspace);
+  bind_op(m, "residual_sum", cuda::residual_sum);
   bind_op(m, "unpack", cuda::unpack);
   bind_op(m, "zero_tail", cuda::zero_tail);
 }

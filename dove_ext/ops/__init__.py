@@ -8,6 +8,7 @@ from dove_ext.ops.conv import conv3x3, pack_conv3x3
 from dove_ext.ops.eos import eos_probability, eos_scan
 from dove_ext.ops.group_norm import group_norm
 from dove_ext.ops.pack import lengths_to_cu_seqlens, pack, unpack, zero_tail
+from dove_ext.ops.residual_sum import residual_sum
 
 __all__ = [
     "add_branches",
@@ -21,6 +22,7 @@ __all__ = [
     "pack",
     "pack_conv3x3",
     "pair_norm",
+    "residual_sum",
     "set_backend",
     "unpack",
     "zero_tail",

@@ -60,6 +60,13 @@ def group_norm(
     return normed if residual is None else (normed, summed)
 
 
+def residual_sum(
+    x: Tensor, residual: Tensor | None = None, bias: Tensor | None = None, *, pad: int = 0
+) -> Tensor:
+    """X + residual + bias, then zeros below and to the right; see `dove_ext.ops.residual_sum`."""
+    return torch.nn.functional.pad(add_bias(x if residual is None else x + residual, bias), (0, pad, 0, pad))
+
+
 def pair_norm(
     x: Tensor, weight_a: Tensor, bias_a: Tensor, weight_b: Tensor, bias_b: Tensor, *, eps: float = 1e-5
 ) -> tuple[Tensor, Tensor]:

@@ -6,10 +6,10 @@ each against `dove_ext.ops.reference` in float64. To add an op: a file beside th
 and its name in `_TABLES`. A bug arrives with the row that would have caught it.
 """
 
-from tests.cases import attention, block, conv, eos, group_norm, pack
+from tests.cases import attention, block, conv, eos, group_norm, pack, residual_sum
 from tests.cases.case import Case, cast
 
-_TABLES = (attention, block, conv, eos, group_norm, pack)
+_TABLES = (attention, block, conv, eos, group_norm, pack, residual_sum)
 
 CASES: list[Case] = [case for table in _TABLES for case in table.CASES]
 
