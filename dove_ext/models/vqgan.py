@@ -2,13 +2,14 @@
 
 The names of the parameters are those of the public taming checkpoints. Everything runs in channels-last
 memory. A residual branch's sum is not formed where the branch ends but inside the next normalisation, which
-has to read it anyway: blocks hand on a pair (x, branch) whose value is x + branch.
+has to read it anyway, and on a GPU the same holds for the bias of a convolution: blocks hand on a `Stream`,
+an activation in parts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +23,41 @@ from dove_ext.models.precision import full_precision
 from dove_ext.models.pretrained import Pretrained
 from dove_ext.ops.backend import has_kernels
 
-Stream = tuple[Tensor, Tensor | None]  # (x, branch): the activation is x + branch
+
+class Stream(NamedTuple):
+    """The activation x + branch + bias, whose parts are added by what reads it next."""
+
+    x: Tensor  # [B, C, H, W]
+    branch: Tensor | None = None  # as x
+    bias: Tensor | None = None  # [C]
+
+    def settled(self, *, pad: int = 0) -> Tensor:
+        """The activation itself, with `pad` rows of zeros below and as many columns to the right."""
+        if self.branch is None and self.bias is None and not pad:
+            return self.x
+        if leaves_bias(self.x):
+            return ops.residual_sum(self.x, self.branch, self.bias, pad=pad)
+        x = self.x if self.branch is None else self.x + self.branch
+        return F.pad(x, (0, pad, 0, pad)) if pad else x
+
+    def plus(self, branch: Stream) -> Stream:
+        """The sum with the end of a branch, which is not in parts beyond its bias."""
+        x, bias = (self.x, self.bias) if self.branch is None else (self.settled(), None)
+        if bias is not None and branch.bias is not None:
+            bias = bias + branch.bias
+        return Stream(x, branch.x, branch.bias if bias is None else bias)
 
 
-def settle(stream: Stream) -> Tensor:
-    """The activation a stream stands for."""
-    x, branch = stream
-    return x if branch is None else x + branch
+def leaves_bias(x: Tensor) -> bool:
+    """Whether convolutions of `x` leave their bias to what reads them: cuDNN adds it in a pass of its own."""
+    return x.is_cuda and has_kernels(x)
+
+
+def convolve(conv: nn.Conv2d, x: Tensor) -> Stream:
+    """conv(x), on a GPU with its bias still to be added."""
+    if not leaves_bias(x):
+        return Stream(conv(x))
+    return Stream(F.conv2d(x, conv.weight, None, conv.stride, conv.padding), bias=conv.bias)
 
 
 CPU_BATCH = 8
@@ -54,13 +83,14 @@ class Norm(nn.GroupNorm):
         super().__init__(32, channels, eps=1e-6)
         self.silu = silu
 
-    def forward(self, stream: Stream) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        """(normalised activation, activation) of a stream."""
-        x, branch = stream
+    def forward(self, stream: Stream) -> tuple[Tensor, Stream]:  # type: ignore[override]
+        """(normalised activation, activation) of a stream; the latter without a branch."""
+        x, branch, bias = stream
         out = ops.group_norm(
-            x, self.weight, self.bias, groups=self.num_groups, eps=self.eps, silu=self.silu, residual=branch
-        )
-        return (out, x) if isinstance(out, Tensor) else out
+            x, self.weight, self.bias, groups=self.num_groups, eps=self.eps, silu=self.silu, residual=branch,
+            x_bias=bias,
+        )  # fmt: skip
+        return (out, stream) if isinstance(out, Tensor) else (out[0], Stream(out[1]))
 
 
 class Conv3x3(nn.Conv2d):
@@ -86,7 +116,7 @@ class Conv3x3(nn.Conv2d):
 
     def after(self, norm: Norm, stream: Stream) -> Tensor:
         """conv(norm(stream))."""
-        return self.fused(settle(stream), norm) if self.fuses(stream[0]) else self(norm(stream)[0])
+        return self.fused(stream.settled(), norm) if self.fuses(stream.x) else self(norm(stream)[0])
 
     def fused(self, x: Tensor, norm: Norm | None = None, residual: Tensor | None = None) -> Tensor:
         """conv(norm(x)) + residual, for an `x` that `fuses`."""
@@ -113,13 +143,15 @@ class ResidualBlock(nn.Module):
 
     def forward(self, stream: Stream) -> Stream:
         """Stream of width channels_in to stream of width channels_out."""
-        if self.conv1.fuses(stream[0]):
-            x = settle(stream)
+        if self.conv1.fuses(stream.x):
+            x = stream.settled()
             skip = x if self.nin_shortcut is None else self.nin_shortcut(x)
-            return self.conv2.fused(self.conv1.fused(x, self.norm1), self.norm2, skip), None
-        normed, x = self.norm1(stream)
-        branch = self.conv2(self.norm2((self.conv1(normed), None))[0])
-        return (x if self.nin_shortcut is None else self.nin_shortcut(x)), branch
+            return Stream(self.conv2.fused(self.conv1.fused(x, self.norm1), self.norm2, skip))
+        normed, stream = self.norm1(stream)
+        normed, _ = self.norm2(convolve(self.conv1, normed))
+        if self.nin_shortcut is not None:
+            stream = convolve(self.nin_shortcut, stream.settled())
+        return stream.plus(convolve(self.conv2, normed))
 
 
 class AttentionBlock(nn.Module):
@@ -132,13 +164,12 @@ class AttentionBlock(nn.Module):
 
     def forward(self, stream: Stream) -> Stream:
         """Stream to stream of the same shape."""
-        normed, x = self.norm(stream)
-        height, width = x.shape[2:]
+        normed, stream = self.norm(stream)
+        height, width = normed.shape[2:]
         q, k, v = (conv(normed).flatten(2).transpose(1, 2) for conv in (self.q, self.k, self.v))  # [B, HW, C]
         # One head as wide as the level (512 in the paper's shape): two matrix products, no kernel of ours.
         attended = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
-        branch = self.proj_out(attended.transpose(1, 2).unflatten(2, (height, width)))
-        return x, branch
+        return stream.plus(convolve(self.proj_out, attended.transpose(1, 2).unflatten(2, (height, width))))
 
 
 class Downsample(nn.Module):
@@ -150,7 +181,7 @@ class Downsample(nn.Module):
 
     def forward(self, stream: Stream) -> Stream:
         """Stream at H x W to stream at H/2 x W/2."""
-        return self.conv(F.pad(settle(stream), (0, 1, 0, 1))), None
+        return convolve(self.conv, stream.settled(pad=1))
 
 
 class Upsample(nn.Module):
@@ -162,7 +193,7 @@ class Upsample(nn.Module):
 
     def forward(self, stream: Stream) -> Stream:
         """Stream at H x W to stream at 2H x 2W."""
-        return self.conv(F.interpolate(settle(stream), scale_factor=2.0, mode="nearest")), None
+        return convolve(self.conv, F.interpolate(stream.settled(), scale_factor=2.0, mode="nearest"))
 
 
 class Level(nn.Module):
@@ -185,7 +216,8 @@ class Level(nn.Module):
         for resample in (self.downsample, self.upsample):
             if resample is not None:
                 stream = resample(stream)
-        return stream
+        # A level is what FSDP shards: behind it, its parameters are no longer there.
+        return stream if stream.bias is None else stream._replace(bias=stream.bias.clone())
 
 
 class Middle(nn.Module):
@@ -227,7 +259,7 @@ class Encoder(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Features [B, latent_channels, S/f, S/f] of an image [B, 3, S, S]."""
-        stream: Stream = (self.conv_in(image), None)
+        stream = convolve(self.conv_in, image)
         for level in self.down:
             stream = level(stream)
         return self.conv_out.after(self.norm_out, self.mid(stream))
@@ -259,13 +291,13 @@ class Decoder(nn.Module):
 
     def forward(self, features: Tensor, picture: Tensor | None = None) -> Tensor:
         """Image [B, 3, S, S] of features [B, latent_channels, S/f, S/f], and of a coarse picture."""
-        stream = self.mid((self.conv_in(features), None))
+        stream: Stream = self.mid(convolve(self.conv_in, features))
         for i in reversed(range(len(self.up))):
             if i == 0 and self.picture_in is not None and picture is not None:
                 seen = F.pixel_unshuffle(picture, self.stem_patch).contiguous(
                     memory_format=torch.channels_last
                 )
-                stream = settle(stream) + self.picture_in(seen), None
+                stream = Stream(stream.plus(convolve(self.picture_in, seen)).settled())
             stream = self.up[i](stream)
         out = self.conv_out.after(self.norm_out, stream)
         return out if self.stem_patch == 1 else F.pixel_shuffle(out, self.stem_patch)
