@@ -150,6 +150,26 @@ __device__ __forceinline__ void mma_m16n8k16<Float16>(float (&d)[4], const uint3
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// --- Counters that blocks share ------------------------------------------------------------------------------
+// Adds 1 to a counter and returns what it held. What this thread wrote, or has seen of others behind a barrier, is
+// visible to whoever meets the new value, as what was written before the arrivals so far is to this thread.
+__device__ __forceinline__ int arrive(int* counter) {
+  int before;
+  asm volatile("atom.acq_rel.gpu.add.s32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
+  return before;
+}
+
+// Waits until a counter holds at least `count`. Only for arrivals of blocks that have certainly begun and that do not
+// wait themselves: how many blocks run at a time is not known.
+__device__ __forceinline__ void wait_for(const int* counter, int count) {
+  for (;;) {
+    int now;
+    asm volatile("ld.acquire.gpu.s32 %0, [%1];" : "=r"(now) : "l"(counter) : "memory");
+    if (now >= count) return;
+    __nanosleep(100);
+  }
+}
+
 }  // namespace dove::cuda
 
 #endif

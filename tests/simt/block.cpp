@@ -23,6 +23,9 @@ constexpr size_t kGuard = 64 * 1024;  // a multiple of every page size in use
 constexpr int kMaxThreads = 1024;
 constexpr size_t kMaxDynamic = 227 * 1024;
 constexpr size_t kMaxStatic = 48 * 1024;
+constexpr size_t kBlocksByTurns = 3;
+
+alignas(128) unsigned char static_memory[kMaxStatic];
 
 unsigned char* stacks() {
   static unsigned char* memory = [] {
@@ -79,7 +82,7 @@ simt_switch:
 )");
 
 void* new_stack(int thread) {
-  auto** top = reinterpret_cast<void**>(stacks() + kStack * (thread + 1));
+  auto** top = reinterpret_cast<void**>(stacks() + kStack * (machine.first_stack + thread + 1));
   *--top = nullptr;  // as after a call: the stack is 8 off a multiple of 16 at entry
   *--top = reinterpret_cast<void*>(&entry);
   for (int i = 0; i < 6; ++i) *--top = nullptr;
@@ -92,9 +95,9 @@ void switch_to(void** save, void* load) { simt_switch(save, load); }
 ucontext_t contexts[kMaxThreads + 1];
 
 void* new_stack(int thread) {
-  ucontext_t& context = contexts[thread];
+  ucontext_t& context = contexts[machine.first_stack + thread];
   getcontext(&context);
-  context.uc_stack.ss_sp = stacks() + kStack * thread + kGuard;
+  context.uc_stack.ss_sp = stacks() + kStack * (machine.first_stack + thread) + kGuard;
   context.uc_stack.ss_size = kStack - kGuard;
   context.uc_link = nullptr;
   makecontext(&context, reinterpret_cast<void (*)()>(&entry), 0);
@@ -103,7 +106,7 @@ void* new_stack(int thread) {
 
 void switch_to(void** save, void* load) {
   const bool from_scheduler = save == &machine.scheduler_stack;
-  ucontext_t* mine = &contexts[from_scheduler ? kMaxThreads : machine.thread];
+  ucontext_t* mine = &contexts[from_scheduler ? kMaxThreads : machine.first_stack + machine.thread];
   *save = mine;
   swapcontext(mine, static_cast<ucontext_t*>(load));
 }
@@ -131,6 +134,7 @@ void release_barrier_if_complete() {
     w.at_barrier = 0;
     w.ready = w.members;
   }
+  machine.pause = machine.by_turns;
 }
 
 std::string where_all_wait() {
@@ -156,11 +160,14 @@ bool pick() {
   return false;
 }
 
-void run_block(unsigned serial) {
-  const int threads = static_cast<int>(machine.fibers.size());
-  std::memset(machine.dynamic_shared, 0xff, machine.dynamic_size);  // NaN in every format
+void begin_block(unsigned serial, int threads, int first_stack) {
+  machine.fibers.resize(threads);
+  machine.warps.resize((threads + kWarp - 1) / kWarp);
+  machine.first_stack = first_stack;
+  machine.vote = machine.votes = 0;
+  machine.variables.clear();
   machine.static_used = 0;
-  ++machine.block_serial;
+  std::memset(machine.dynamic_shared, 0xff, machine.dynamic_size);  // NaN in every format
   for (size_t w = 0; w < machine.warps.size(); ++w) {
     const int lanes = std::min(kWarp, threads - static_cast<int>(w) * kWarp);
     machine.warps[w] = {};
@@ -181,15 +188,79 @@ void run_block(unsigned serial) {
     fiber.index = {t % block_dim.x, t / block_dim.x % block_dim.y, t / block_dim.x / block_dim.y};
     fiber.stack_pointer = new_stack(t);
   }
+}
+
+// Whether the block has come to its end; otherwise its turn is over.
+bool run_block() {
+  machine.pause = false;
   while (machine.error.empty()) {
+    if (machine.pause) return false;
     if (pick()) {
       switch_to(&machine.scheduler_stack, machine.fibers[machine.thread].stack_pointer);
     } else {
       const bool all_done =
           std::all_of(machine.warps.begin(), machine.warps.end(), [](const Warp& w) { return w.done == w.members; });
-      if (all_done) return;
+      if (all_done) return true;
       machine.error = where_all_wait();
     }
+  }
+  return true;
+}
+
+void set_block_index(uint64_t b) {
+  block_index = {static_cast<unsigned>(b % grid_dim.x), static_cast<unsigned>(b / grid_dim.x % grid_dim.y),
+                 static_cast<unsigned>(b / grid_dim.x / grid_dim.y)};
+}
+
+// A block whose turn it is not, with its shared memory.
+struct Paused {
+  bool under_way = false;
+  uint64_t number = 0;
+  Block block;
+  std::vector<unsigned char> dynamic_shared, static_shared;
+};
+
+// Blocks start in order, and at each of their barriers the next turn goes to any of those under way.
+template <class Number>
+void run_blocks_by_turns(uint64_t blocks, int threads, const Number& number) {
+  static Paused paused[kBlocksByTurns];  // not left behind by a fault's jump
+  for (Paused& p : paused) p = {};
+  const size_t places = std::max<size_t>(1, std::min<size_t>(kBlocksByTurns, kMaxThreads / threads));
+  std::mt19937 random(machine.seed);
+  uint64_t begun = 0, ended = 0;
+  while (ended < blocks && machine.error.empty()) {
+    const size_t place = random() % places;
+    Paused& p = paused[place];
+    if (!p.under_way) {
+      if (begun == blocks) continue;
+      p.under_way = true;
+      p.number = number(begun++);
+      set_block_index(p.number);
+      begin_block(static_cast<unsigned>(p.number), threads, static_cast<int>(place) * threads);
+    } else {
+      if (p.block.lags && random() % 8 != 0) continue;
+      set_block_index(p.number);
+      std::swap(static_cast<Block&>(machine), p.block);
+      std::copy(p.dynamic_shared.begin(), p.dynamic_shared.end(), machine.dynamic_shared);
+      std::copy(p.static_shared.begin(), p.static_shared.end(), static_memory);
+    }
+    machine.waits = machine.lags = false;
+    if (run_block()) {
+      p.under_way = false;
+      ++ended;
+    } else {
+      p.dynamic_shared.assign(machine.dynamic_shared, machine.dynamic_shared + machine.dynamic_size);
+      p.static_shared.assign(static_memory, static_memory + machine.static_used);
+      std::swap(static_cast<Block&>(machine), p.block);
+      if (p.block.waits) {
+        const bool full = std::all_of(paused, paused + places, [](const Paused& p) { return p.under_way; });
+        const bool stuck =
+            std::all_of(paused, paused + places, [](const Paused& p) { return !p.under_way || p.block.waits; });
+        if (stuck && (full || begun == blocks)) machine.error = "all blocks that have begun wait for others";
+        continue;
+      }
+    }
+    for (Paused& other : paused) other.block.waits = false;  // they may find now what they wait for
   }
 }
 
@@ -233,39 +304,44 @@ void warp_operation(uint32_t mask, const char* operation, const void* operands, 
 }
 
 int block_barrier(int contribution) {
-  static int total = 0;
-  static uint64_t serial = 0;
-  if (serial != machine.block_serial) {
-    serial = machine.block_serial;
-    total = machine.vote = 0;
-  }
   Warp& warp = current_warp();
-  total += contribution;
+  machine.votes += contribution;
   warp.ready &= ~current_lane();
   warp.at_barrier |= current_lane();
   const bool last =
       std::all_of(machine.warps.begin(), machine.warps.end(), [](const Warp& w) { return w.at_barrier == w.members; });
   if (last) {
-    machine.vote = total;
-    total = 0;
+    machine.vote = machine.votes;
+    machine.votes = 0;
   }
   release_barrier_if_complete();
   to_scheduler();
   return machine.vote;
 }
 
-void* SharedVariable::get(size_t bytes, size_t align) {
-  if (serial != machine.block_serial) {
-    alignas(128) static unsigned char memory[kMaxStatic];
-    machine.static_shared = memory;
-    machine.static_used = (machine.static_used + align - 1) / align * align;
-    address = memory + machine.static_used;
-    machine.static_used += bytes;
-    serial = machine.block_serial;
-    if (machine.static_used > kMaxStatic) fail("more than 48 KiB of static shared memory");
-    std::memset(address, 0xff, bytes);
+void end_turn() {
+  if (!machine.by_turns) return;
+  machine.pause = machine.lags = true;
+  to_scheduler();
+}
+
+void wait_for_other_blocks() {
+  if (!machine.by_turns) fail("the block waits for one that has not begun");
+  machine.waits = true;
+  end_turn();
+}
+
+void* SharedVariable::get(size_t bytes, size_t align) const {
+  for (const auto& [variable, address] : machine.variables) {
+    if (variable == this) return address;
   }
-  return address;
+  machine.static_shared = static_memory;
+  const size_t begin = (machine.static_used + align - 1) / align * align;
+  if (begin + bytes > kMaxStatic) fail("more than 48 KiB of static shared memory");
+  machine.static_used = begin + bytes;
+  machine.variables.emplace_back(this, static_memory + begin);
+  std::memset(static_memory + begin, 0xff, bytes);
+  return static_memory + begin;
 }
 
 void check_aligned(const void* address, size_t bytes, const char* what) {
@@ -294,20 +370,20 @@ const char* refusal(Index grid, Index block, size_t dynamic_shared) {
 void run_grid(Index grid, Index block, size_t dynamic_shared, std::function<void()> body) {
   const size_t threads = size_t{block.x} * block.y * block.z;
   machine.body = std::move(body);
-  machine.fibers.resize(threads);
-  machine.warps.resize((threads + kWarp - 1) / kWarp);
   machine.error.clear();
+  machine.by_turns = machine.seed >= 4;
   block_dim = block;
   grid_dim = grid;
   machine.dynamic_size = (dynamic_shared + 127) / 128 * 128;
   machine.dynamic_shared = dynamic_end() - machine.dynamic_size;
   const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
+  const auto number = [&](uint64_t i) { return machine.seed % 2 == 1 ? blocks - 1 - i : i; };
   with_guards([&] {
+    if (machine.by_turns) return run_blocks_by_turns(blocks, static_cast<int>(threads), number);
     for (uint64_t i = 0; i < blocks && machine.error.empty(); ++i) {
-      const uint64_t b = machine.seed % 2 == 1 ? blocks - 1 - i : i;
-      block_index = {static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x % grid.y),
-                     static_cast<unsigned>(b / grid.x / grid.y)};
-      run_block(static_cast<unsigned>(b));
+      set_block_index(number(i));
+      begin_block(static_cast<unsigned>(number(i)), static_cast<int>(threads), 0);
+      run_block();
     }
   });
   machine.body = nullptr;

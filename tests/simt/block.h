@@ -1,5 +1,6 @@
 // One thread block on one CPU thread: a fiber for each CUDA thread and a scheduler that lets some warps run far
-// ahead of others. This header is the machine; language.h and device.h are what kernels see of it.
+// ahead of others. Blocks run one after the other, or, from seed 4 on, some at a time by turns. This header is the
+// machine; language.h and device.h are what kernels see of it.
 #pragma once
 
 #include <cstddef>
@@ -7,6 +8,7 @@
 #include <functional>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace simt {
@@ -47,14 +49,28 @@ struct Warp {
   const char* operation = nullptr;
 };
 
-// What one launch is doing at this moment. Blocks run one after the other.
-struct Machine {
+struct SharedVariable;
+
+// One block under way.
+struct Block {
   std::vector<Fiber> fibers;
   std::vector<Warp> warps;
   std::vector<int> order;  // warps, the one that runs ahead first
   int thread = 0;          // the running fiber
-  bool reversed = false;   // lanes run from 31 down
-  int vote = 0;            // __syncthreads_or, _and, _count
+  int first_stack = 0;     // of the fibers
+  int vote = 0;            // __syncthreads_or, _and, _count: of the last barrier
+  int votes = 0;           // of the barrier that fills
+  std::vector<std::pair<const SharedVariable*, unsigned char*>> variables;
+  size_t static_used = 0;
+  bool waits = false;  // for other blocks
+  bool lags = false;   // its turn ended where blocks meet: others run far ahead
+};
+
+// What one launch is doing at this moment: the block whose turn it is, and what all blocks share.
+struct Machine : Block {
+  bool reversed = false;  // lanes run from 31 down
+  bool pause = false;     // the turn of the block is over
+  bool by_turns = false;
   void* scheduler_stack = nullptr;
   std::string error;
   std::function<void()> body;
@@ -62,8 +78,6 @@ struct Machine {
   unsigned char* dynamic_shared = nullptr;
   size_t dynamic_size = 0;
   unsigned char* static_shared = nullptr;
-  size_t static_used = 0;
-  uint64_t block_serial = 0;
   unsigned seed = 0;
   int until_refusal = -1;  // launches that are accepted before one is refused; negative: none is
 };
@@ -77,6 +91,10 @@ extern Machine machine;
 void warp_operation(uint32_t mask, const char* operation, const void* operands, void (*execute)(Warp&, Fiber*));
 // Waits for the whole block; `contribution` is summed over its threads and returned.
 int block_barrier(int contribution);
+// Lets other blocks run before this thread goes on, where blocks run by turns.
+void end_turn();
+// The same for a thread that cannot go on. Fails where there are none: none under way, or all of them wait too.
+void wait_for_other_blocks();
 
 // Why a launch cannot start, or null; one of a single thread stands for work that is no kernel.
 const char* refusal(Index grid = {1, 1, 1}, Index block = {1, 1, 1}, size_t dynamic_shared = 0);
@@ -84,9 +102,7 @@ void run_grid(Index grid, Index block, size_t dynamic_shared, std::function<void
 
 // A variable in shared memory. One object for each variable and template instance.
 struct SharedVariable {
-  uint64_t serial = 0;
-  unsigned char* address = nullptr;
-  void* get(size_t bytes, size_t align);
+  void* get(size_t bytes, size_t align) const;
 };
 
 // Checks that an access to shared memory by a hardware copy is inside and aligned.

@@ -113,6 +113,16 @@ void cp_async_wait() {
   }
 }
 
+// --- Counters that blocks share --------------------------------------------------------------------------------
+inline int arrive(int* counter) {
+  const int before = (*counter)++;
+  simt::end_turn();
+  return before;
+}
+inline void wait_for(const int* counter, int count) {
+  while (*counter < count) simt::wait_for_other_blocks();
+}
+
 // --- Tensor cores -------------------------------------------------------------------------------------------
 namespace emulated {
 

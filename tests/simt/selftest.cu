@@ -78,6 +78,25 @@ __global__ void warp_functions(int* out) {
   if (threadIdx.x == 63) out[3] = count;
 }
 
+// Each block leaves a value and waits for those that began before it, or for all.
+template <bool kAll>
+__global__ void blocks_in_turn(int* out) {
+  DOVE_SHARED(int, turn, );
+  int *left = out + 1, *values = out + 32;
+  if (threadIdx.x == 0) turn = atomicAdd(out, 1);
+  __syncthreads();
+  if (threadIdx.x == 63) values[turn] = turn;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    arrive(left + turn);
+    for (int i = 0; i < (kAll ? static_cast<int>(gridDim.x) : turn); ++i) wait_for(left + i, 1);
+  }
+  __syncthreads();
+  int sum = 0;
+  for (int i = 0; i < turn; ++i) sum += values[i];
+  if (sum != turn * (turn - 1) / 2) values[turn] = -1;
+}
+
 void run(const std::string& what, float* a, float* b, float* c) {
   const auto start = [](auto kernel, unsigned threads, auto... args) {
     launch(kernel, dim3(1), dim3(threads), 512, nullptr, args...);
@@ -106,6 +125,10 @@ void run(const std::string& what, float* a, float* b, float* c) {
     start(misaligned, 1, a, c);
   else if (what == "warp_functions")
     start(warp_functions, 64, reinterpret_cast<int*>(c));
+  else if (what == "blocks_in_turn")
+    launch(blocks_in_turn<false>, dim3(8), dim3(64), 0, nullptr, reinterpret_cast<int*>(c));
+  else if (what == "blocks_that_wait_for_ever")
+    launch(blocks_in_turn<true>, dim3(8), dim3(64), 0, nullptr, reinterpret_cast<int*>(c));
   else
     throw simt::Fault("no such self test: " + what);
 }

@@ -71,6 +71,21 @@ def test_warp_functions(memory: Memory) -> None:
     assert counts[:4].tolist() == [2 * sum(sums), 0xAAAAAAAA - 2**32, sums[9], 50]
 
 
+def test_a_block_may_wait_for_those_that_began_before_it(simt: ModuleType) -> None:
+    for seed in (0, 1, 4, 5, 6):
+        simt.simt_seed(seed)
+        memory = Memory(simt)
+        memory.c.zero_()
+        memory.run("blocks_in_turn")
+        left = memory.c.view(torch.int32)
+        assert left[:9].tolist() == [8] + [1] * 8 and left[32:40].tolist() == [*range(8)]
+        memory.c.zero_()
+        with pytest.raises(RuntimeError, match=r"waits? for (one that has not begun|others)"):
+            memory.run("blocks_that_wait_for_ever")
+        simt.simt_release_all()
+    simt.simt_seed(0)
+
+
 @pytest.mark.parametrize(
     ("what", "message"),
     [
