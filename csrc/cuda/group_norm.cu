@@ -10,14 +10,15 @@
 //
 //   1. statistics: make and store the sum if there is a residual; each thread takes sums about its own first value,
 //      so that a mean far larger than the deviation does no harm; a warp merges the threads of a group.
-//   2. finish: one warp an (image, group) merges the chunks in order, in double, and prepares what the next pass
-//      multiplies and adds.
+//   2. merge: the block that is the last of its image merges the chunks in order, in double, and prepares what the
+//      next pass multiplies and adds.
 //   3. normalise.
 //
-//   Without a residual the bias of x is nowhere added: it moves a channel's mean by as much.
+//   All of it is one launch, in which step 3 follows step 1 at so small a distance (GroupNormTask) that the L2 cache
+//   still holds what it reads. Without a residual the bias of x is nowhere added: it moves a channel's mean by as much.
 //
-//   bytes: two reads and one write of the image (with a residual three reads, two writes); the second read comes from
-//   the L2 cache where the image fits. All sums have a fixed order.
+//   bytes of device memory: one read and one write of the image (with a residual two reads, two writes), where the
+//   cache serves the second read. All sums have a fixed order.
 #include "dove/group_norm.h"
 
 #include "group_norm_layout.h"
@@ -35,9 +36,8 @@ struct Moments {
 };
 
 template <class T, int packet>
-__global__ void __launch_bounds__(Layout::kThreads) statistics(GroupNormArgs a, Layout w) {
+__device__ void statistics(const GroupNormArgs& a, const Layout& w, int64_t image, int64_t chunk) {
   Moments* moments = reinterpret_cast<Moments*>(dynamic_shared());  // [lanes, channels]
-  const int64_t image = blockIdx.y, chunk = blockIdx.x;
   const int64_t first = chunk * w.chunk_pixels;
   const int pixels = static_cast<int>(a.pixels - first < w.chunk_pixels ? a.pixels - first : w.chunk_pixels);
   const PixelOwner own(a.channels / packet, threadIdx.x);
@@ -100,39 +100,40 @@ __global__ void __launch_bounds__(Layout::kThreads) statistics(GroupNormArgs a, 
     }
     deviations = warp_sum(deviations);
     if (threadIdx.x % 32 == 0) {
-      const int64_t at = (image * w.chunks + chunk) * a.groups + g;
+      const int64_t at = (image * a.groups + g) * w.chunks + chunk;
       w.chunk_mean[at] = double{center} + mean;
       w.chunk_squares[at] = deviations;
     }
   }
 }
 
+// A warp merges the chunks of one group.
 template <class T>
-__global__ void __launch_bounds__(32) finish(GroupNormArgs a, Layout w) {
-  const int64_t image = blockIdx.y, g = blockIdx.x;
+__device__ void merge(const GroupNormArgs& a, const Layout& w, int64_t image, int64_t g) {
+  const int lane = threadIdx.x % 32;
   const int64_t per_group = a.channels / a.groups;
-  const double* means = w.chunk_mean + image * w.chunks * a.groups + g;
-  const double* squares = w.chunk_squares + image * w.chunks * a.groups + g;
+  const double* means = w.chunk_mean + (image * a.groups + g) * w.chunks;
+  const double* squares = w.chunk_squares + (image * a.groups + g) * w.chunks;
   const auto pixels_in = [&](int64_t chunk) {
     const int64_t left = a.pixels - chunk * w.chunk_pixels;
     return static_cast<double>(left < w.chunk_pixels ? left : w.chunk_pixels);
   };
   double total = 0;
-  for (int64_t i = threadIdx.x; i < w.chunks; i += 32) total += means[i * a.groups] * pixels_in(i);
+  for (int64_t i = lane; i < w.chunks; i += 32) total += means[i] * pixels_in(i);
   const double mean = warp_sum(total) / static_cast<double>(a.pixels);
   double deviations = 0;
-  for (int64_t i = threadIdx.x; i < w.chunks; i += 32) {
-    const double apart = means[i * a.groups] - mean;
-    deviations += squares[i * a.groups] + pixels_in(i) * per_group * apart * apart;
+  for (int64_t i = lane; i < w.chunks; i += 32) {
+    const double apart = means[i] - mean;
+    deviations += squares[i] + pixels_in(i) * per_group * apart * apart;
   }
   deviations = warp_sum(deviations);
   const double variance = deviations < 0 ? 0 : deviations / (static_cast<double>(a.pixels) * per_group);
   const double rstd = 1 / sqrt(variance + a.eps);
-  if (threadIdx.x == 0) {
+  if (lane == 0) {
     a.mean[image * a.groups + g] = static_cast<float>(mean);
     a.rstd[image * a.groups + g] = static_cast<float>(rstd);
   }
-  for (int64_t c = g * per_group + threadIdx.x; c < (g + 1) * per_group; c += 32) {
+  for (int64_t c = g * per_group + lane; c < (g + 1) * per_group; c += 32) {
     const int64_t at = image * a.channels + c;
     const bool wide = a.parameters == DType::kFloat32, pending = a.x_bias != nullptr && a.residual == nullptr;
     const double of_x = pending ? mean - parameter<T>(a.x_bias, wide, c) : mean;  // the mean, as x has it without bias
@@ -145,9 +146,8 @@ __global__ void __launch_bounds__(32) finish(GroupNormArgs a, Layout w) {
 }
 
 template <class T, int packet, bool silu>
-__global__ void __launch_bounds__(Layout::kThreads) normalise(GroupNormArgs a, Layout w) {
-  const int64_t image = blockIdx.y;
-  const int64_t first = int64_t{blockIdx.x} * w.chunk_pixels;
+__device__ void normalise(const GroupNormArgs& a, const Layout& w, int64_t image, int64_t chunk) {
+  const int64_t first = chunk * w.chunk_pixels;
   const int64_t last = first + w.chunk_pixels < a.pixels ? first + w.chunk_pixels : a.pixels;
   const PixelOwner own(a.channels / packet, threadIdx.x);
   for (int v = own.first; own.active && v < own.packets; v += Layout::kThreads) {
@@ -177,17 +177,30 @@ __global__ void __launch_bounds__(Layout::kThreads) normalise(GroupNormArgs a, L
   }
 }
 
+// Three blocks a multiprocessor: left to itself, ptxas keeps some variants to 64 registers and spills.
+template <class T, int packet, bool silu>
+__global__ void __launch_bounds__(Layout::kThreads, Layout::kResident) norm_chunks(GroupNormArgs a, Layout w) {
+  const GroupNormTask task(w, a.batch);
+  if (task.second) {
+    wait_for_first_pass(w, task.image);
+    normalise<T, packet, silu>(a, w, task.image, task.chunk);
+    return;
+  }
+  statistics<T, packet>(a, w, task.image, task.chunk);
+  if (!last_to_arrive(w.arrived + task.image, w.chunks)) return;
+  for (int64_t g = threadIdx.x / 32; g < a.groups; g += Layout::kThreads / 32) merge<T>(a, w, task.image, g);
+  end_first_pass(w, task.image);
+}
+
 template <class T, int packet>
 Status run(const GroupNormArgs& a, void* stream) {
-  const Layout w(a, a.workspace);
-  const dim3 chunks(static_cast<unsigned>(w.chunks), static_cast<unsigned>(a.batch));
+  Layout w(a, a.workspace);
+  w.run_ahead(a.batch, a.channels);
+  const auto blocks = static_cast<unsigned>(GroupNormTask::count(w, a.batch));
   const size_t shared = PixelOwner::lanes_of(a.channels / packet) * a.channels * sizeof(Moments);
-  Status status = launch(statistics<T, packet>, chunks, Layout::kThreads, shared, stream, a, w);
-  if (status != Status::kOk) return status;
-  status = launch(finish<T>, dim3(static_cast<unsigned>(a.groups), chunks.y), 32, 0, stream, a, w);
-  if (status != Status::kOk) return status;
-  return a.silu ? launch(normalise<T, packet, true>, chunks, Layout::kThreads, 0, stream, a, w)
-                : launch(normalise<T, packet, false>, chunks, Layout::kThreads, 0, stream, a, w);
+  if (const Status status = clear(w.tickets, w.counter_bytes, stream); status != Status::kOk) return status;
+  return a.silu ? launch(norm_chunks<T, packet, true>, blocks, Layout::kThreads, shared, stream, a, w)
+                : launch(norm_chunks<T, packet, false>, blocks, Layout::kThreads, shared, stream, a, w);
 }
 
 template <class T>

@@ -1,12 +1,14 @@
-// Gradients of GroupNorm + SiLU: chunks and owners are those of group_norm.cu.
+// Gradients of GroupNorm + SiLU: chunks, their order and owners are those of group_norm.cu.
 //
 //   1. chunk_sums: per chunk and channel the sums of dy and of dy z, dy being the gradient taken through SiLU.
-//   2. finish_sums: one warp an (image, group) sums the chunks in order, in double, and forms the group's means.
-//   3. parameter_gradients: one thread a channel sums the images in order.
-//   4. input_gradient: dx = rstd (dy w - mean(dy w) - z mean(dy w z)), plus what arrives at the sum itself. Where the
-//      gradient of x_bias is wanted, its sums over the chunk too; then step 3 comes last.
+//   2. finish_sums: the block that is the last of its image sums the chunks in order, in double, and forms the groups'
+//      means.
+//   3. input_gradient: dx = rstd (dy w - mean(dy w) - z mean(dy w z)), plus what arrives at the sum itself. Where the
+//      gradient of x_bias is wanted, the sums of dx over the chunk too, which the image's last block sums as in 2.
+//   4. parameter_gradients, a launch of its own: one thread a channel sums the images in order.
 //
-//   bytes: grad and summed are read twice, grad_x is written once. All sums have a fixed order.
+//   bytes of device memory: grad and summed are read and grad_x is written once, where the L2 cache serves the second
+//   read; twice of images larger than it. All sums have a fixed order.
 #include "dove/group_norm.h"
 #include "group_norm_layout.h"
 #include "vectors.h"
@@ -55,10 +57,18 @@ struct Rows {
         grad_summed(static_cast<const T*>(a.grad_summed) + image * a.grad_summed_stride_image + channel) {}
 };
 
+// The chunk's sums of what each lane has summed: [lanes, channels] to [row], whose rest is 0.
+__device__ inline void sum_lanes(const float* lanes, int count, int64_t channels, int64_t row, float* to) {
+  for (int64_t c = threadIdx.x; c < row; c += Layout::kThreads) {
+    float total = 0;
+    for (int lane = 0; lane < count && c < channels; ++lane) total += lanes[lane * channels + c];
+    to[c] = total;
+  }
+}
+
 template <class T, int packet, bool silu>
-__global__ void __launch_bounds__(Layout::kThreads) chunk_sums(GroupNormGradArgs a, Layout w) {
+__device__ void chunk_sums(const GroupNormGradArgs& a, const Layout& w, int64_t image, int64_t chunk) {
   float* sums = reinterpret_cast<float*>(dynamic_shared());  // [2, lanes, channels]
-  const int64_t image = blockIdx.y, chunk = blockIdx.x;
   const int64_t first = chunk * w.chunk_pixels;
   const int64_t last = first + w.chunk_pixels < a.pixels ? first + w.chunk_pixels : a.pixels;
   const PixelOwner own(a.channels / packet, threadIdx.x);
@@ -90,49 +100,10 @@ __global__ void __launch_bounds__(Layout::kThreads) chunk_sums(GroupNormGradArgs
     }
   }
   __syncthreads();
-  for (int64_t c = threadIdx.x; c < 2 * a.channels; c += Layout::kThreads) {
-    const float* from = sums + (c < a.channels ? c : half + c - a.channels);
-    float total = 0;
-    for (int lane = 0; lane < own.lanes; ++lane) total += from[lane * a.channels];
-    w.chunk_sums[(image * w.chunks + chunk) * 2 * a.channels + c] = total;
+  for (int kind = 0; kind < 2; ++kind) {
+    sum_lanes(sums + kind * half, own.lanes, a.channels, w.row,
+              w.chunk_sums + ((image * w.chunks + chunk) * 2 + kind) * w.row);
   }
-}
-
-template <class T>
-__global__ void __launch_bounds__(32) finish_sums(GroupNormGradArgs a, Layout w) {
-  const int64_t image = blockIdx.y, g = blockIdx.x;
-  const int64_t per_group = a.channels / a.groups;
-  const float* from = w.chunk_sums + image * w.chunks * 2 * a.channels;
-  double group[2] = {0, 0};
-  for (int64_t c = g * per_group; c < (g + 1) * per_group; ++c) {
-    for (int kind = 0; kind < 2; ++kind) {
-      const int64_t at = kind * a.channels + c;
-      double total = 0;
-      for (int64_t i = threadIdx.x; i < w.chunks; i += 32) total += from[i * 2 * a.channels + at];
-      total = warp_sum(total);
-      if (threadIdx.x == 0) w.image_sums[image * 2 * a.channels + at] = total;
-      group[kind] += total * parameter<T>(a.weight, a.parameters == DType::kFloat32, c);
-    }
-  }
-  if (threadIdx.x == 0) {
-    const double count = static_cast<double>(a.pixels) * per_group;
-    w.group_means[(image * 2 + 0) * a.groups + g] = static_cast<float>(group[0] / count);
-    w.group_means[(image * 2 + 1) * a.groups + g] = static_cast<float>(group[1] / count);
-  }
-}
-
-__global__ void __launch_bounds__(64) parameter_gradients(GroupNormGradArgs a, Layout w) {
-  const int64_t c = int64_t{blockIdx.x} * 64 + threadIdx.x;
-  if (c >= a.channels) return;
-  double sum = 0, product = 0, of_x = 0;
-  for (int64_t image = 0; image < a.batch; ++image) {
-    sum += w.image_sums[image * 2 * a.channels + c];
-    product += w.image_sums[(image * 2 + 1) * a.channels + c];
-    if (a.grad_x_bias != nullptr) of_x += w.image_x_sums[image * w.x_row + c];
-  }
-  a.grad_bias[c] = static_cast<float>(sum);
-  a.grad_weight[c] = static_cast<float>(product);
-  if (a.grad_x_bias != nullptr) a.grad_x_bias[c] = static_cast<float>(of_x);
 }
 
 // Sums of the columns of [rows, columns] in double, by a whole block: a thread owns 4 columns and every lanes-th row.
@@ -161,18 +132,29 @@ __device__ void column_sums(const float* from, int64_t rows, int64_t columns, do
   }
 }
 
-__global__ void __launch_bounds__(Layout::kThreads) finish_x_sums(Layout w) {
-  DOVE_SHARED(double, lanes, [Layout::kThreads * 4]);
-  const int64_t image = blockIdx.x;
-  column_sums(w.x_sums + image * w.chunks * w.x_row, w.chunks, w.x_row, w.image_x_sums + image * w.x_row, lanes);
+// An image's share of the gradients of weight and bias, and the means of its groups.
+template <class T>
+__device__ void finish_sums(const GroupNormGradArgs& a, const Layout& w, int64_t image) {
+  double* sums = w.image_sums + image * 2 * w.row;
+  column_sums(w.chunk_sums + image * w.chunks * 2 * w.row, w.chunks, 2 * w.row, sums,
+              reinterpret_cast<double*>(dynamic_shared()));
+  __syncthreads();
+  const int64_t per_group = a.channels / a.groups;
+  const double count = static_cast<double>(a.pixels) * per_group;
+  for (int64_t i = threadIdx.x; i < 2 * a.groups; i += Layout::kThreads) {
+    const int64_t kind = i / a.groups, g = i % a.groups;
+    double total = 0;
+    for (int64_t c = g * per_group; c < (g + 1) * per_group; ++c) {
+      total += sums[kind * w.row + c] * parameter<T>(a.weight, a.parameters == DType::kFloat32, c);
+    }
+    w.group_means[image * 2 * a.groups + i] = static_cast<float>(total / count);
+  }
 }
 
-// Two blocks a multiprocessor: left to itself, ptxas keeps the float32 variant to 64 registers and spills.
 template <class T, int packet, bool silu>
-__global__ void __launch_bounds__(Layout::kThreads, 2) input_gradient(GroupNormGradArgs a, Layout w) {
+__device__ void input_gradient(const GroupNormGradArgs& a, const Layout& w, int64_t image, int64_t chunk) {
   float* sums = reinterpret_cast<float*>(dynamic_shared());  // [lanes, channels], where grad_x_bias is wanted
-  const int64_t image = blockIdx.y;
-  const int64_t first = int64_t{blockIdx.x} * w.chunk_pixels;
+  const int64_t first = chunk * w.chunk_pixels;
   const int64_t last = first + w.chunk_pixels < a.pixels ? first + w.chunk_pixels : a.pixels;
   const int64_t per_group = a.channels / a.groups;
   const PixelOwner own(a.channels / packet, threadIdx.x);
@@ -212,26 +194,53 @@ __global__ void __launch_bounds__(Layout::kThreads, 2) input_gradient(GroupNormG
   }
   if (a.grad_x_bias == nullptr) return;
   __syncthreads();
-  for (int64_t c = threadIdx.x; c < w.x_row; c += Layout::kThreads) {
-    float total = 0;
-    for (int lane = 0; lane < own.lanes && c < a.channels; ++lane) total += sums[lane * a.channels + c];
-    w.x_sums[(image * w.chunks + blockIdx.x) * w.x_row + c] = total;
+  sum_lanes(sums, own.lanes, a.channels, w.row, w.chunk_x_sums + (image * w.chunks + chunk) * w.row);
+}
+
+// Two blocks a multiprocessor: left to itself, ptxas keeps the float32 variant to 64 registers and spills.
+template <class T, int packet, bool silu>
+__global__ void __launch_bounds__(Layout::kThreads, 2) gradients_of_chunks(GroupNormGradArgs a, Layout w) {
+  const GroupNormTask task(w, a.batch);
+  const int64_t image = task.image;
+  if (!task.second) {
+    chunk_sums<T, packet, silu>(a, w, image, task.chunk);
+    if (!last_to_arrive(w.arrived + image, w.chunks)) return;
+    finish_sums<T>(a, w, image);
+    end_first_pass(w, image);
+    return;
   }
+  wait_for_first_pass(w, image);
+  input_gradient<T, packet, silu>(a, w, image, task.chunk);
+  if (a.grad_x_bias == nullptr || !last_to_arrive(w.arrived_last + image, w.chunks)) return;
+  column_sums(w.chunk_x_sums + image * w.chunks * w.row, w.chunks, w.row, w.image_x_sums + image * w.row,
+              reinterpret_cast<double*>(dynamic_shared()));
+}
+
+__global__ void __launch_bounds__(64) parameter_gradients(GroupNormGradArgs a, Layout w) {
+  const int64_t c = int64_t{blockIdx.x} * 64 + threadIdx.x;
+  if (c >= a.channels) return;
+  double sum = 0, product = 0, of_x = 0;
+  for (int64_t image = 0; image < a.batch; ++image) {
+    sum += w.image_sums[image * 2 * w.row + c];
+    product += w.image_sums[(image * 2 + 1) * w.row + c];
+    if (a.grad_x_bias != nullptr) of_x += w.image_x_sums[image * w.row + c];
+  }
+  a.grad_bias[c] = static_cast<float>(sum);
+  a.grad_weight[c] = static_cast<float>(product);
+  if (a.grad_x_bias != nullptr) a.grad_x_bias[c] = static_cast<float>(of_x);
 }
 
 template <class T, int packet, bool silu>
 Status run(const GroupNormGradArgs& a, void* stream) {
-  const Layout w(a, a.workspace);
-  const dim3 chunks(static_cast<unsigned>(w.chunks), static_cast<unsigned>(a.batch));
-  const size_t shared = PixelOwner::lanes_of(a.channels / packet) * a.channels * sizeof(float);
-  const bool sums = a.grad_x_bias != nullptr;
-  Status status = launch(chunk_sums<T, packet, silu>, chunks, Layout::kThreads, 2 * shared, stream, a, w);
+  Layout w(a, a.workspace);
+  w.run_ahead(a.batch, a.channels);
+  const auto blocks = static_cast<unsigned>(GroupNormTask::count(w, a.batch));
+  const size_t lanes = PixelOwner::lanes_of(a.channels / packet) * a.channels * 2 * sizeof(float);
+  constexpr size_t columns = Layout::kThreads * 4 * sizeof(double);  // of column_sums
+  Status status = clear(w.tickets, w.counter_bytes, stream);
   if (status != Status::kOk) return status;
-  status = launch(finish_sums<T>, dim3(static_cast<unsigned>(a.groups), chunks.y), 32, 0, stream, a, w);
-  if (status != Status::kOk) return status;
-  status = launch(input_gradient<T, packet, silu>, chunks, Layout::kThreads, sums ? shared : 0, stream, a, w);
-  if (status != Status::kOk) return status;
-  if (sums) status = launch(finish_x_sums, chunks.y, Layout::kThreads, 0, stream, w);
+  status = launch(gradients_of_chunks<T, packet, silu>, blocks, Layout::kThreads, lanes < columns ? columns : lanes,
+                  stream, a, w);
   if (status != Status::kOk) return status;
   return launch(parameter_gradients, dim3(static_cast<unsigned>((a.channels + 63) / 64)), 64, 0, stream, a, w);
 }

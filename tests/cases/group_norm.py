@@ -60,7 +60,7 @@ _ROWS: dict[str, Inputs] = {
     "257_pixels": {"shape": (2, 256, 257), "groups": 32},
     "odd_channels": {"shape": (2, 51, 5, 7), "groups": 3},
     "one_group": {"shape": (2, 24, 9, 9), "groups": 1},
-    "many_chunks": {"shape": (2, 128, 33, 31), "groups": 32},
+    "many_chunks": {"shape": (3, 128, 33, 31), "groups": 32},
     "two_sets": {"shape": (3, 64, 112, 113), "groups": 32},  # images pass the caches in sets of 4 MiB
     "wide": {"shape": (1, 512, 16, 16), "groups": 32, "parameters": torch.float32},
     "no_silu": {"shape": (2, 64, 8, 8), "groups": 32, "silu": False},

@@ -8,6 +8,14 @@ from tests.simt.mutants.mutant import Mutant
 
 _forward = partial(Mutant, file="group_norm.cu", dtype="fp32")
 _backward = partial(Mutant, file="group_norm_backward.cu", dtype="fp32", backward=True)
+# Which block does what when: seeds from 4 on let blocks run by turns.
+_order = partial(
+    Mutant,
+    file="group_norm_layout.h",
+    dtype="fp32",
+    rows=("group_norm-huge_mean", "group_norm-many_chunks"),  # an image alone, and several
+    seeds=(0, 4, 6, 7),
+)
 
 NOT_NEEDED = {
     "group_norm.cu": ("run<BFloat16>(a, stream)", "run<Float16>(a, stream)"),
@@ -15,6 +23,42 @@ NOT_NEEDED = {
 }
 
 MUTANTS = [
+    _order(
+        name="the second pass waits for nothing",
+        old="if (threadIdx.x == 0) wait_for(w.arrived + image, static_cast<int>(w.chunks) + 1);",
+        new="",
+    ),
+    _order(
+        name="the second pass waits for the chunks but not for what is made of them",
+        old="static_cast<int>(w.chunks) + 1",
+        new="static_cast<int>(w.chunks)",
+    ),
+    _order(
+        name="the second pass runs ahead of the first",
+        old="lead = chunks + processors() * kResident;",
+        new="lead = 1;",
+    ),
+    _order(
+        name="the last tasks are those of the middle once more",
+        old="number = behind - pairs;",
+        new="number = behind / 2;",
+    ),
+    _order(
+        name="the first block to arrive merges",
+        old="return before == count - 1;",
+        new="return before == 0;",
+    ),
+    _order(
+        name="a block arrives before all its threads have written",
+        old="  __syncthreads();\n  if (threadIdx.x == 0) before = arrive(counter);",
+        new="  if (threadIdx.x == 0) before = arrive(counter);",
+    ),
+    _forward(
+        name="counters keep what the last call left in them",
+        old="clear(w.tickets, w.counter_bytes, stream)",
+        new="clear(w.tickets, sizeof(int), stream)",
+        rows=("group_norm-31_pixels",),
+    ),
     _forward(
         name="a bias that is stored is added once more",
         old="a.residual != nullptr ? own_mean : own_mean + bias[i]",
@@ -47,8 +91,8 @@ MUTANTS = [
     ),
     _forward(
         name="the spread of the chunks' means is left out",
-        old="deviations += squares[i * a.groups] + pixels_in(i) * per_group * apart * apart;",
-        new="deviations += squares[i * a.groups];",
+        old="deviations += squares[i] + pixels_in(i) * per_group * apart * apart;",
+        new="deviations += squares[i];",
         rows=("group_norm-many_chunks",),
     ),
     _forward(
@@ -59,14 +103,14 @@ MUTANTS = [
     ),
     _backward(
         name="sums of a chunk are read before they are there",
-        old="  __syncthreads();\n  for (int64_t c = threadIdx.x; c < 2 * a.channels",
-        new="  for (int64_t c = threadIdx.x; c < 2 * a.channels",
+        old="  __syncthreads();\n  for (int kind = 0; kind < 2; ++kind) {",
+        new="  for (int kind = 0; kind < 2; ++kind) {",
         rows=("group_norm-31_pixels",),
     ),
     _backward(
         name="the mean of dz stands in for that of dz z",
-        old="static_cast<float>(group[1] / count)",
-        new="static_cast<float>(group[0] / count)",
+        old="total += sums[kind * w.row + c] *",
+        new="total += sums[c] *",
         rows=("group_norm-31_pixels",),
     ),
     _backward(
