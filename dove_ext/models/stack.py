@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from dove_ext import ops
 from dove_ext.config import StackConfig
 from dove_ext.models.packed import Linear, Rows
-from dove_ext.ops.backend import has_kernels
+from dove_ext.ops.backend import autocasts, has_kernels
 
 
 def rotary_table(length: int, dim: int, base: float, device: torch.device) -> Tensor:
@@ -33,9 +33,7 @@ def fuses(x: Tensor) -> bool:
 def lowered(x: Tensor) -> Tensor:
     """`x` in the dtype that matrix products have under autocast, if it is on: fused work wants one dtype."""
     kind = x.device.type
-    if not fuses(x) or not torch.is_autocast_enabled(kind):
-        return x
-    return x.to(torch.get_autocast_dtype(kind))
+    return x.to(torch.get_autocast_dtype(kind)) if fuses(x) and autocasts(kind) else x
 
 
 class KeyValueCache:

@@ -2,10 +2,10 @@
 //
 // An image is `pixels` rows of `channels` values; group g owns the neighbouring channels
 // [g * channels / groups, (g + 1) * channels / groups).
-//   summed = x + residual + x_bias (with a residual rounded to the dtype and stored: the statistics are those of what
-//   is
-//                                   stored; without one neither rounded nor stored)
+//   summed = x + residual + x_bias
 //   y      = (summed - mean) * rstd * weight + bias,   normed = silu ? y / (1 + exp(-y)) : y
+// With a residual the sum is rounded to the dtype and stored, and the statistics are those of what is stored; without
+// one it is neither rounded nor stored.
 // Memory is passed once for the statistics (the sum is made and written there) and once to normalise.
 //
 // Backward, with z = (summed - mean) * rstd, n pixels * channels / groups values a group, and sums over a group:
