@@ -64,11 +64,16 @@ def parser() -> argparse.ArgumentParser:
 
 
 def unpack(folder: Path, root: Path = ROOT) -> None:
-    """Put what `prepare` made where it belongs: the module compiled for this Python, and the commit."""
+    """Put what `prepare` made where it belongs in a tree without .git; a clone has a build and a commit.
+
+    It is the module compiled for this Python, and the commit.
+    """
+    if (root / ".git").exists():
+        return
     compiled = folder / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
     if compiled.exists():
         shutil.copy(compiled, root / "dove_ext")
-    if (folder / "commit.txt").exists() and not (root / ".git").exists():
+    if (folder / "commit.txt").exists():
         shutil.copy(folder / "commit.txt", root / "benchmarks")
 
 

@@ -126,3 +126,7 @@ def test_a_pack_is_unpacked_where_it_is_needed(tools: Path) -> None:
     assert (there / "dove_ext" / f"_C{SUFFIX}").exists()
     assert commit.of_tree(there) == "abc1234+changes"  # these are not the sources that it was written for
     cli.unpack(tools / "nowhere", there)
+    (there / ".git").mkdir()
+    (there / "dove_ext" / f"_C{SUFFIX}").unlink()
+    cli.unpack(tools / "pack", there)
+    assert not list((there / "dove_ext").iterdir()), "a clone keeps its own build"
