@@ -23,6 +23,8 @@ PACK = Path("out/gpu-pack")
 OUT = Path("out/gpu")
 MOST_FILES, MOST_BYTES = 8, 16 * 2**20
 """Of what a call leaves in its folder."""
+DRY_PATIENCE = 10.0
+"""Times as long as on a GPU: a dry run is not about time."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -154,7 +156,9 @@ def call_machine(options: argparse.Namespace, launch: Launch | None) -> int:
     unpack(options.pack)
     gpu = "none, a dry run" if options.dry_run else require_machine()
     empty(options.out, getattr(options, "train_from", None))
-    with Call(options.out, options.minutes, environment(options.dry_run), launch) as call:
+    patience = DRY_PATIENCE if options.dry_run else 1.0
+    minutes = options.minutes * patience
+    with Call(options.out, minutes, environment(options.dry_run), launch, patience) as call:
         call.note(
             f"{options.verb}: {gpu}; commit {commit.of_tree() or 'unknown'}; Python {sys.version.split()[0]}"
         )

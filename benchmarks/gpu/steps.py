@@ -62,6 +62,7 @@ class Call:
         minutes: for all steps together.
         environment: of the steps.
         launch: runs a command, see `launch`; tests have one of their own.
+        patience: so many times as long as it says a step may take: a dry run's machine may be slow.
 
     Attributes:
         logs: folder of the steps' output, one file each.
@@ -70,14 +71,19 @@ class Call:
     """
 
     def __init__(
-        self, out: Path, minutes: float, environment: Mapping[str, str], launch: Launch | None = None
+        self,
+        out: Path,
+        minutes: float,
+        environment: Mapping[str, str],
+        launch: Launch | None = None,
+        patience: float = 1.0,
     ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="dove-gpu-")
         self.out, self.work = out, Path(self._folder.name)
         self.logs, self.records = self.work / "logs", self.work / "records"
         for folder in (out, self.logs, self.records):
             folder.mkdir(parents=True, exist_ok=True)
-        self.environment, self.failed = dict(environment), list[str]()
+        self.environment, self.failed, self.patience = dict(environment), list[str](), patience
         self._begun = time.monotonic()
         self._end = self._begun + 60 * minutes
         self._launch, self._lock = launch or Processes().launch, threading.Lock()
@@ -109,7 +115,8 @@ class Call:
             step: what to run.
             closing: it has the time that is kept for it, whatever is left.
         """
-        limit = step.seconds if closing else min(step.seconds, self.left())
+        limit = step.seconds * self.patience
+        limit = limit if closing else min(limit, self.left())
         if limit < SHORTEST:
             return self._failed(step, "not begun, the time is spent")
         begun, log = time.monotonic(), self.logs / f"{step.name}.log"
