@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import sys
 import sysconfig
 from pathlib import Path
@@ -138,7 +139,6 @@ def environment(dry: bool) -> dict[str, str]:
 def main(arguments: list[str] | None = None, launch: Launch | None = None) -> int:
     """Run a verb; 0, 1 if a step failed or did not run, 2 if the call cannot be made."""
     options = parser().parse_args(arguments)
-    os.chdir(ROOT)
     try:
         if options.verb == "prepare":
             from . import prepare
@@ -178,4 +178,5 @@ def call_machine(options: argparse.Namespace, launch: Launch | None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that its steps end, too
     sys.exit(main())

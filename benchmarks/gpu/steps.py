@@ -86,7 +86,8 @@ class Call:
         self.environment, self.failed, self.patience = dict(environment), list[str](), patience
         self._begun = time.monotonic()
         self._end = self._begun + 60 * minutes
-        self._launch, self._lock = launch or Processes().launch, threading.Lock()
+        self._processes, self._lock = Processes(), threading.Lock()
+        self._launch = launch or self._processes.launch
         (out / "summary.txt").write_text("")
 
     def __enter__(self) -> Call:
@@ -142,7 +143,11 @@ class Call:
         """Do some work, steps as well, at the same time as the body; it ends when all of it has ended."""
         with ThreadPoolExecutor(max(1, len(work))) as pool:
             futures = [pool.submit(each) for each in work]
-            yield
+            try:
+                yield
+            except BaseException:
+                self._processes.end_all()  # or the pool would wait for them
+                raise
             for future in futures:
                 future.result()
 
@@ -178,12 +183,10 @@ def pack(folder: Path, target: Path) -> None:
 
 
 class Processes:
-    """Commands in process groups of their own, none of which outlives this process's end by a signal."""
+    """Commands in process groups of their own, which end with the call that waits for them."""
 
     def __init__(self) -> None:
         self._running: set[subprocess.Popen[bytes]] = set()
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._end_all)
 
     def launch(
         self, command: Sequence[str], environment: Mapping[str, str], log: Path, seconds: float
@@ -206,10 +209,10 @@ class Processes:
             end(process)
             self._running.discard(process)
 
-    def _end_all(self, number: int, _: object) -> None:
+    def end_all(self) -> None:
+        """End what others wait for."""
         for process in list(self._running):
-            end(process, grace=0.0)
-        raise SystemExit(128 + number)
+            end(process)
 
 
 def end(process: subprocess.Popen[bytes], grace: float = GRACE) -> None:

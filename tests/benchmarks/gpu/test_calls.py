@@ -131,10 +131,8 @@ def in_this_process(
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sizes smaller than a dry run's; and what would outlive a step in this process."""
+    """What would outlive a step in this process, and a smaller step of training."""
     monkeypatch.setattr(device, "name", device.name)
-    monkeypatch.setattr("benchmarks.ops.eos.VOCABULARY", 400)
-    monkeypatch.setattr("benchmarks.gpu.attention.PREFIX", 16)
     monkeypatch.setattr("benchmarks.ops.training.QUICK_SIZE", 32)
     monkeypatch.setattr("benchmarks.ops.training.keep_freed_memory", lambda: None)
     monkeypatch.setattr("benchmarks.ops.training.peak_mib", lambda *_: 1.0)  # two processes a row
@@ -186,8 +184,7 @@ def test_check_as_a_dry_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """Of the quick figures the one that `measure` does not have; the rest runs in the next test."""
     monkeypatch.setattr(Steps, "QUICK", ("pack",))
     out = tmp_path / "out"
-    chosen = ["--only", "models,step,quick"]
-    code = cli.main(["check", "--dry-run", *chosen, "--out", str(out)], in_this_process)
+    code = cli.main(["check", "--dry-run", "--only", "models,quick", "--out", str(out)], in_this_process)
     assert code == 0, (out / "summary.txt").read_text()
     assert "14 comparisons, 0 failures" in (out / "summary.txt").read_text()
     assert set(unpacked(out / "records.tar.gz")) == {"quick-pack.json"}
@@ -266,6 +263,18 @@ def test_findings_of_the_sanitizer_are_not_tried_again(tmp_path: Path) -> None:
     chosen.sanitize("memcheck")
     assert call.failed == ["memcheck"]
     assert call.findings() == ["1 x memcheck: ========= Invalid __global__ read of size 4"]
+
+
+def test_check_takes_the_first_step_of_training(tmp_path: Path) -> None:
+    """As `measure` does in a dry run, also on a GPU."""
+    commands, launch = launched(lambda command: 0)
+    chosen, call = call_with(tmp_path, "measure", launch, "--only", "train")
+    chosen.measure()
+    call.run(chosen.first_step(40))
+    (in_measure, _), (in_check, _) = commands
+    options = [[word for word in command if word.startswith("--")] for command in (in_measure, in_check)]
+    assert options[0] == options[1] == ["--pack", "--work", "--out", "--seconds", "--dry-run"]
+    assert in_measure[:3] == in_check[:3] and not call.failed
 
 
 def test_training_gets_the_time_that_is_left(tmp_path: Path) -> None:

@@ -74,7 +74,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture
 def dry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A benchmark's dry run with options: its record, read from the file."""
-    monkeypatch.setattr("benchmarks.gpu.attention.PREFIX", 16)
     monkeypatch.setattr(device, "name", device.name)
 
     def run(name: str, *options: str) -> dict[str, Any]:

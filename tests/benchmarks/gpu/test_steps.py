@@ -99,3 +99,10 @@ def test_work_beside(call: Call) -> None:
         assert sorted(line.split("] ")[1][0] for line in summary(call)) == ["a", "b", "c"]
         with pytest.raises(ValueError, match="lost"), call.beside(lambda: int("lost")):
             pass
+        sleeper = python("sleeper", "import time; print('on', flush=True); time.sleep(60)")
+        begun = time.monotonic()
+        with pytest.raises(KeyboardInterrupt), call.beside(lambda: call.run(sleeper)):
+            while "on" not in call.log_of("sleeper"):
+                time.sleep(0.01)
+            raise KeyboardInterrupt
+        assert time.monotonic() - begun < 30, "what runs beside ends with the call"
