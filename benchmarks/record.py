@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,8 @@ from typing import Any
 import torch
 
 from dove_ext.atomic import atomic_write
+
+from .commit import of_tree
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -67,18 +68,15 @@ def machine() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The checked-out commit, with "+changes" if the working tree differs; "unknown" outside a checkout."""
-    here = Path(__file__).parent
-    try:
-        head = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=True
-        ).stdout.strip()
-        changed = subprocess.run(
-            ["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True, check=True
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return head + ("+changes" if changed else "")
+    """The commit that is measured, see `commit.of_tree`; where nobody knows it, "unknown", and it is said."""
+    found = of_tree()
+    if found is None:
+        print(
+            "The record's commit will be unknown: this tree has no .git, and its clone's "
+            "`benchmarks/gpu/run.sh prepare` wrote nothing down.",
+            file=sys.stderr,
+        )
+    return found or "unknown"
 
 
 def print_row(label: str, result: Mapping[str, Any]) -> None:

@@ -116,10 +116,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--lengths", type=numbers, metavar="N[,N...]", help="only these numbers of positions")
     options = parser.parse_args(arguments)
     record = device.begin(options, "attention", arguments)
-    few = (PREFIX + 32,) if options.dry_run else (512, 576)
+    longest = 16 if options.dry_run else PREFIX
+    few = (longest + 32,) if options.dry_run else (512, 576)
     lengths = options.lengths or (few if options.quick else (256, 288, 384, 512, 576, 640, 832))
     for dtype in ("bf16",) if options.quick else ("bf16", "fp16"):
-        for prefix in (PREFIX, 0):
+        for prefix in (longest, 0):
             for length in lengths:
                 for batch in device.batches(options, 1, 8, 64, 256):
                     rows(record, options.seconds, batch, length, prefix, dtype)

@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch._dynamo.utils import counters
 
+from dove_ext import DoveConfig, StackConfig, VQGANConfig
+
 from .. import record, timing
 
 # Index of an input set -> result.
@@ -67,9 +69,19 @@ def begin(options: argparse.Namespace, benchmark: str, given: list[str] | None) 
     options.quick |= options.dry_run
     if options.dry_run:
         options.seconds = 0.0
-        return record.Record(f"gpu.{benchmark}", options.json, given, {"ceilings": dict(ceilings())})
-    require_gpu()
+    else:
+        require_gpu()
     return record.Record(f"gpu.{benchmark}", options.json, given, facts())
+
+
+def config() -> DoveConfig:
+    """dove-base's shape; in a dry run one that is made and run in no time."""
+    if name == "cuda":
+        return DoveConfig()
+    vqgan = VQGANConfig(channels=32, channel_multipliers=(1, 2), encoder_blocks=1, decoder_blocks=1,
+                        latent_channels=32, codebook_size=0)  # fmt: skip
+    stack = StackConfig(hidden=64, layers=2, heads=2, mlp=128)
+    return DoveConfig(image_size=16, vqgan=vqgan, generator=stack, token_decoder=stack, vocab_size=300)
 
 
 def batches(options: argparse.Namespace, *usual: int) -> tuple[int, ...]:
@@ -96,6 +108,11 @@ def new_row() -> None:
     global _graphs_before
     torch._dynamo.reset()
     _graphs_before = counters["stats"]["unique_graphs"]
+
+
+def compiled_graphs() -> int:
+    """How many graphs torch.compile has made since `new_row`."""
+    return int(counters["stats"]["unique_graphs"] - _graphs_before)
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -197,7 +214,7 @@ def measure(
         "floor_us": floor_us,
         "of_floor": result["time_us"][ours]["median"] / floor_us if floor_us else None,
         "captured": captured,
-        "compiled": counters["stats"]["unique_graphs"] - _graphs_before,
+        "compiled": compiled_graphs(),
         "missing": missing,
     }
 
@@ -229,6 +246,9 @@ def _best(call: Call) -> float:
 
 def facts() -> dict[str, Any]:
     """Device, driver and library versions, and the ceilings."""
+    versions = {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+    if name != "cuda":
+        return {"device": "none, a dry run", "driver": "none", **versions, "ceilings": dict(ceilings())}
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0]
@@ -240,7 +260,6 @@ def facts() -> dict[str, Any]:
         "capability": f"{properties.major}.{properties.minor}",
         "multiprocessors": properties.multi_processor_count,
         "driver": driver,
-        "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
+        **versions,
         "ceilings": dict(ceilings()),
     }

@@ -1,6 +1,4 @@
-"""Generator with its vocabulary head against eager GPT-NeoX, and whole encodes in their three ways.
-
-    python -m benchmarks.gpu.generator [--json PATH]
+"""Generator and vocabulary head against eager GPT-NeoX: `python -m benchmarks.gpu.generator [--json PATH]`.
 
 dove-base with random weights, which costs what trained ones cost. The peer is transformers'
 GPTNeoXForCausalLM of the same shape, in eager attention, with the arg-max over its logits.
@@ -16,9 +14,6 @@ from torch import Tensor
 
 from dove_ext import DoveConfig, DoveModel
 
-from .. import timing
-from ..record import Record
-from ..tokenizers.build import pictures
 from . import device
 
 
@@ -58,7 +53,7 @@ def generator_flops(config: DoveConfig, batch: int, head: int) -> float:
 def main(arguments: list[str] | None = None) -> int:
     options = device.arguments(__doc__ or "").parse_args(arguments)
     record = device.begin(options, "generator", arguments)
-    config = DoveConfig()
+    config = device.config()
     model = DoveModel(config).to(device.name, torch.bfloat16).eval()
     weight_bytes = 2 * sum(p.numel() for p in model.generator.parameters())
 
@@ -80,7 +75,8 @@ def main(arguments: list[str] | None = None) -> int:
             x = model.generator.sequence(model.condition_on(latents))
             times = model.generator.times.to(x.dtype).expand(x.shape[0], -1, -1)
             hidden = peer.gpt_neox(inputs_embeds=torch.cat([x, times], 1)).last_hidden_state
-            return peer.embed_out(hidden[:, -config.num_tokens :]).argmax(-1)
+            head = peer.get_output_embeddings()  # embed_out, or lm_head since transformers 5
+            return head(hidden[:, -config.num_tokens :]).argmax(-1)
 
         for batch in device.batches(options, 1, 8, 64, 256):
             width = config.vqgan.latent_channels
@@ -98,25 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
                     flops=generator_flops(config, batch, head),
                 )  # fmt: skip
                 record.add(f"{what}, B={batch}", {"what": what, "batch": batch, "dtype": "bf16"}, result)
-        encodes(record, options, model)
     return 0
-
-
-def encodes(record: Record, options: Any, model: DoveModel) -> None:
-    """Whole encodes on a host clock, since they end with a copy of the lengths to the host."""
-    for batch in device.batches(options, 1, 8, 64):
-        pixels = pictures(batch)
-
-        def encode(cuda_graph: bool, p: Tensor = pixels, n: int = batch) -> None:
-            model.encode(p, batch_size=n, cuda_graph=cuda_graph and device.name == "cuda")
-            device.synchronize()
-
-        times = timing.interleave(
-            {"graph": lambda e=encode: e(True), "blocks": lambda e=encode: e(False)},
-            seconds=options.seconds, min_rounds=1 if options.dry_run else 5,
-        )  # fmt: skip
-        setting = {"what": "encode", "batch": batch, "dtype": "bf16"}
-        record.add(f"encode, B={batch}", setting, timing.compare(times, "graph"))
 
 
 if __name__ == "__main__":

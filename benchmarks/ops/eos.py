@@ -29,10 +29,11 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 Inputs = dict[str, Any]
 
 
-def clusters(images: int, dtype: torch.dtype, *, witness: bool) -> Inputs:
+def clusters(images: int, dtype: torch.dtype, *, witness: bool, vocabulary: int | None = None) -> Inputs:
+    words = vocabulary or VOCABULARY
     generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(VOCABULARY, WIDTH, generator=generator)
-    frequent = 1 + torch.randperm(VOCABULARY - 1, generator=generator)[:300]
+    weight = torch.randn(words, WIDTH, generator=generator)
+    frequent = 1 + torch.randperm(words - 1, generator=generator)[:300]
     zipf = 1 / torch.arange(1, 301, dtype=torch.float32)
 
     def draw(count: int) -> Tensor:
@@ -44,7 +45,7 @@ def clusters(images: int, dtype: torch.dtype, *, witness: bool) -> Inputs:
         hidden[image, 100 + 7 * (image % 23)] = 0.1 * weight[0]
     inputs: Inputs = {"hidden": hidden.to(dtype), "weight": weight.to(dtype)}
     if witness:
-        wins = (draw(4096) @ weight.T).argmax(-1).bincount(minlength=VOCABULARY)
+        wins = (draw(4096) @ weight.T).argmax(-1).bincount(minlength=words)
         inputs["witness"] = wins.argsort(descending=True)[:256].int()
     return inputs
 

@@ -102,7 +102,7 @@ def _call(system: System, device: torch.device, function: Callable[..., Any], *a
 
 
 @functools.cache
-def _peer(kind: str, name: str, dtype: torch.dtype, device: torch.device) -> Any:
+def peer(kind: str, name: str, dtype: torch.dtype, device: torch.device) -> Any:
     """A peer's model. In bfloat16 it is in channels-last, which is what makes it fastest."""
     kinds = {"vqgan": "VQGAN", "alit": "ALIT", "titok": "TiTok"}
     make = getattr(import_module(f".peers.{kind}", __package__), kinds[kind])
@@ -119,7 +119,7 @@ def _peer(kind: str, name: str, dtype: torch.dtype, device: torch.device) -> Any
 
 def vqgan(system: System, batch: int, device: torch.device) -> Stages:
     """VQGAN-256."""
-    model = _peer("vqgan", "", system.dtype, device)
+    model = peer("vqgan", "", system.dtype, device)
     layout = torch.contiguous_format if system.way == RELEASED else torch.channels_last
     return {
         "encode": lambda: _call(
@@ -134,7 +134,7 @@ def vqgan(system: System, batch: int, device: torch.device) -> Stages:
 
 def alit(system: System, batch: int, device: torch.device) -> Stages:
     """ALIT at a fixed count, searching its threshold, or as released."""
-    model = _peer("alit", "", system.dtype, device)
+    model = peer("alit", "", system.dtype, device)
     pixels = _pixels(system, batch, device, signed=False)
     codes = torch.randint(4096, (batch, system.tokens or 256), device=device)
     stages: Stages = {"encode": lambda: _call(system, device, model.encode, pixels, system.tokens)}
@@ -159,7 +159,7 @@ def alit(system: System, batch: int, device: torch.device) -> Stages:
 
 def titok(system: System, batch: int, device: torch.device) -> Stages:
     """TiTok; its name holds its size."""
-    model = _peer("titok", system.name.removeprefix("TiTok "), system.dtype, device)
+    model = peer("titok", system.name.removeprefix("TiTok "), system.dtype, device)
     codes = torch.randint(4096, (batch, system.tokens or 0), device=device)
     return {
         "encode": lambda: _call(

@@ -93,7 +93,9 @@ def sampled_eos_loss(p_eos: Tensor, lengths: Tensor, loss: Tensor, threshold: fl
     position = lengths.clamp_max(slots - 1).long()[:, None]
     p = p_eos.gather(1, position)[:, 0].clamp(1e-6, 1 - 1e-6)
     label = (loss.detach() <= threshold).to(p.dtype)
-    return F.binary_cross_entropy(p, label, reduction="none") * (lengths < slots)
+    with torch.autocast(p.device.type, enabled=False):  # on CUDA autocast refuses this function in any dtype
+        entropy = F.binary_cross_entropy(p, label, reduction="none")
+    return entropy * (lengths < slots)
 
 
 def gaussian_loss(divergence: Tensor, lengths: Tensor) -> Tensor:

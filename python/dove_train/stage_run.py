@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from contextlib import nullcontext
 from typing import Any, NamedTuple
@@ -109,7 +110,7 @@ class StageRun:
     def train(self) -> None:
         """Take the stage's steps, from where the run stands in it to its end."""
         run, s = self.run, self.run.settings
-        began, first = time.perf_counter(), run.schedule.done(self.name)
+        paces: list[float] = []  # seconds of the stage's first steps
         seconds, images = 0.0, 0  # of the steps since the last progress line
         while run.schedule.within(self.name):
             tick = time.perf_counter()
@@ -117,11 +118,13 @@ class StageRun:
             took = time.perf_counter() - tick
             run.seconds += took
             seconds, images = seconds + took, images + run.global_batch
+            if len(paces) < PACE_STEPS:
+                paces.append(took)
             if (
                 s.minutes and run.schedule.done(self.name) == PACE_STEPS
             ):  # once: a resumed stage keeps its plan
-                pace = run.world.mean(time.perf_counter() - began) / (PACE_STEPS - first)
-                run.schedule.shorten(self.name, pace)
+                # The median: on a GPU the first step loads kernels and can take as long as a hundred others.
+                run.schedule.shorten(self.name, run.world.mean(statistics.median(paces)))
             if run.step % s.log_every == 0:
                 values = {"images/s": images / seconds, **values}
                 run.report.progress(run.step, run.schedule.total, self.name, values)

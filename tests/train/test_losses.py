@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from dove_ext import ops
 from dove_ext.models import precision
@@ -109,6 +111,21 @@ def test_sampled_rule_asks_whether_the_loss_is_small_enough() -> None:
     loss = torch.tensor([0.1, 0.3, 0.1])
     out = sampled_eos_loss(p, lengths, loss, threshold=0.2)
     assert torch.allclose(out, torch.tensor([-math.log(0.9), -math.log(0.1), 0.0]), atol=1e-5)
+
+
+def test_no_cross_entropy_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA's autocast raises on it, whatever the dtype; a CPU's does not."""
+    real = F.binary_cross_entropy
+
+    def as_on_a_gpu(p: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
+        assert not torch.is_autocast_enabled(p.device.type)
+        return real(p, *arguments, **options)
+
+    monkeypatch.setattr(F, "binary_cross_entropy", as_on_a_gpu)
+    p, lengths, loss = torch.rand(3, 4), torch.tensor([1, 2, 4]), torch.tensor([0.1, 0.3, 0.2])
+    expected = sampled_eos_loss(p, lengths, loss, threshold=0.2)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert sampled_eos_loss(p, lengths, loss, threshold=0.2).equal(expected)
 
 
 def test_gaussian_loss_counts_kept_tokens_only() -> None:

@@ -303,6 +303,23 @@ def test_minutes_shorten_the_stages(tmp_path: Path) -> None:
     assert again.schedule.place() is None
 
 
+def test_one_slow_step_does_not_shorten_a_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU the first step is one: it loads kernels and starts workers."""
+    run = new_run(tmp_path, minutes=1.0, stages={"joint": {"steps": 500, "train": ["head"]}})
+    run.start()
+    clock = [0.0]
+
+    def take_step(stage: StageRun) -> dict[str, float]:
+        clock[0] += 1.0 if run.step else 100.0
+        run.schedule.step += 1
+        return {}
+
+    monkeypatch.setattr(StageRun, "take_step", take_step)
+    monkeypatch.setattr("dove_train.stage_run.time.perf_counter", lambda: clock[0])
+    train_stage(run, "joint")
+    assert run.step == 60, "a minute of steps of a second"
+
+
 def test_a_resumed_stage_keeps_its_plan_whatever_the_minutes(tmp_path: Path) -> None:
     stages = {"joint": {"steps": 50, "train": ["head"]}, "head": {"steps": 50, "train": ["head"]}}
     first = new_run(tmp_path, minutes=100.0, stages=stages, checkpoint_every=25)

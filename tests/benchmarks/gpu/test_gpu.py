@@ -1,11 +1,8 @@
-"""benchmarks/gpu/run.sh and its report, as far as they go without a GPU."""
+"""What GPU benchmarks share, and the report; test_calls.py runs all of them."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,76 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-import dove_ext
-from benchmarks.gpu import device, report
+from benchmarks.gpu import device, models, report, sanitize
 from benchmarks.gpu.attention import visible_pairs
 from benchmarks.gpu.generator import generator_flops
-from dove_ext import DoveConfig, StackConfig, VQGANConfig
-
-ROOT = Path(__file__).parents[3]
-SCRIPT = ROOT / "benchmarks" / "gpu" / "run.sh"
-
-
-def run(tmp_path: Path, *arguments: str, gpu: str | None = None) -> subprocess.CompletedProcess[str]:
-    """The script with a PATH on which nvidia-smi prints `gpu`, or is missing."""
-    tools = tmp_path / "bin"
-    tools.mkdir(exist_ok=True)
-    for tool in ("dirname", "grep", "cat", "mkdir", "bash", "env"):
-        if not (tools / tool).exists():
-            (tools / tool).symlink_to(
-                f"/usr/bin/{tool}" if Path(f"/usr/bin/{tool}").exists() else f"/bin/{tool}"
-            )
-    if gpu is not None:
-        (tools / "nvidia-smi").write_text(f"#!/bin/bash\necho '{gpu}'\n")
-        (tools / "nvidia-smi").chmod(0o755)
-    return subprocess.run(
-        ["/bin/bash", str(SCRIPT), *arguments],
-        env={"PATH": str(tools), "PYTHON": sys.executable, "HOME": os.environ.get("HOME", "/")},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("arguments", "text"),
-    [
-        (["--fast"], "unknown option --fast"),
-        (["--seconds"], "--seconds needs a value"),
-        (["--seconds", "long"], "--seconds must be a number, got long"),
-        (["--only", "attention,sorting"], "there is no benchmark sorting; choose from attention, eos"),
-        (["--only", "device"], "there is no benchmark device"),
-    ],
-)
-def test_wrong_arguments(tmp_path: Path, arguments: list[str], text: str) -> None:
-    result = run(tmp_path, *arguments)
-    assert result.returncode == 2
-    assert text in result.stderr
-    assert not result.stdout
-
-
-def test_help_names_every_option(tmp_path: Path) -> None:
-    result = run(tmp_path, "--help")
-    assert result.returncode == 0
-    for option in ("--out", "--seconds", "--only", "--batches", "--lengths", "--quick", "--no-build"):
-        assert option in result.stdout
-
-
-def test_refuses_without_a_gpu(tmp_path: Path) -> None:
-    out = tmp_path / "records"
-    result = run(tmp_path, "--out", str(out))
-    assert result.returncode == 2
-    assert "no GPU here (nvidia-smi was not found)" in result.stderr
-    assert not out.exists()
-    result = run(tmp_path, "--out", str(out), gpu="No devices were found")
-    assert result.returncode == 2
-    assert "nvidia-smi lists no GPU" in result.stderr
-    assert not out.exists()
-
-
-@pytest.mark.skipif(dove_ext.info()["backends"]["cuda"]["available"], reason="there is a GPU")
-def test_says_why_kernels_cannot_run(tmp_path: Path) -> None:
-    result = run(tmp_path, "--no-build", "--out", str(tmp_path / "records"), gpu="GPU 0: a card")
-    assert result.returncode != 0
-    assert f"needs a GPU and CUDA kernels: {dove_ext.info()['backends']['cuda']['why']}" in result.stderr
+from dove_ext import DoveConfig
+from dove_ext.ops import library
+from tests.cases import CASES
 
 
 def record() -> dict[str, Any]:
@@ -120,7 +53,7 @@ def test_report_names_what_was_not_measured(tmp_path: Path, capsys: pytest.Captu
     assert "2025-01-02, commit abc" in text
     assert "| what pack, batch 8 | ours 12.5 us, index_select 12.5 us |" in text
     assert "index_select 1.00x (0.90-1.10), flash-attn not measured" in text
-    assert "compiled" not in text
+    assert "compiled 1" not in text, "how many graphs were compiled is no part of what was measured"
     assert "1.25 of 10.0 us" in text
     assert text.count("Not measured.") == len(report.BENCHMARKS) - 1
     assert capsys.readouterr().out == text + "\n"
@@ -132,18 +65,15 @@ def test_report_refuses_a_missing_folder(tmp_path: Path, capsys: pytest.CaptureF
     assert "is not a folder; run benchmarks/gpu/run.sh first" in capsys.readouterr().err
 
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
 # --- Dry runs ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def dry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A benchmark's dry run with options: its record, read from the file."""
-    stack = StackConfig(hidden=64, layers=2, heads=2, mlp=128)
-    vqgan = VQGANConfig(channels=32, channel_multipliers=(1, 2), encoder_blocks=1, decoder_blocks=1,
-                        latent_channels=32, codebook_size=0)  # fmt: skip
-    config = DoveConfig(image_size=32, vqgan=vqgan, generator=stack, token_decoder=stack, vocab_size=300)
-    monkeypatch.setattr("benchmarks.ops.eos.VOCABULARY", 2000)
-    monkeypatch.setattr("benchmarks.gpu.generator.DoveConfig", lambda: config)
     monkeypatch.setattr(device, "name", device.name)
 
     def run(name: str, *options: str) -> dict[str, Any]:
@@ -157,19 +87,36 @@ def dry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return run
 
 
-@pytest.mark.parametrize("name", report.BENCHMARKS)
-def test_every_benchmark_runs_dry(dry: Any, name: str) -> None:
-    rows = dry(name)["rows"]
-    assert rows
-    for row in rows:
-        assert "compiled" not in row.get("missing", {})
-        if name in ("group_norm", "eos"):  # the baseline under torch.compile did run, and ran compiled
-            assert row["compiled"] == 1 and "compiled" in row["speedup"]
+def test_a_wrong_gradient_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "name", "cpu")
+    small, found, calls = models.random_weights(device.config()), models.gradients, []
+
+    def other_images(*arguments: Any, **options: Any) -> dict[str, torch.Tensor]:
+        calls.append(options)
+        gradients = found(*arguments, **options)
+        return gradients if len(calls) == 1 else {name: -each for name, each in gradients.items()}
+
+    monkeypatch.setattr(models, "gradients", other_images)
+    said = models.Report()
+    models.training(said, "small", small, 2)
+    assert (said.lines, said.failed) == (2, 2)
+    said.near("nothing but NaN", torch.full((3,), torch.nan), torch.ones(3), 1e9)
+    assert said.failed == 3
+
+
+def test_rows_for_the_sanitizer() -> None:
+    known = {str(case): case for case in CASES}
+    assert not sanitize.ROWS - known.keys()
+    assert not set(sanitize.DRY_ROWS) - known.keys()
+    forward = {
+        name.removesuffix("_backward").removeprefix("add_group") for name in library.CUDA_IMPLEMENTATIONS
+    }
+    assert {known[row].op for row in sanitize.ROWS} >= forward - {"_norm"}, "kernels that it would never see"
 
 
 def test_options_choose_rows(dry: Any) -> None:
-    rows = dry("attention", "--lengths", "257,260", "--batches", "2")["rows"]
-    assert {(row["batch"], row["positions"]) for row in rows} == {(2, 257), (2, 260)}
+    rows = dry("attention", "--lengths", "17,20", "--batches", "2")["rows"]
+    assert {(row["batch"], row["positions"]) for row in rows} == {(2, 17), (2, 20)}
 
 
 def test_a_compiled_baseline_never_falls_back_to_eager(monkeypatch: pytest.MonkeyPatch) -> None:

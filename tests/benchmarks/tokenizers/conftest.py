@@ -12,7 +12,7 @@ import torch
 import dove_ext.cli
 from benchmarks.tokenizers import build
 
-_KEPT_MODELS = build._peer, build.dove_model
+_KEPT_MODELS = build.peer, build.dove_model
 
 
 @pytest.fixture(autouse=True)

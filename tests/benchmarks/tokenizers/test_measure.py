@@ -166,7 +166,7 @@ def test_every_stage_of_the_peers_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         }
         return models[kind]().to(dtype).eval()
 
-    monkeypatch.setattr(build, "_peer", narrow)
+    monkeypatch.setattr(build, "peer", narrow)
     monkeypatch.setattr(build.System, "dtype", torch.float32)  # in bfloat16 it takes minutes on some CPUs
     chosen = (
         ("VQGAN-256", build.RELEASED), ("ALIT-128", build.EAGER), ("ALIT, threshold met at 32", build.EAGER),
