@@ -47,6 +47,7 @@ ROWS = {
     "pair_norm-31_rows": {"pair_norm", "pair_norm_backward"},
     "bias_gelu-31_rows": {"bias_gelu", "bias_gelu_backward"},
     "add_branches-31_rows": {"add_branches"},
+    "residual_sum-mixed": {"residual_sum"},
 }
 
 
