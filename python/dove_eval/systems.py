@@ -22,7 +22,7 @@ from dove_eval.rows import weights_digest
 from dove_ext.images.files import pil_to_tensor, to_pil
 from dove_ext.metrics import OWN, at_lengths, own_lengths
 from dove_ext.models.dove import DoveModel
-from dove_ext.models.vqgan import VQGAN
+from dove_ext.models.vqgan import VQGAN, Stream
 
 BYTES_PER_VALUE = 2  # a token is kept as float16: D values of two bytes
 
@@ -183,10 +183,8 @@ class Vqgan:
         # On a CPU the encoder takes a batch in parts, one after the other.
         levels: dict[nn.Module, list[Tensor]] = {}
 
-        def keep(module: nn.Module, _: Any, stream: tuple[Tensor, Tensor | None]) -> None:
-            x, branch = stream
-            level = (x if branch is None else x + branch).float().mean((2, 3))
-            levels.setdefault(module, []).append(level)
+        def keep(module: nn.Module, _: Any, stream: Stream) -> None:
+            levels.setdefault(module, []).append(stream.settled().float().mean((2, 3)))
 
         modules = [*self.vqgan.encoder.down, self.vqgan.encoder.mid]
         hooks = [module.register_forward_hook(keep) for module in modules]
