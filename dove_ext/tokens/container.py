@@ -383,27 +383,30 @@ class DoveTokens:
             raise TokensError(f"{str(path)!r} is not valid: {error}") from error
 
 
+_TENSORS = ("tokens", "cu_seqlens", "p_eos", "psnr")
+_REST = ("num_slots", "model", "names")
+
+
 def _flatten(tokens: DoveTokens) -> tuple[list[Any], Any]:
-    return [tokens.tokens, tokens.cu_seqlens, tokens.p_eos, tokens.psnr], (
-        tokens.num_slots,
-        tokens.model,
-        tokens.names,
-    )
+    there = tuple(name for name in _TENSORS if getattr(tokens, name) is not None)
+    return [getattr(tokens, name) for name in there], (there, *(getattr(tokens, name) for name in _REST))
 
 
 def _unflatten(leaves: Any, context: Any) -> DoveTokens:
     # Past the checks: tree functions put other things than tensors in the leaves' places.
     tokens = object.__new__(DoveTokens)
-    values = dict(zip(("tokens", "cu_seqlens", "p_eos", "psnr"), leaves, strict=True))
-    values |= dict(zip(("num_slots", "model", "names"), context, strict=True))
+    there, *rest = context
+    values = (
+        dict.fromkeys(_TENSORS) | dict(zip(there, leaves, strict=True)) | dict(zip(_REST, rest, strict=True))
+    )
     for field in fields(DoveTokens):
         object.__setattr__(tokens, field.name, values[field.name])
     return tokens
 
 
 def _from_json(context: Any) -> Any:
-    num_slots, model, names = context
-    return num_slots, model, None if names is None else tuple(names)
+    there, num_slots, model, names = context
+    return tuple(there), num_slots, model, None if names is None else tuple(names)
 
 
 pytree.register_pytree_node(

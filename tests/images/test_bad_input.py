@@ -248,7 +248,7 @@ def cu(*values: int) -> torch.Tensor:
 
 BAD_TOKEN_FILES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({}, {"format": "pt"}, "a safetensors file, but not of DOVE tokens; it holds 'cu_seqlens', 'tokens'"),
-    ({}, {"version": "2"}, "version '2' of the format, known is '1'; upgrade dove-ext"),
+    ({}, {"version": "3"}, "version '3' of the format, known are '1' and '2'; upgrade dove-ext"),
     ({}, {"num_slots": "0"}, "num_slots must be between 1 and 65536, it says '0'"),
     ({}, {"num_slots": "-3"}, "num_slots must be between"),
     ({}, {"num_slots": "9" * 5000}, "num_slots must be between"),
@@ -257,7 +257,11 @@ BAD_TOKEN_FILES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({}, {"names": "{"}, "names are not a JSON list of strings"),
     ({}, {"names": "[" * 100_000}, "names are not a JSON list of strings"),
     ({}, {"names": json.dumps(["a"])}, "there are 1 names for 2 images"),
-    ({"extra": torch.ones(1)}, {}, "must hold 'tokens', 'cu_seqlens' and optionally 'p_eos', but it holds"),
+    (
+        {"extra": torch.ones(1)},
+        {},
+        "must hold 'tokens', 'cu_seqlens' and optionally 'p_eos' and 'psnr', but it holds",
+    ),
     ({"tokens": torch.ones(12)}, {}, "tokens must have 2 dimensions"),
     ({"tokens": torch.ones(4, 3, dtype=torch.int32)}, {}, "tokens of dtype torch.int32 are not supported"),
     ({"tokens": torch.tensor([[1.0, NAN]] * 4)}, {}, "tokens hold NaN or infinite values"),

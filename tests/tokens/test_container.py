@@ -209,7 +209,9 @@ def test_pickle_and_pytree() -> None:
     doubled = pytree.tree_map(lambda t: t * 2 if t.is_floating_point() else t, tokens)
     assert_holds(doubled, [p * 2 for p in parts])
     shapes = pytree.tree_map(lambda t: tuple(t.shape), tokens)
-    assert shapes.tokens == (4, 3)
+    assert shapes.tokens == (4, 3) and shapes.psnr is None
+    bare = pytree.tree_map(lambda t: t + 1, make([3, 1], p_eos=None)[1])  # what is not there is no leaf
+    assert bare.p_eos is None and torch.equal(bare.tokens, tokens.tokens + 1)
 
 
 def test_a_part_of_a_batch_is_copied_without_the_rest() -> None:
