@@ -25,7 +25,8 @@ attention-packed_cache attention-cache_64_of_320_prefix_256 attention-257 attent
 eos_scan-257_positions eos_scan-witness eos_scan-own_last_rows_refute eos_scan-strided
 eos_probability-257_positions eos_probability-strided eos_probability-two_words
 group_norm-31_pixels group_norm-residual_odd_channels group_norm-slice group_norm-wide
-group_norm-bias_many_chunks group_norm-bias_residual_odd_channels residual_sum-mixed residual_sum-odd residual_sum-pad_only
+group_norm-bias_many_chunks group_norm-bias_residual_odd_channels
+residual_sum-mixed residual_sum-odd residual_sum-pad_only
 pair_norm-257 pair_norm-wide pair_norm-paper_width bias_gelu-odd_width add_branches-odd_width
 pack-ragged unpack-ragged zero_tail-strided lengths_to_cu_seqlens-600
 """.split()  # noqa: SIM905
