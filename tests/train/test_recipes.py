@@ -20,7 +20,8 @@ LIGHTER = {
     "dove-tiny-gaussian": _SMALL,
     "dove-base-imagenet": [
         *_SMALL, "vocab_size=1000", "generator.layers=1", "token_decoder.layers=1", "vqgan.encoder_blocks=1",
-        "vqgan.decoder_blocks=1", "--perceptual", "", "--workers", "0", "--bf16", "false",
+        "vqgan.decoder_blocks=1", "vqgan.channels=32",
+        "--perceptual", "", "--workers", "0", "--bf16", "false",
     ],
 }  # fmt: skip
 
