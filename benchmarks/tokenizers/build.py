@@ -243,7 +243,7 @@ def _behind_the_encoder(model: DoveModel, images: Tensor, latents: Tensor) -> Do
     parts = iter(latents.split(32))
     model.vqgan.encode = lambda _: next(parts)  # type: ignore[method-assign]
     try:
-        tokens = model.encode(images, batch_size=32)
+        tokens = model.encode(images, batch_size=32, cuda_graph=False)  # a recording holds the encoder
     finally:
         del model.vqgan.encode
     if next(parts, None) is not None:
