@@ -199,8 +199,9 @@ class DoveModel(Pretrained):
             cuda_graph: run a batch, from pixels to packed tokens, as a recorded CUDA graph: no launch costs,
                 but all positions run, also behind the last EOS. There is a graph for each way of choosing
                 lengths and each batch of 1, 2, 4, ... or `batch_size` images, recorded when it is first
-                needed, which takes as long as some four batches; batches in between are filled up.
-                None: on CUDA yes, elsewhere no.
+                needed, which takes as long as some four batches; batches in between are filled up. Hooks of
+                the model's modules run while it is recorded, not when it is replayed. None: on CUDA yes,
+                elsewhere no.
 
         Returns:
             DoveTokens: tokens [T, D] with cu_seqlens int32 [B + 1].
