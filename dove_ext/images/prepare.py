@@ -39,8 +39,8 @@ class Squares(NamedTuple):
 
     Attributes:
         pixels: [B, 3, S, S], contiguous: uint8, or float32 in [0, 1].
-        unread: of floats on a GPU, what they are called and their least and largest value, [2] there. Nobody
-            has looked at these: it means waiting for the device (`check_ranges`).
+        unread: of floats that stay on GPUs, what they are called and their least and largest value, float64
+            [2] beside the pixels. Nobody has looked at these: that would wait for the device (`check_ranges`).
     """
 
     pixels: Tensor
@@ -115,8 +115,8 @@ def square_images(
         batch = _to_batch(image, name)
         if batch.is_floating_point():
             low_high = torch.stack(batch.detach().aminmax())
-            if batch.is_cuda:
-                unread.append((name, low_high.double()))
+            if batch.is_cuda and device.type == "cuda":
+                unread.append((name, low_high.double().to(device)))  # to be read with what else is there
             else:
                 check_ranges([(name, low_high.tolist())])
         fitted.append(_fit(batch, size, fit, name, device))

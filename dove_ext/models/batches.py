@@ -72,30 +72,28 @@ def join(batches: Sequence[Encoded], rule: LengthRule, unread: Sequence[tuple[st
     lengths = torch.cat([batch.lengths for batch in batches])
     p_eos, psnr = (_together([batch[i] for batch in batches]) for i in (2, 3))
     if rule.token_budget is not None and p_eos is not None:
-        lengths = lengths_for_budget(p_eos, rule.token_budget)
-    sizes = [len(batch.lengths) for batch in batches]
-    if rule.token_budget is not None:
         # Whose tokens they are is known on the device alone; their sum is known here.
+        lengths = lengths_for_budget(p_eos, rule.token_budget)
         batches = [Encoded(torch.cat([batch.tokens for batch in batches]), lengths)]
+    parts = lengths.split([len(batch.lengths) for batch in batches])
+    sums: list[Tensor] = []
+    if rule.token_budget is not None:
         kept = [rule.token_budget]
     elif rule.num_tokens is not None:
-        kept = [rule.num_tokens * size for size in sizes]
+        kept = [rule.num_tokens * len(part) for part in parts]
     else:
-        kept = []
-    ranges = [values for _, values in unread]
-    sums = [] if kept else [part.sum().double()[None] for part in lengths.split(sizes)]
-    read = torch.cat([*sums, *ranges]).tolist() if sums or ranges else []
-    kept = kept or [int(value) for value in read[: len(sums)]]
+        kept, sums = [], [part.sum().double()[None] for part in parts]
+    unseen = [*sums, *(values for _, values in unread)]
+    read = torch.cat(unseen).tolist() if unseen else []
+    kept += [int(value) for value in read[: len(sums)]]
     found = iter(read[len(sums) :])
     check_ranges([(name, (next(found), next(found))) for name, _ in unread])
-    tokens = []
-    for batch, part, total in zip(
-        batches, lengths.split([len(b.lengths) for b in batches]), kept, strict=True
-    ):
-        if batch.tokens.dim() == 3:
-            tokens.append(ops.pack(batch.tokens, ops.lengths_to_cu_seqlens(part), total))
-        else:
-            tokens.append(batch.tokens[:total])
+    tokens = [
+        batch.tokens[:total]
+        if batch.tokens.dim() == 2
+        else ops.pack(batch.tokens, ops.lengths_to_cu_seqlens(part), total)
+        for batch, part, total in zip(batches, parts, kept, strict=True)
+    ]
     return Encoded(torch.cat(tokens), lengths, p_eos, psnr)
 
 

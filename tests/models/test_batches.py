@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from dove_ext import DoveModel, DoveTokens
 from dove_ext.errors import ImageError
@@ -160,3 +160,13 @@ def test_floats_on_a_gpu_are_prepared_without_a_wait() -> None:
         squares = square_images(images, 32)
     assert [name for name, _ in squares.unread] == ["images[0] (tensor)"]
     assert squares.pixels.shape == (2, 3, 32, 32) and squares.pixels.is_cuda
+
+
+def test_floats_that_leave_a_gpu_are_looked_at_at_once() -> None:
+    """Their range would lie on another device than the lengths, with which it is read."""
+    with FakeTensorMode():
+        image = torch.empty(3, 32, 32, device="cuda:1")
+        (_, values), *_ = square_images(image, 32, device=torch.device("cuda:0")).unread
+        assert values.device == torch.device("cuda:0")
+        with pytest.raises(DataDependentOutputException):  # a read
+            square_images(image, 32, device=torch.device("cpu"))
