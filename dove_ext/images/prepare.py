@@ -40,7 +40,7 @@ class Squares(NamedTuple):
     Attributes:
         pixels: [B, 3, S, S], contiguous: uint8, or float32 in [0, 1].
         unread: of floats that stay on GPUs, what they are called and their least and largest value, float64
-            [2] beside the pixels. Nobody has looked at these: that would wait for the device (`check_ranges`).
+            [2] beside the pixels. Nobody has looked at these: a GPU would be waited for (`check_ranges`).
     """
 
     pixels: Tensor
