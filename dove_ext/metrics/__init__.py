@@ -2,7 +2,7 @@
 
 from dove_ext.metrics.lengths import OWN, AtLength, at_lengths, own_lengths
 from dove_ext.metrics.perceptual import PERCEPTUAL_DISTANCES, perceptual_distance
-from dove_ext.metrics.pixel import PSNR_CEILING, laplacian_variance, mse, psnr
+from dove_ext.metrics.pixel import PSNR_CEILING, laplacian_variance, mse, psnr, psnr_of_mse
 
 __all__ = [
     "OWN",
@@ -15,4 +15,5 @@ __all__ = [
     "own_lengths",
     "perceptual_distance",
     "psnr",
+    "psnr_of_mse",
 ]

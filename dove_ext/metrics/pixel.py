@@ -40,7 +40,12 @@ def psnr(reconstruction: Tensor, pixels: Tensor, *, black: float = -1.0, ceiling
         Tensor: [B], in dB, infinite where both are equal and there is no ceiling; float64 if an input is,
         otherwise float32.
     """
-    return (-10 * mse(reconstruction, pixels, black=black).log10()).clamp_max(ceiling)
+    return psnr_of_mse(mse(reconstruction, pixels, black=black), ceiling=ceiling)
+
+
+def psnr_of_mse(error: Tensor, *, ceiling: float = math.inf) -> Tensor:
+    """`psnr` of images whose `mse` is known, of any shape."""
+    return (-10 * error.log10()).clamp_max(ceiling)
 
 
 def laplacian_variance(pixels: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from dove_eval.rows import Rows, fill
 from dove_eval.systems import OWN, Dove
 from dove_ext.images import Fit
 from dove_ext.images.files import to_pil
-from dove_ext.metrics import PSNR_CEILING, laplacian_variance, mse
+from dove_ext.metrics import PSNR_CEILING, laplacian_variance, mse, psnr_of_mse
 
 COUNTS = (4, 8, 16, 32, 64, 96, 128, 192)  # and full length
 BINS = 32
@@ -71,7 +71,7 @@ def summarise(images: ImageSet, rows: Rows, model: Dove) -> dict[str, Any]:
     """The figures as JSON."""
     length, complexity = rows.values("length"), rows.values("complexity")
     labels = np.array([images.items[int(i)].label for i in rows.good], dtype=object)
-    psnr = (-10 * np.log10(rows.values(f"mse-{OWN}").clip(1e-10))).clip(max=PSNR_CEILING)
+    psnr = psnr_of_mse(torch.from_numpy(rows.values(f"mse-{OWN}")), ceiling=PSNR_CEILING).numpy()
     pairs = np.stack([length, complexity], 1)
     slots = model.model.config.num_tokens
     frequency, edges = np.histogram(length, BINS, (0, slots))
