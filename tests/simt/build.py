@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import os
@@ -9,6 +10,9 @@ import re
 import shutil
 import subprocess
 import sysconfig
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -48,52 +52,90 @@ def parts(source: Path) -> set[str]:
     return {path.name for path in _files(source, ()) if path.parent == CSRC / "cuda"}
 
 
-def _compile(source: Path, flags: list[str], cache: Path, include: tuple[Path, ...] = ()) -> Path:
-    """One object file, taken from `cache` if nothing that it consists of has changed since."""
-    flags = [*_FLAGS, *flags, *(f"-I{folder}" for folder in include), *_INCLUDE]
-    key = hashlib.sha256(" ".join([str(COMPILER), pybind11.__version__, *flags[: -len(_INCLUDE)]]).encode())
+def _key(source: Path, flags: list[str], include: tuple[Path, ...] = ()) -> str:
+    """Changes with the compiler, the flags, and every file that `source` consists of."""
+    key = hashlib.sha256(" ".join([str(COMPILER), pybind11.__version__, *flags]).encode())
     for path in _files(source, include):
         key.update(path.name.encode() + path.read_bytes())
-    target = cache / f"{source.stem}-{key.hexdigest()[:24]}.o"
-    if not target.exists():
-        part = target.with_suffix(f".{os.getpid()}.part")
-        command = [str(COMPILER), *flags, "-x", "c++", "-c", str(source), "-o", str(part)]
+    return key.hexdigest()[:24]
+
+
+@contextmanager
+def _whole(target: Path) -> Iterator[Path]:
+    """A path to write to that becomes `target` if nothing fails."""
+    part = target.with_suffix(f".{os.getpid()}.part")
+    yield part
+    part.rename(target)
+
+
+def _run_compiler(source: Path, language: str, flags: list[str], target: Path) -> None:
+    with _whole(target) as part:
+        command = [str(COMPILER), *flags, *_INCLUDE, "-x", language, "-c", str(source), "-o", str(part)]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode != 0:
             raise RuntimeError(f"g++ refused {source.name}:\n{result.stderr[:4000]}")
-        part.rename(target)
+
+
+def _standard(flags: list[str], cache: Path) -> Path:
+    """standard.h in `cache`, beside it what the compiler has made of it: most of a small kernel's time."""
+    source = HERE / "standard.h"
+    target = cache / f"standard-{_key(source, flags)}.h"
+    compiled = target.with_suffix(".h.gch")
+    if not compiled.exists():
+        with _whole(target) as part:
+            shutil.copy(source, part)
+        _run_compiler(target, "c++-header", flags, compiled)
     return target
 
 
-def build(folder: Path, cache: Path, replaced: dict[str, str] | None = None) -> Path:
+def _compile(source: Path, flags: list[str], cache: Path, include: tuple[Path, ...] = ()) -> Path:
+    """One object file, taken from `cache` if nothing that it consists of has changed since."""
+    flags = [*_FLAGS, *flags, *(f"-I{folder}" for folder in include)]
+    target = cache / f"{source.stem}-{_key(source, flags, include)}.o"
+    if not target.exists():
+        _run_compiler(source, "c++", flags, target)
+    return target
+
+
+def _kernel(source: Path, folder: Path, cache: Path, include: tuple[Path, ...] = ()) -> Path:
+    flags = ["-O1"]
+    return _compile(source, [*flags, "-include", str(_standard([*_FLAGS, *flags], cache))], folder, include)
+
+
+@functools.cache
+def _objects(cache: Path) -> dict[Path, Path]:
+    """Every object file of the module by its source, as many at a time as there are processors."""
+    kernels = [*kernel_sources(), *(HERE / name for name in ("block.cpp", "memory.cpp", "selftest.cu"))]
+    kernels += [CSRC / "cpu" / "status.cpp"]
+    bindings = [CSRC / "bindings" / name for name in ("arguments.cpp", "cuda.cpp")] + [HERE / "module.cpp"]
+    _standard([*_FLAGS, "-O1"], cache)  # before two threads would make it
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # the longest ones first
+        made = {s: pool.submit(_compile, s, ["-O1", *_PYBIND], cache) for s in bindings}
+        made |= {s: pool.submit(_kernel, s, cache, cache) for s in kernels}
+    return {source: object_file.result() for source, object_file in made.items()}
+
+
+def build(folder: Path, cache: Path, replaced: dict[str, str] | None = None, through: str = "") -> Path:
     """Build `_simt` in `folder` and return the module's path.
 
     Args:
         folder: where the module goes.
         cache: object files of unchanged sources, kept between calls and sessions.
         replaced: text of files of csrc/cuda to use instead of what is there, by name (for mutants).
+        through: the kernel source that is compiled with them; all others stay as they are.
     """
     folder.mkdir(parents=True, exist_ok=True)
     cache.mkdir(parents=True, exist_ok=True)
-    replaced = replaced or {}
-    mutants = folder / "csrc"
-    for name, text in replaced.items():
-        mutants.mkdir(exist_ok=True)
-        (mutants / name).write_text(text)
-    objects = []
-    for source in kernel_sources():
-        # A changed header concerns the sources that name it, directly or through another header.
-        own = parts(source)
-        if not own & replaced.keys():
-            objects.append(_compile(source, ["-O1"], cache))
-            continue
-        for name in own - replaced.keys():  # "header.h" is looked for beside the file that includes it
-            shutil.copy(CSRC / "cuda" / name, mutants / name)
-        objects.append(_compile(mutants / source.name, ["-O1"], folder, (mutants,)))
-    machine = [HERE / name for name in ("block.cpp", "memory.cpp", "selftest.cu")]
-    objects += [_compile(source, ["-O1"], cache) for source in (*machine, CSRC / "cpu" / "status.cpp")]
-    bindings = [CSRC / "bindings" / name for name in ("arguments.cpp", "cuda.cpp")]
-    objects += [_compile(s, ["-O0", *_PYBIND], cache) for s in (*bindings, HERE / "module.cpp")]
+    objects = list(_objects(cache).values())
+    if replaced:
+        mutants = folder / "csrc"
+        mutants.mkdir()
+        source = CSRC / "cuda" / through
+        for name in parts(source):  # "header.h" is looked for beside the file that includes it
+            (mutants / name).write_text(replaced.get(name) or (CSRC / "cuda" / name).read_text())
+        mutant = _kernel(mutants / through, folder, cache, (mutants,))
+        # In front: of functions that several sources share the linker keeps the first.
+        objects = [mutant, *(o for s, o in _objects(cache).items() if s != source)]
     module = folder / f"_simt{sysconfig.get_config_var('EXT_SUFFIX')}"
     command = [str(COMPILER), "-shared", "-o", str(module), *map(str, objects), "-lpthread"]
     subprocess.run(command, check=True, capture_output=True)

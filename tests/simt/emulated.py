@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+import torch._dynamo  # by a dispatch mode's first call otherwise: seconds, and in every child of a fork anew
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 

@@ -65,15 +65,14 @@ def _run_row(simt: ModuleType, row: str, dtype: str, backward: bool, seeds: tupl
 def test_mutant_is_caught(mutant: Mutant, tmp_path: Path, simt: ModuleType, simt_cache: Path) -> None:
     text = (build.CSRC / "cuda" / mutant.file).read_text()
     assert text.count(mutant.old) == 1, f"{mutant}: its text occurs {text.count(mutant.old)} times"
+    assert mutant.file in build.parts(build.CSRC / "cuda" / mutant.source)
     changed = {mutant.file: text.replace(mutant.old, mutant.new)}
-    for name, unused in NOT_NEEDED.items():  # of the files that the fault concerns: less to compile
-        if mutant.file in build.parts(build.CSRC / "cuda" / name):
-            source = changed.get(name) or (build.CSRC / "cuda" / name).read_text()
-            for call in unused:
-                assert call in source, f"{name} has no {call!r} any more"
-                source = source.replace(call, "Status::kUnsupportedShape")
-            changed[name] = source
-    module = build.build(tmp_path, simt_cache, changed)
+    source = changed.get(mutant.source) or (build.CSRC / "cuda" / mutant.source).read_text()
+    for call in NOT_NEEDED.get(mutant.source, ()):  # less to compile
+        assert call in source, f"{mutant.source} has no {call!r} any more"
+        source = source.replace(call, "Status::kUnsupportedShape")
+    changed[mutant.source] = source
+    module = build.build(tmp_path, simt_cache, changed, mutant.source)
     assert outcome(module, mutant), f"{mutant} survived {', '.join(mutant.rows)}"
 
 

@@ -8,8 +8,8 @@ from tests.simt.mutants.mutant import Mutant
 
 _forward = partial(Mutant, file="attention_forward.cu")
 _backward = partial(Mutant, file="attention_backward.cu", backward=True)
-_tiles = partial(Mutant, file="attention_tiles.h")
-_sequence = partial(Mutant, file="attention_sequence.h")
+_tiles = partial(Mutant, file="attention_tiles.h", through="attention_forward.cu")
+_sequence = partial(Mutant, file="attention_sequence.h", through="attention_forward.cu")
 _float = partial(Mutant, file="attention_float.cu", dtype="fp32")
 
 _THREE_TILES = ("attention-kv_lens_full",)  # 130 keys, no rotary and so no barrier of its own
@@ -228,6 +228,7 @@ MUTANTS = [
         new="x[j] = values[d] * r.x - values[d + half] * r.y;",
         rows=("attention-31",),
         backward=True,
+        through="attention_backward.cu",
     ),
     _float(
         name="weights are read before the row's threads have written them",

@@ -6,7 +6,7 @@ from functools import partial
 
 from tests.simt.mutants.mutant import Mutant
 
-_tile = partial(Mutant, file="logit_tile.h", rows=("eos_scan-31_positions",))
+_tile = partial(Mutant, file="logit_tile.h", through="eos_scan.cu", rows=("eos_scan-31_positions",))
 _scan = partial(Mutant, file="eos_scan.cu")
 _probability = partial(Mutant, file="eos_probability.cu")
 _backward = partial(Mutant, file="eos_backward.cu", backward=True, rows=("eos_probability-31_positions",))
@@ -42,6 +42,7 @@ MUTANTS = [
         name="sums of one tile run on into the next",
         old="for (int r = 0; r < 4; ++r) sums[i][j][r] = 0;",
         new="for (int r = 0; r < 4; ++r) sums[i][j][r] += 0;",
+        through="eos_probability.cu",
         rows=("eos_probability-31_positions",),
     ),
     _scan(

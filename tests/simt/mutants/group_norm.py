@@ -12,6 +12,7 @@ _backward = partial(Mutant, file="group_norm_backward.cu", dtype="fp32", backwar
 _order = partial(
     Mutant,
     file="group_norm_layout.h",
+    through="group_norm.cu",
     dtype="fp32",
     rows=("group_norm-huge_mean", "group_norm-many_chunks"),  # an image alone, and several
     seeds=(0, 4, 6, 7),

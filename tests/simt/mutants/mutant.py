@@ -18,6 +18,7 @@ class Mutant:
         dtype: "fp32", "bf16" or "fp16".
         backward: whether the gradients are compared, instead of the results.
         seeds: schedules to try until the fault shows.
+        through: for a header, the kernel source by which the rows reach it.
     """
 
     name: str
@@ -28,6 +29,12 @@ class Mutant:
     dtype: str = "bf16"
     backward: bool = False
     seeds: tuple[int, ...] = (0, 1)
+    through: str = ""
+
+    @property
+    def source(self) -> str:
+        """The file that is compiled with the fault."""
+        return self.through or self.file
 
     def __str__(self) -> str:
         return f"{self.file}:{self.name}"
