@@ -25,6 +25,10 @@ _ALIGNED = {"features": {"steps": 4, "path": "features", "train": ["features"]},
 _MAIN = """\
 import os, sys
 from dove_ext.cli import main
+from dove_ext.memory import let_idle_threads_sleep
+let_idle_threads_sleep()  # before the next line loads torch
+import dove_train.stage_run
+dove_train.stage_run.STATISTICS_IMAGES = 16  # as in this folder's conftest.py
 os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
 for argument in sys.argv[1:]:
     os.environ["MASTER_PORT"], folder = argument.split("=", 1)

@@ -16,6 +16,7 @@ RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 # What proves nothing here and costs minutes: width, depth and size.
 _SMALL = ["--target-length", "10", "--shape", "image_size=64"]
 LIGHTER = {
+    "ablation": _SMALL,
     "dove-tiny": _SMALL,
     "dove-tiny-gaussian": _SMALL,
     "dove-base-imagenet": [
@@ -23,6 +24,7 @@ LIGHTER = {
         "vqgan.decoder_blocks=1", "vqgan.channels=32",
         "--perceptual", "", "--workers", "0", "--bf16", "false",
     ],
+    "vqgan-tiny": ["--stage", "joint.crop=64", "--shape", "codebook_size=512"],
 }  # fmt: skip
 
 
