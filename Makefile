@@ -25,7 +25,7 @@ demo: $(VENV)/.runtime  ## environment, install, and the photos of examples/ as 
 	$(BIN)/dove reconstruct examples/photos -o out/demo
 
 test: $(VENV)/.dev  ## environment, install, and all tests
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest tests --numprocesses 2 --dist worksteal
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest tests --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.dev  ## ruff, mypy and clang-format, as the pre-commit hooks run them
 	$(BIN)/ruff check .
