@@ -36,7 +36,7 @@ class VQGANConfig:
 
     channels: int = 128  # width of the first level
     channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)  # one level each, halving the resolution between
-    encoder_blocks: int = 2  # residual blocks a level
+    encoder_blocks: int = 2  # residual blocks a level; 0: no convolutions, `patch_shortcut` alone encodes
     decoder_blocks: int = 3
     latent_channels: int = 256  # z_channels = embed_dim
     codebook_size: int = 8192  # of the VQGAN baseline; outside DOVE's path. 0 leaves the quantiser out
@@ -45,8 +45,11 @@ class VQGANConfig:
 
     def __post_init__(self) -> None:
         _require(self, 1, "channels", "latent_channels", "stem_patch")
-        _require(self, 1, "encoder_blocks", "decoder_blocks", most=_DEEPEST)
+        _require(self, 1, "decoder_blocks", most=_DEEPEST)
+        _require(self, 0, "encoder_blocks", most=_DEEPEST)
         _require(self, 0, "codebook_size")
+        if not self.encoder_blocks and not self.patch_shortcut:
+            raise ValueError("encoder_blocks=0 needs patch_shortcut=True: nothing else would encode")
         if not self.channel_multipliers or min(self.channel_multipliers) < 1:
             raise ValueError(
                 f"channel_multipliers must name a level each, all at least 1, got {self.channel_multipliers}"
@@ -133,7 +136,9 @@ class DoveConfig:
     eos_prior: float = 0.01
     prefix_attention: Literal["causal", "bidirectional"] = "causal"  # among the H_v positions
     attend_padding: bool = True  # the token decoder attends to the zeros behind the kept tokens
-    shortcut: bool = False  # tokens start as the grid's DCT coefficients, most important first
+    shortcut: bool = False  # tokens are the grid's DCT coefficients, most important first, and their quality
+    semantic_width: int = 0  # with `shortcut`: values of a token that the generator adds beside the code
+    promised_psnr: float = 32.0  # with `shortcut`: EOS is predicted where a picture is that good, in dB
     gaussian: bool = False  # DOVE (Gaussian), appendix D: tokens through mean and log-variance heads
     query_vocab_size: int = 0  # text vocabulary of query tokens (Q-DOVE); 0: queries come as embeddings
 
@@ -152,7 +157,9 @@ class DoveConfig:
                 f"{MAX_SLOTS}; choose a smaller one"
             )
         if self.generator.hidden != self.token_decoder.hidden:
-            raise ValueError("generator and token_decoder must share one hidden width: it is the token width")
+            raise ValueError(
+                "generator and token_decoder must share one hidden width, that of a token's code"
+            )
         if not 0 <= self.eos_id < self.vocab_size:
             raise ValueError(f"eos_id {self.eos_id} is outside the vocabulary of {self.vocab_size}")
         if self.prefix_attention not in ("causal", "bidirectional"):
@@ -163,6 +170,18 @@ class DoveConfig:
             raise ValueError(
                 "attend_padding=False needs shortcut=False: with it every slot carries part of the grid"
             )
+        if self.shortcut and not self.vqgan.patch_shortcut:
+            raise ValueError(
+                "shortcut=True needs vqgan.patch_shortcut=True: the error that tokens leave is known for a "
+                "linear code only"
+            )
+        _require(self, 0, "semantic_width")
+        if self.semantic_width and not self.shortcut:
+            raise ValueError(
+                "semantic_width needs shortcut=True: without it the hidden states are the tokens"
+            )
+        if not 0 < self.promised_psnr < 100:
+            raise ValueError(f"promised_psnr must be between 0 and 100 dB, got {self.promised_psnr}")
         if not 0 < self.eos_prior < 1:
             raise ValueError(f"eos_prior must be between 0 and 1, got {self.eos_prior}")
 
@@ -178,8 +197,8 @@ class DoveConfig:
 
     @property
     def token_width(self) -> int:
-        """D: width of a token."""
-        return self.generator.hidden
+        """D: width of a token; with `shortcut` its code, the code's quality and what the generator adds."""
+        return self.generator.hidden + (1 + self.semantic_width if self.shortcut else 0)
 
     def to_json(self) -> str:
         """The configuration as it stands in a model folder's config.json."""
@@ -259,12 +278,13 @@ PRESETS: dict[str, DoveConfig] = {
     # Small enough to ship and to run on a laptop; trained from scratch.
     "dove-tiny": DoveConfig(
         name="dove-tiny",
-        vqgan=_TINY_VQGAN,
+        vqgan=dataclasses.replace(_TINY_VQGAN, encoder_blocks=0),
         generator=_TINY_STACK,
         token_decoder=_TINY_STACK,
         vocab_size=2,
         head_bias=True,
         shortcut=True,
+        semantic_width=255,
     ),
 }
 

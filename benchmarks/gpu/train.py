@@ -107,7 +107,7 @@ def command_line(options: argparse.Namespace) -> list[str]:
         sys.exit(f"{options.pack} holds no photographs; give `run.sh prepare` --data and --validation")
     given = [recipe, "--data", data, "--validation", validation]
     given += ["-o", options.work / "run", "--name", "dove-tiny"]
-    known = stage_names(recipe)
+    known = list(stages(recipe))
     chosen = options.stages.split(",") if options.stages else known
     if wrong := [name for name in chosen if name not in known]:
         sys.exit(f"--stages: there is no {wrong[0]!r}; choose from {', '.join(known)}")
@@ -115,8 +115,9 @@ def command_line(options: argparse.Namespace) -> list[str]:
     if backbone.exists():
         given += ["--alignment-weights", backbone]
     else:
-        print("the stage `features` is left out: the pack lacks MobileNetV2's weights")
-        chosen = [name for name in chosen if name != "features"]
+        aligned = [name for name, path in stages(recipe).items() if path == "features"]
+        print(f"left out: {', '.join(aligned)}, since the pack lacks MobileNetV2's weights")
+        chosen = [name for name in chosen if name not in aligned]
     given += ["--stage", *(f"{name}.steps=0" for name in known if name not in chosen)]
     if given[-1] == "--stage":
         given.pop()
@@ -125,7 +126,7 @@ def command_line(options: argparse.Namespace) -> list[str]:
     given += ["--picture-every", 0]
     if options.dry_run:
         given += ["--steps", 1, "--batch-size", 1, "--fit-images", 32, "--validation-limit", 1]
-        given += ["--target-length", 8, *([] if options.start else ["--shape", "image_size=64"])]
+        given += [] if options.start else ["--shape", "image_size=64"]
     else:
         minutes = max(0.2, (options.seconds - START_SECONDS) / 60)
         given += ["--minutes", f"{minutes:.2f}", "--workers", 8]
@@ -133,11 +134,11 @@ def command_line(options: argparse.Namespace) -> list[str]:
     return [str(each) for each in given]
 
 
-def stage_names(recipe: Path) -> list[str]:
-    """Of a recipe."""
+def stages(recipe: Path) -> dict[str, str]:
+    """Names and paths of a recipe's stages."""
     from dove_train.settings import read_recipe
 
-    return list(read_recipe(recipe)["stages"])
+    return {name: stage.get("path", "tokens") for name, stage in read_recipe(recipe)["stages"].items()}
 
 
 if __name__ == "__main__":

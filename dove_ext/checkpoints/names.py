@@ -110,7 +110,7 @@ def from_pythia(weights: ForeignWeights, config: DoveConfig) -> tuple[dict[str, 
 
 
 def _refuse_ours(weights: ForeignWeights) -> None:
-    if any(name.startswith("vqgan.encoder.") for name in weights.tensors):
+    if any(name.startswith("vqgan.decoder.") for name in weights.tensors):
         raise CheckpointError(f"{weights.path} is a dove model already; give its folder as --base")
 
 

@@ -27,13 +27,28 @@ from dove_ext.models.vqgan import VQGAN
 from dove_ext.tokens import DoveTokens
 from dove_ext.tokens.lengths import LengthRule
 
+LARGEST_REPAIR = 0.25
+"""How far the decoder may move a picture from its linear code's, as a share of the error that is left.
+
+Both are root mean squares over a picture, and the latter is known exactly (`FrequencyShortcut.quality`): what
+was learned from photographs cannot spoil a picture of another kind that the code has right. A change that has
+nothing to do with what is missing costs at most 0.27 dB.
+"""
+
+
+def at_most(change: Tensor, size: Tensor) -> Tensor:
+    """Each image's change [B, ...], scaled down where its root mean square is above `size` [B]."""
+    squares = change.float().square().flatten(1).mean(1)
+    scale = (size * squares.clamp_min(1e-20).rsqrt()).clamp_max(1)
+    return change * scale.to(change.dtype).view(-1, *[1] * (change.dim() - 1))
+
 
 class Generated(NamedTuple):
     """What the generator makes of B images.
 
     Attributes:
         tokens: d_1..d_n [B, n, D], not cut at any length.
-        hidden: hidden states [B, n, hidden] of the time positions, which the stop head reads.
+        hidden: hidden states of the time positions, which the stop head reads (`Generator.forward`).
         condition: what they were made from.
     """
 
@@ -76,7 +91,9 @@ class DoveModel(Pretrained):
         self.token_decoder = TokenDecoder(c)
         self.shortcut: FrequencyShortcut | None = None
         if c.shortcut:
-            self.shortcut = FrequencyShortcut(c.grid, c.vqgan.latent_channels, c.num_tokens, c.token_width)
+            self.shortcut = FrequencyShortcut(
+                c.grid, c.vqgan.latent_channels, c.num_tokens, c.generator.hidden, 3 * c.image_size**2
+            )
         self._graphs = EncodeGraphs()
         self.generator.reset_parameters()
         self.token_decoder.reset_parameters()
@@ -91,12 +108,31 @@ class DoveModel(Pretrained):
             pixels: [B, 3, S, S] in [-1, 1].
             query: embeddings [B, Q, hidden] or ids int64 [B, Q], between H_v and the time positions (Q-DOVE).
         """
-        return self.condition_on(self.vqgan.encode(pixels), query)
+        latents = self.vqgan.encode(pixels)
+        if self.shortcut is None:
+            return Condition(latents, None, None, None, query)
+        squares = (self.vqgan.picture(latents).float() - pixels.float()).square().mean(1, keepdim=True)
+        lost = F.avg_pool2d(squares, self.config.vqgan.downsampling).flatten(1)
+        return self.condition_on(latents, query, lost=lost)
 
-    def condition_on(self, latents: Tensor, query: Tensor | None = None) -> Condition:
-        """`condition` of pictures whose latents H_v [B, P, latent_channels] are already there."""
-        base = None if self.shortcut is None else full_precision(self.shortcut.tokens, latents)
-        return Condition(latents, base, query)
+    def condition_on(
+        self, latents: Tensor, query: Tensor | None = None, *, lost: Tensor | None = None
+    ) -> Condition:
+        """`condition` of pictures whose latents H_v [B, P, latent_channels] are already there.
+
+        Args:
+            latents: [B, P, latent_channels].
+            query: as for `condition`.
+            lost: float32 [B, P], for a model with the linear shortcut: the mean squared error of each patch
+                in the picture of all latents, in pixels of [-1, 1]; None: they hold the whole picture.
+        """
+        if self.shortcut is None:
+            return Condition(latents, None, None, None, query)
+        lost = latents.new_zeros(latents.shape[:2], dtype=torch.float32) if lost is None else lost
+        code, worth = full_precision(self.shortcut.code, latents), self.vqgan.worth
+        quality = self.shortcut.quality(code, worth, lost)
+        margin = self.shortcut.margin(latents, worth, lost)
+        return Condition(latents, self.shortcut.with_quality(code, quality), quality, margin, query)
 
     def generate(
         self, condition: Condition, count: int | None = None, *, sample: bool | None = None
@@ -125,8 +161,11 @@ class DoveModel(Pretrained):
         kept = ops.zero_tail(tokens, lengths)
         if self.shortcut is None:
             return self.vqgan.decode(self.token_decoder(kept, lengths, total=total))
-        base, gain = full_precision(self.shortcut.latents, kept), self.shortcut.expected_error(kept, lengths)
-        return self.vqgan.decode(full_precision(self.token_decoder, kept, lengths, base, gain), gain)
+        base, left = full_precision(self.shortcut.latents, kept), self.shortcut.error(kept, lengths)
+        gain = left / self.shortcut.typical(self.vqgan.worth)
+        latents = full_precision(self.token_decoder, kept, lengths, base, gain)
+        linear = self.vqgan.picture(base)
+        return linear + at_most(self.vqgan.decode(latents, gain) - linear, LARGEST_REPAIR * left)
 
     def forward(self, pixels: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Reconstruct in one differentiable pass.

@@ -7,11 +7,15 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dove_ext import ops
 from dove_ext.config import DoveConfig
 from dove_ext.models.precision import operands
 from dove_ext.models.stack import KeyValueCache, Stack
+
+# In dB: about what the decoder's repair cannot be foretold by, so that the head's weights are about 1.
+QUALITY_STEP = 0.05
 
 
 def time_encodings(count: int, width: int) -> Tensor:
@@ -26,12 +30,17 @@ class Condition(NamedTuple):
 
     Attributes:
         latents: H_v [B, P, latent_channels], the VQGAN encoder's grid, row by row.
-        base: with the linear shortcut its tokens [B, K, D], else None.
+        base: with the linear shortcut its tokens [B, K, hidden + 1], code and quality of the code; or None.
+        quality: float32 [B, K], with the linear shortcut: PSNR in dB of the code's first 1..K tokens.
+        margin: float32 [B], with the linear shortcut: dB above `promised_psnr` that a picture needs whose
+            content is in one place (`FrequencyShortcut.margin`).
         query: embeddings [B, Q, hidden] or ids int64 [B, Q] of a text query (Q-DOVE), or None.
     """
 
     latents: Tensor
     base: Tensor | None
+    quality: Tensor | None
+    margin: Tensor | None
     query: Tensor | None
 
 
@@ -71,17 +80,18 @@ class Generator(nn.Module):
     def __init__(self, config: DoveConfig) -> None:
         super().__init__()
         self.config = config
-        width = config.token_width
+        width, shortcut = config.generator.hidden, config.shortcut
         self.from_latent = nn.Linear(config.vqgan.latent_channels, width)
         self.times: Tensor
         self.register_buffer("times", time_encodings(config.num_tokens, width), persistent=False)
         self.embed_in = nn.Embedding(config.query_vocab_size, width) if config.query_vocab_size else None
         self.stack = Stack(config.generator)
-        self.embed_out = nn.Linear(width, config.vocab_size, bias=config.head_bias)
-        self.from_token = nn.Linear(width, width) if config.shortcut else None
-        self.to_token = nn.Linear(width, width) if config.shortcut else None
-        self.mean = nn.Linear(width, width) if config.gaussian else None
-        self.log_variance = nn.Linear(width, width) if config.gaussian else None
+        self.embed_out = nn.Linear(width + shortcut, config.vocab_size, bias=config.head_bias)
+        self.from_token = nn.Linear(width + 1, width) if shortcut else None
+        self.to_token = nn.Linear(width, config.semantic_width) if config.semantic_width else None
+        token = config.token_width
+        self.mean = nn.Linear(token, token) if config.gaussian else None
+        self.log_variance = nn.Linear(token, token) if config.gaussian else None
         # Rows of the vocabulary that beat EOS most often, for ops.eos_scan; any set of rows is correct.
         witnesses = min(256, config.vocab_size - 1) if config.vocab_size > 2 else 0
         self.witness: Tensor
@@ -130,11 +140,48 @@ class Generator(nn.Module):
         return times + self.from_token(condition.base[:, start:end])
 
     def forward(self, condition: Condition, count: int | None = None) -> Tensor:
-        """Last hidden states at the first `count` (default K) time positions, [B, count, hidden]."""
+        """Last hidden states at the first `count` (default K) time positions: [B, count, hidden].
+
+        With the linear shortcut [B, count, hidden + 1], see `beside_quality`.
+        """
         x = self.sequence(condition)
         count = self.config.num_tokens if count is None else count
         x = torch.cat([x, self.positions(0, count, x, condition)], dim=1)
-        return self.stack(x, prefix=self.prefix, last=count)
+        return self.beside_quality(self.stack(x, prefix=self.prefix, last=count), condition)
+
+    def beside_quality(self, hidden: Tensor, condition: Condition, start: int = 0) -> Tensor:
+        """What the stop head reads: with the linear shortcut the code's quality stands beside a hidden state.
+
+        EOS at position i (from 0) keeps the i tokens before it, whose quality is known of any picture. What
+        the head learns is how much the decoder repairs. A model without the shortcut has hidden states alone.
+
+        Args:
+            hidden: [B, n, hidden] of the time positions from `start` on.
+            condition: of the same images.
+            start: first of the positions.
+
+        Returns:
+            Tensor: [B, n, hidden + 1], last the PSNR above what is promised, in `QUALITY_STEP`; or `hidden`.
+        """
+        if condition.quality is None or condition.margin is None:
+            return hidden
+        # Without a token nothing is known, nor good enough.
+        before = F.pad(condition.quality, (1, 0))[:, start : start + hidden.shape[1]]
+        above = (before - (self.config.promised_psnr + condition.margin)[:, None]) / QUALITY_STEP
+        return torch.cat([hidden, above[..., None].to(hidden.dtype)], dim=-1)
+
+    def image_states_and_forward(self, condition: Condition, count: int) -> tuple[Tensor, Tensor]:
+        """Both in one pass: `image_states` behind all layers but the last, and `forward`.
+
+        Args:
+            condition: without a query.
+            count: as for `forward`.
+        """
+        x = self.sequence(condition)
+        x = torch.cat([x, self.positions(0, count, x, condition)], dim=1)
+        states = self.stack.states(x, len(self.stack.layers) - 1, prefix=self.prefix)
+        hidden = self.stack.finish(states, prefix=self.prefix, last=count)
+        return states[:, :-count], self.beside_quality(hidden, condition)
 
     def image_states(self, latents: Tensor, layers: int) -> Tensor:
         """Hidden states of the image positions behind the first `layers` layers: [B, P, hidden].
@@ -147,25 +194,45 @@ class Generator(nn.Module):
         """
         return self.stack.states(self.from_latent(latents), layers, prefix=self.prefix)
 
-    def _changed(self, hidden: Tensor, condition: Condition) -> Tensor:
-        if self.to_token is None or condition.base is None:
+    def _joined(self, hidden: Tensor, condition: Condition) -> Tensor:
+        if condition.base is None:
             return hidden
-        return condition.base[:, : hidden.shape[1]] + self.to_token(hidden)
+        base = condition.base[:, : hidden.shape[1]]
+        if self.to_token is None:
+            return base
+        return torch.cat([base, self.semantics(hidden)], dim=-1)
+
+    def semantics(self, hidden: Tensor) -> Tensor:
+        """What the generator adds to a token beside the linear shortcut's code: [B, n, semantic_width].
+
+        Args:
+            hidden: [B, n, hidden + 1], as `forward` gives it.
+
+        Raises:
+            ValueError: if this model adds nothing.
+        """
+        if self.to_token is None:
+            raise ValueError("this model's tokens have no semantic part (semantic_width is 0)")
+        out: Tensor = self.to_token(hidden[..., :-1])
+        return out
 
     def tokens(self, hidden: Tensor, condition: Condition, *, sample: bool = False) -> Tensor:
-        """d_1..d_n from the hidden states [B, n, hidden] of the first n time positions: [B, n, D].
+        """d_1..d_n from what `forward` gives for the first n time positions: [B, n, D].
 
-        The hidden state is the token; with the linear shortcut it is the shortcut's token plus a learned
-        change. With `sample` (in training) the Gaussian variant draws its token, otherwise the token is the
-        mean (appendix D).
+        The hidden state is the token. With the linear shortcut a token is its code, the quality of the code
+        up to it, and a linear map of the hidden state. With `sample` (in training) the Gaussian variant draws
+        its token, otherwise the token is the mean (appendix D); the quality is never noisy.
         """
-        d = self._changed(hidden, condition)
+        d = self._joined(hidden, condition)
         if self.mean is None or self.log_variance is None:
             return d
-        mean = self.mean(d)
-        if not sample:
-            return mean
-        return mean + torch.randn_like(mean) * (0.5 * self.log_variance(d)).exp()
+        drawn = self.mean(d)
+        if sample:
+            drawn = drawn + torch.randn_like(drawn) * (0.5 * self.log_variance(d)).exp()
+        if condition.base is None:
+            return drawn
+        at = condition.base.shape[-1]
+        return torch.cat([drawn[..., : at - 1], d[..., at - 1 : at], drawn[..., at:]], dim=-1)
 
     def divergence(self, hidden: Tensor, condition: Condition) -> Tensor:
         """KL(N(mean, variance) || N(0, 1)) of each token of the Gaussian variant (appendix D): [B, n].
@@ -179,7 +246,7 @@ class Generator(nn.Module):
         """
         if self.mean is None or self.log_variance is None:
             raise ValueError("this model's tokens have no distribution (gaussian is False)")
-        d = self._changed(hidden, condition)
+        d = self._joined(hidden, condition)
         mean, log_variance = self.mean(d).float(), self.log_variance(d).float()
         return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(-1)
 
@@ -201,7 +268,7 @@ class Generator(nn.Module):
         It follows from the same logits as `p_eos`.
 
         Args:
-            hidden: [B, n, hidden].
+            hidden: [B, n, hidden (+ 1)], as `forward` gives them.
             threshold: stop where p_eos >= threshold; None: where EOS wins the vocabulary's arg-max.
         """
         if threshold is None:
@@ -216,8 +283,8 @@ class Generator(nn.Module):
         """Tokens that are kept: those before the first position that ends the sequence, at least one.
 
         Args:
-            hidden: [B, n, hidden].
-            threshold: as for `first_stop`.
+            hidden: as for `first_stop`.
+            threshold: likewise.
 
         Returns:
             Tensor: int32 [B], 1..n.
@@ -236,8 +303,8 @@ class Generator(nn.Module):
             block: positions a block; any value gives the same tokens.
 
         Returns:
-            (Tensor, Tensor): hidden states [B, n, hidden] of the n <= limit positions that ran, and each
-            image's length int32 [B], 1..limit, as `lengths` gives it.
+            (Tensor, Tensor): what `forward` gives for the n <= limit positions that ran, and each image's
+            length int32 [B], 1..limit, as `lengths` gives it.
         """
         x = self.sequence(condition)
         cache = KeyValueCache(self.config.generator, x.shape[0], x.shape[1] + limit, x)
@@ -249,7 +316,8 @@ class Generator(nn.Module):
             times = self.positions(start, min(start + block, limit), x, condition)
             count = times.shape[1]
             inputs = times if start else torch.cat([x, times], dim=1)
-            hidden.append(self.stack(inputs, prefix=self.prefix, cache=cache, last=count))
+            states = self.stack(inputs, prefix=self.prefix, cache=cache, last=count)
+            hidden.append(self.beside_quality(states, condition, start))
             stop = self.first_stop(hidden[-1], threshold)
             ended = (stop < count) & (lengths == limit)
             lengths = torch.where(ended, stop + start, lengths)
@@ -258,23 +326,24 @@ class Generator(nn.Module):
         return torch.cat(hidden, dim=1), lengths.clamp_min(1)
 
     def reset_parameters(self) -> None:
-        """Initialise for training from scratch; with a shortcut the stack starts by adding nothing."""
+        """Initialise for training from scratch; with a shortcut EOS starts where its quality suffices."""
         self.stack.reset_parameters()
-        for linear in (self.from_latent, self.from_token, self.embed_out):
+        for linear in (self.from_latent, self.from_token, self.to_token, self.embed_out):
             if linear is not None:
                 std = 0.02 if linear is self.embed_out else linear.in_features**-0.5
                 nn.init.normal_(linear.weight, std=std)
                 if linear.bias is not None:
                     nn.init.zeros_(linear.bias)
-        if self.embed_out.bias is not None:
+        if self.config.shortcut:
+            nn.init.zeros_(self.embed_out.weight)
+            with torch.no_grad():
+                self.embed_out.weight[self.config.eos_id, -1] = 0.5
+        elif self.embed_out.bias is not None:
             # The other logits start near zero, so this puts p_eos at eos_prior: at 1 / 50304 the gradient
             # of a linear p_eos would vanish.
             prior, others = self.config.eos_prior, self.config.vocab_size - 1
             with torch.no_grad():
                 self.embed_out.bias[self.config.eos_id] = math.log(prior / (1 - prior) * others)
-        if self.to_token is not None:
-            nn.init.zeros_(self.to_token.weight)
-            nn.init.zeros_(self.to_token.bias)
         if self.mean is not None and self.log_variance is not None:
             nn.init.eye_(self.mean.weight)
             nn.init.zeros_(self.mean.bias)
@@ -316,7 +385,8 @@ class TokenDecoder(nn.Module):
     def __init__(self, config: DoveConfig) -> None:
         super().__init__()
         self.attend_padding = config.attend_padding
-        width, latent = config.token_width, config.vqgan.latent_channels
+        self.width = width = config.token_decoder.hidden
+        latent = config.vqgan.latent_channels
         self.from_grid = nn.Linear(latent, width) if config.shortcut else None
         self.stack = Stack(config.token_decoder)
         self.to_latent = nn.Linear(width, latent)
@@ -333,14 +403,16 @@ class TokenDecoder(nn.Module):
         """Latents [B, P, latent_channels].
 
         Args:
-            tokens: [B, K, D], zero behind each image's length.
+            tokens: [B, K, D], zero behind each image's length; of a linear shortcut's the code is read.
             lengths: int32 [B]; without `attend_padding` slots from here on are not attended to.
             base: with the linear shortcut, its latents [B, P, latent_channels]; the stack reads them beside
                 the tokens and changes them.
-            gain: float32 [B], the size of that change (`FrequencyShortcut.expected_error`).
+            gain: float32 [B], the size of that change (`FrequencyShortcut.gain`).
             total: the sum of `lengths`, where they are on a device that would have to be waited for.
         """
-        x = tokens if self.from_grid is None or base is None else tokens + self.from_grid(base)
+        x = tokens[..., : self.width]
+        if self.from_grid is not None and base is not None:
+            x = x + self.from_grid(base)
         if self.attend_padding:
             hidden = self.stack(x, prefix=None)
         else:

@@ -1,7 +1,9 @@
-"""A linear path from the grid to the tokens and back, so that training starts from a code that works.
+"""A linear path from the grid to the tokens and back: a code whose quality is known without any learning.
 
 Tokens are filled with the coefficients of the grid's 2-D DCT, most important first: a prefix of the tokens
-is then a coarse picture, and more tokens add detail. The stacks learn what to add to it.
+is then a coarse picture, and more tokens add detail. What a prefix leaves out is what the coefficients behind
+it hold, so the error of every prefix of any picture is a number that the encoder has at hand; each token
+carries that of the prefix it ends. The stacks learn what to add.
 """
 
 from __future__ import annotations
@@ -9,6 +11,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from dove_ext.metrics.pixel import psnr_of_mse
+
+BEST_QUALITY = 80.0  # dB; beyond it float32 sums say little, and no picture of 8 bits
+CONCENTRATION = 16.0  # dB; how far the worst patch's error may be above the mean one
+_MIDDLE, _SPREAD = 30.0, 10.0  # dB; a token holds its quality standardised like its coefficients
 
 
 def dct_basis(grid: int) -> Tensor:
@@ -24,15 +32,23 @@ class FrequencyShortcut(nn.Module):
 
     A coefficient is a pair (frequency, latent channel). `order` lists the pairs that the tokens hold, slot by
     slot, and `scale` divides each so that it has unit variance. A new module orders them by rising frequency;
-    `arrange` orders them by what they are worth on data; `missing[n]`, n = 0..K, is then the root mean square
-    error of the first n tokens on that data, relative to that of no tokens.
+    `arrange` orders them by what they are worth on data. A token is `width` coefficients, its code, and
+    behind them the quality of the picture up to it.
+
+    Args:
+        grid: latents along a side.
+        latent_channels: C.
+        num_tokens: K.
+        width: coefficients of a token.
+        pixels: values of a picture, all channels.
     """
 
-    def __init__(self, grid: int, latent_channels: int, num_tokens: int, token_width: int) -> None:
+    def __init__(self, grid: int, latent_channels: int, num_tokens: int, width: int, pixels: int) -> None:
         super().__init__()
-        self.num_tokens, self.token_width = num_tokens, token_width
+        self.num_tokens, self.width, self.latent_channels = num_tokens, width, latent_channels
+        self.pixels = pixels
         self.coefficients = grid * grid * latent_channels
-        self.kept = min(self.coefficients, num_tokens * token_width)
+        self.kept = min(self.coefficients, num_tokens * width)
         self.basis = nn.Parameter(dct_basis(grid))
         rows, columns = torch.arange(grid).repeat_interleave(grid), torch.arange(grid).repeat(grid)
         by_frequency = (rows**2 + columns**2).argsort(stable=True)
@@ -41,8 +57,6 @@ class FrequencyShortcut(nn.Module):
         self.scale: Tensor
         self.register_buffer("order", pairs.flatten()[: self.kept].int())
         self.register_buffer("scale", torch.ones(self.kept))
-        self.missing: Tensor
-        self.register_buffer("missing", torch.ones(num_tokens + 1))
 
     def transform(self, latents: Tensor) -> Tensor:
         """All coefficients of latents [B, P, C]: [B, P * C], frequency by frequency."""
@@ -60,43 +74,84 @@ class FrequencyShortcut(nn.Module):
         order = error.argsort(descending=True, stable=True)[: self.kept]
         self.order.copy_(order)
         self.scale.copy_(variance[order].clamp_min(1e-12).sqrt())
-        saved = F.pad(error[order], (0, self.num_tokens * self.token_width - self.kept))
-        saved = saved.unflatten(0, (self.num_tokens, self.token_width)).sum(1).cumsum(0)
-        left = 1 - F.pad(saved, (1, 0)) / error.sum()
-        # Rounding to half precision stays within reach of the branches: a thousandth.
-        self.missing.copy_(left.clamp_min(1e-6).sqrt())
 
-    def tokens(self, latents: Tensor) -> Tensor:
-        """Latents [B, P, C] to tokens [B, K, D]."""
+    def code(self, latents: Tensor) -> Tensor:
+        """Latents [B, P, C] to the coefficients of all tokens [B, K, width]."""
         held = self.transform(latents).index_select(1, self.order) / self.scale
-        tokens = held.new_zeros(held.shape[0], self.num_tokens * self.token_width)
-        tokens[:, : self.kept] = held
-        return tokens.unflatten(1, (self.num_tokens, self.token_width))
-
-    @torch.no_grad()  # a unit of measurement, not something to be trained
-    def expected_error(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """The root mean square error to expect of each image, relative to the average image of no tokens.
-
-        Coefficients have unit variance on average over images; an image whose last kept tokens are smaller
-        than that has less in the missing ones, too. The learned residual branches are multiplied by it, so
-        their corrections are large for a coarse picture and small for a fine one.
-
-        Args:
-            tokens: [B, K, D], zero behind each image's length.
-            lengths: int32 [B], 1..K.
-
-        Returns:
-            Tensor: float32 [B].
-        """
-        kept = lengths[:, None]
-        position = torch.arange(tokens.shape[1], device=tokens.device)
-        last = (position < kept) & (position >= torch.minimum(kept - 1, kept * 7 // 8))
-        energy = tokens.float().square().mean(2)
-        size = ((energy * last).sum(1) / last.sum(1)).sqrt()
-        return self.missing[lengths.long()].float() * size
+        code = held.new_zeros(held.shape[0], self.num_tokens * self.width)
+        code[:, : self.kept] = held
+        return code.unflatten(1, (self.num_tokens, self.width))
 
     def latents(self, tokens: Tensor) -> Tensor:
-        """Tokens [B, K, D] (zeros behind the kept ones) to latents [B, P, C]."""
-        held = tokens.flatten(1)[:, : self.kept] * self.scale
+        """Tokens [B, K, D] (zeros behind the kept ones), of which the code is read, to latents [B, P, C]."""
+        held = tokens[..., : self.width].flatten(1)[:, : self.kept] * self.scale
         coefficients = held.new_zeros(held.shape[0], self.coefficients).index_copy(1, self.order.long(), held)
         return self.basis.T @ coefficients.unflatten(1, (self.basis.shape[0], -1))
+
+    # --- What is left ---------------------------------------------------------------------------------
+
+    def _energies(self, worth: Tensor) -> Tensor:
+        """Squared pixel error that leaving out a coefficient of 1 costs, of all that tokens hold: [kept]."""
+        channel = self.order.long() % self.latent_channels
+        return self.scale.float().square() * worth.index_select(0, channel)
+
+    @torch.no_grad()  # a unit of measurement, not something to be trained
+    def quality(self, code: Tensor, worth: Tensor, lost: Tensor) -> Tensor:
+        """PSNR of the linear code's picture of the first 1..K tokens: float32 [B, K], at most `BEST_QUALITY`.
+
+        Exact, for any picture, if the patch shortcut's components are orthogonal, as the closed form makes
+        them; but for what clamping to the range of pixels saves.
+
+        Args:
+            code: [B, K, width].
+            worth: float32 [C], `VQGAN.worth`.
+            lost: float32 [B, P], the mean squared error that the latents leave in each patch, in pixels of
+                [-1, 1].
+        """
+        energies = F.pad(self._energies(worth), (0, self.num_tokens * self.width - self.kept))
+        each = (code.float().square() * energies.unflatten(0, (self.num_tokens, self.width))).sum(-1)
+        # Summed from behind, so that small numbers meet small ones: what stands behind each token.
+        behind = F.pad(each[:, 1:], (0, 1)).flip(1).cumsum(1).flip(1) / self.pixels
+        return psnr_of_mse((behind + lost.mean(1, keepdim=True)) / 4).clamp(0, BEST_QUALITY)
+
+    @torch.no_grad()
+    def margin(self, latents: Tensor, worth: Tensor, lost: Tensor) -> Tensor:
+        """By how much a picture must be better than others whose content is in one place: float32 [B], in dB.
+
+        A white dot on black is 37 dB away from plain black: PSNR over the whole picture says that nothing is
+        missing. Let the patch that differs most from the picture's mean latent hold s of the sum of these
+        differences. If what a prefix leaves out is spread alike, the error there is s P times the mean one;
+        it may be `CONCENTRATION` above it, and the margin is what is beyond. No photograph that we have seen
+        has one.
+
+        Args:
+            latents: [B, P, C].
+            worth: as for `quality`.
+            lost: likewise.
+        """
+        z = latents.float()
+        each = ((z - z.mean(1, keepdim=True)).square() * worth).sum(-1) * z.shape[1] / self.pixels + lost
+        excess = each.amax(1) / each.mean(1).clamp_min(1e-12)
+        return (10 * excess.clamp_min(1e-12).log10() - CONCENTRATION).clamp_min(0)
+
+    def with_quality(self, code: Tensor, quality: Tensor) -> Tensor:
+        """Tokens [B, K, width + 1]: the code, and each prefix's quality, standardised."""
+        column = ((quality - _MIDDLE) / _SPREAD).to(code.dtype)
+        return torch.cat([code, column[..., None]], dim=-1)
+
+    @torch.no_grad()
+    def error(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Root mean square pixel error that the kept tokens leave, as the last of them says: float32 [B].
+
+        Args:
+            tokens: [B, K, D].
+            lengths: int32 [B], 1..K.
+        """
+        last = (lengths.long() - 1)[:, None]
+        quality = tokens[..., self.width].gather(1, last)[:, 0].float() * _SPREAD + _MIDDLE
+        return 2 * 10 ** (-quality.clamp(0, BEST_QUALITY) / 20)
+
+    @torch.no_grad()
+    def typical(self, worth: Tensor) -> Tensor:
+        """`error` without any token, over the images that the code was fitted to: float32, no dimensions."""
+        return (self._energies(worth).sum() / self.pixels).sqrt()

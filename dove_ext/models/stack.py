@@ -224,6 +224,13 @@ class Stack(nn.Module):
             x = layer(x, rotary, prefix)
         return x
 
+    def finish(self, x: Tensor, *, prefix: int | None, last: int) -> Tensor:
+        """`forward` from what `states` gave for all layers but the last one: [B, last, hidden]."""
+        out: Tensor = self.final_layer_norm(
+            self.layers[-1](x, self._rotary(x.shape[1], x), prefix, last=last)
+        )
+        return out
+
     def _rotary(self, length: int, like: Tensor) -> Tensor:
         """The table of so many positions, made once: it is float32 and the same for all passes and dtypes."""
         shape = self.config

@@ -328,6 +328,26 @@ class Quantizer(nn.Module):
         return self.embedding(indices).detach() + (latents - latents.detach()), indices
 
 
+def as_grid(latents: Tensor) -> Tensor:
+    """Latents [B, P, C], a square grid row by row, as [B, C, h, w] in channels-last."""
+    side = round(latents.shape[1] ** 0.5)
+    if side * side != latents.shape[1]:
+        raise ValueError(f"latents must form a square grid, got {latents.shape[1]} positions")
+    return latents.transpose(1, 2).unflatten(2, (side, side))
+
+
+def _patches(latents: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A transposed convolution whose stride is its kernel's side, as the matrix product that it is.
+
+    oneDNN's takes three times as long. Latents [B, P, C] and weight [C, 3, side, side] to [B, 3, S, S] in
+    channels-last.
+    """
+    count, side = round(latents.shape[1] ** 0.5), weight.shape[-1]
+    values = latents @ weight.permute(0, 2, 3, 1).flatten(1)  # the colours of a pixel side by side
+    rows = values.unflatten(2, (side, side, 3)).unflatten(1, (count, count)).transpose(2, 3)
+    return rows.reshape(-1, count * side, count * side, 3).add(bias).permute(0, 3, 1, 2)
+
+
 class VQGAN(Pretrained):
     """The autoencoder around DOVE's tokens, and with its quantiser the fixed-length baseline."""
 
@@ -339,9 +359,9 @@ class VQGAN(Pretrained):
         super().__init__()
         self.config = config
         width = config.latent_channels
-        self.encoder = Encoder(config)
+        self.encoder = Encoder(config) if config.encoder_blocks else None
         self.decoder = Decoder(config)
-        self.quant_conv = nn.Conv2d(width, width, 1)
+        self.quant_conv = nn.Conv2d(width, width, 1) if config.encoder_blocks else None
         self.post_quant_conv = nn.Conv2d(width, width, 1)
         self.quantize = Quantizer(config.codebook_size, width) if config.codebook_size else None
         self.patch_in: nn.Conv2d | None = None
@@ -364,10 +384,23 @@ class VQGAN(Pretrained):
 
     def _encode(self, image: Tensor) -> Tensor:
         image = image.contiguous(memory_format=torch.channels_last)
-        latents = self.quant_conv(self.encoder(image))
-        if self.patch_in is not None:
-            latents = latents + full_precision(self.patch_in, image)
+        latents = None if self.patch_in is None else full_precision(self.patch_in, image)
+        if self.encoder is not None and self.quant_conv is not None:
+            learned = self.quant_conv(self.encoder(image))
+            latents = learned if latents is None else learned + latents
+        assert latents is not None  # the configuration asks for one of them
         return latents.flatten(2).transpose(1, 2)  # [B, P, C]; no copy in channels-last
+
+    def picture(self, latents: Tensor) -> Tensor:
+        """The patch shortcut's picture of latents [B, P, C], in full precision: [B, 3, S, S]."""
+        assert self.patch_out is not None
+        return full_precision(_patches, latents, self.patch_out.weight, self.patch_out.bias)
+
+    @property
+    def worth(self) -> Tensor:
+        """Squared pixel error that a unit of squared error in a latent costs, with `picture`: float32 [C]."""
+        assert self.patch_out is not None
+        return self.patch_out.weight.detach().float().square().sum((1, 2, 3))
 
     def decode(self, latents: Tensor, gain: Tensor | None = None) -> Tensor:
         """Pixels of latents.
@@ -383,15 +416,12 @@ class VQGAN(Pretrained):
         return in_parts(self._decode, latents, gain)
 
     def _decode(self, latents: Tensor, gain: Tensor | None) -> Tensor:
-        side = round(latents.shape[1] ** 0.5)
-        if side * side != latents.shape[1]:
-            raise ValueError(f"latents must form a square grid, got {latents.shape[1]} positions")
-        grid = latents.transpose(1, 2).unflatten(2, (side, side))  # [B, C, h, w] in channels-last
+        grid = as_grid(latents)
         features = self.post_quant_conv(grid)
         if self.patch_out is None:
             image: Tensor = self.decoder(features)
             return image
-        picture = full_precision(self.patch_out, grid)
+        picture = self.picture(latents)
         image = self.decoder(features, picture)
         if gain is not None:
             image = image * gain[:, None, None, None].to(image.dtype)

@@ -1,9 +1,11 @@
-"""Feature distillation: the generator's hidden states at the image positions predict MobileNetV2's features.
+"""Feature distillation: the generator's hidden states and its tokens predict MobileNetV2's features.
 
 Reconstruction alone teaches a code of patches little about what is in a picture. So one linear map of the
 mean hidden state predicts the backbone's features of the whole image, another one of each position those at
 that position. The backbone sees the sharp image, the generator often a low-resolution copy of it, which
-makes the features robust to small and blurred pictures. The paper has no such term: its stack starts from a
+makes the features robust to small and blurred pictures. Tokens are read as their users do: the mean of the
+first n predicts the whole image, for several n at once, and a cross-attention over them each position. The
+paper has no such term: its stack starts from a
 trained language model and is trained for far longer.
 """
 
@@ -35,12 +37,13 @@ class Alignment(nn.Module):
         hidden: width of the hidden states.
         grid: positions along a side.
         weights: see `MobileNetDistance`.
+        token_width: width of the tokens' semantic part; 0: tokens are not aligned.
 
     Raises:
         CheckpointError: if the backbone's weights cannot be had.
     """
 
-    def __init__(self, hidden: int, grid: int, weights: Path | None = None) -> None:
+    def __init__(self, hidden: int, grid: int, weights: Path | None = None, *, token_width: int = 0) -> None:
         super().__init__()
         # In a tuple, so that it is no submodule: it is neither trained, nor sharded, nor in checkpoints.
         self.backbone = (MobileNetDistance(weights),)
@@ -48,9 +51,18 @@ class Alignment(nn.Module):
         widths = {"whole": 1280, "grid": TAP_WIDTHS[-1]}
         # Needed by the loss only, so no part of the model.
         self.heads = nn.ModuleDict({name: nn.Linear(hidden, width) for name, width in widths.items()})
+        if token_width:
+            self.heads["tokens"] = TokenReader(token_width, grid, widths)
         for name, width in widths.items():
             self.register_buffer(f"{name}_mean", torch.zeros(width))
             self.register_buffer(f"{name}_deviation", torch.ones(width))
+
+    @property
+    def reader(self) -> TokenReader | None:
+        """What reads the tokens, if they are aligned."""
+        reader = dict(self.heads).get("tokens")
+        assert reader is None or isinstance(reader, TokenReader)
+        return reader
 
     def _apply(self, *args: Any, **kwargs: Any) -> Alignment:
         self.backbone[0]._apply(*args, **kwargs)  # it goes to the same device
@@ -92,32 +104,70 @@ class Alignment(nn.Module):
         """Take the features' means and deviations from images [N, 3, S, S] in [-1, 1]."""
         device = self.get_buffer("whole_mean").device
         parts = [self.targets(part.to(device)) for part in images.split(batch_size)]
-        for name in self.heads:
+        for name in ("whole", "grid"):
             values = torch.cat([part[name] for part in parts]).flatten(0, 1)
             self.get_buffer(f"{name}_mean").copy_(values.mean(0))
             # A feature that hardly ever fires would be all noise at unit deviation.
             self.get_buffer(f"{name}_deviation").copy_(values.std(0) + 1e-3)
 
-    def forward(self, hidden: Tensor, images: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, images: Tensor, tokens: Tensor | None = None) -> Tensor:
         """The distance of each image.
 
         Args:
             hidden: [B, P, hidden], of what the generator saw.
             images: [B, 3, S, S] in [-1, 1], what the backbone is to see.
+            tokens: [B, n, token_width], the semantic part of the first tokens, if tokens are aligned.
 
         Returns:
-            Tensor: float32 [B]; about 1 + GRID_WEIGHT if the maps predict nothing but the means.
+            Tensor: float32 [B]; about 1 + GRID_WEIGHT if the maps predict nothing but the means, twice that
+            where tokens are aligned, too.
         """
-        states = {"whole": hidden.mean(1, keepdim=True), "grid": hidden}
+        said = {
+            "whole": self.heads["whole"](hidden.mean(1, keepdim=True)),
+            "grid": self.heads["grid"](hidden),
+        }
+        read = {} if self.reader is None or tokens is None else self.reader(tokens)
         loss: dict[str, Tensor] = {}
         for name, target in self.targets(images).items():
             target = (target - self.get_buffer(f"{name}_mean")) / self.get_buffer(f"{name}_deviation")
-            loss[name] = (self.heads[name](states[name]).float() - target).square().mean((1, 2))
+            loss[name] = (said[name].float() - target).square().mean((1, 2))
+            if name in read:
+                loss[name] = loss[name] + (read[name].float() - target).square().mean((1, 2))
         return loss["whole"] + GRID_WEIGHT * loss["grid"]
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint keeps, whole; every process must call it."""
         return {name: whole(tensor) for name, tensor in self.state_dict().items()}
+
+
+class TokenReader(nn.Module):
+    """What a prefix of tokens says of the whole image and of each place.
+
+    Args:
+        width: of the tokens.
+        grid: places along a side.
+        widths: of the features: "whole" and "grid".
+    """
+
+    def __init__(self, width: int, grid: int, widths: dict[str, int]) -> None:
+        super().__init__()
+        self.place = nn.Parameter(torch.randn(grid * grid, width) * width**-0.5)
+        self.key, self.value = nn.Linear(width, width), nn.Linear(width, width)
+        self.whole = nn.Linear(width, widths["whole"])
+        self.grid = nn.Linear(width, widths["grid"])
+
+    def forward(self, tokens: Tensor) -> dict[str, Tensor]:
+        """Predictions from tokens [B, n, width].
+
+        Returns:
+            dict: "whole" [B, L, 1280] from the first n, n/2, n/4, ... 1 tokens, "grid" [B, P, 96] from all.
+        """
+        count = tokens.shape[1]
+        lengths = [count >> k for k in range(count.bit_length())]
+        means = torch.stack([tokens[:, :n].mean(1) for n in lengths], dim=1)
+        key, value = self.key(tokens), self.value(tokens)
+        places = F.scaled_dot_product_attention(self.place.expand(len(tokens), -1, -1), key, value)
+        return {"whole": self.whole(means), "grid": self.grid(places)}
 
 
 def draw_views(seed: int, first: int, count: int) -> Tensor:

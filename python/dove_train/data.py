@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from dove_ext.errors import DoveError, ImageError
+from dove_ext.images import drawn
 from dove_ext.images.index import ImageIndex
 from dove_train.augment import Augmentation, Pixels, shrink
 from dove_train.settings import TrainingError
@@ -64,6 +65,7 @@ class TrainingImages(Dataset[Sample]):
         augmentation: what is done to each image.
         synsets: file that lists the classes to use, see `ImageIndex`.
         min_side: least short side of an image in pixels, as it is stored (0: all are used).
+        drawn_share: share of the samples that are pictures of `drawn.TRAINED` instead.
         cache_bytes: memory that a process (its workers share it) may use to keep images that it has decoded
             and scaled down. A set that would not fit as a whole is not kept: hardly any would be met again.
             Samples do not depend on it.
@@ -81,12 +83,13 @@ class TrainingImages(Dataset[Sample]):
         augmentation: Augmentation | None = None,
         synsets: Path | None = None,
         min_side: int = 0,
+        drawn_share: float = 0.0,
         cache_bytes: int = 4 << 30,
     ) -> None:
         if seed < 0:
             raise TrainingError(f"seed must be at least 0, got {seed}")
         self.index = ImageIndex(paths, synsets=synsets)
-        self.size, self.seed, self.min_side = size, seed, min_side
+        self.size, self.seed, self.min_side, self.drawn_share = size, seed, min_side, drawn_share
         self.augmentation = augmentation or Augmentation()
         self.short_side = self.augmentation.short_side(size)
         usual = 3 * self.short_side**2 * 4 // 3  # bytes of an image of 4 to 3
@@ -109,6 +112,14 @@ class TrainingImages(Dataset[Sample]):
         Raises:
             TrainingError: if no image can be used, or 10,000 in a row cannot.
         """
+        random = np.random.default_rng((self.seed, 7, position))
+        if random.random() >= self.drawn_share:
+            return self.photograph(position)
+        kind, number = str(random.choice(drawn.TRAINED)), int(random.integers(1 << 31))
+        return Sample(drawn.draw(kind, number, self.size), f"{kind}: {number}")
+
+    def photograph(self, position: int) -> Sample:
+        """The sample at a position if none were drawn; errors as for an item."""
         epoch, start = divmod(position, len(self))
         order, skipped, small = self._permutation(epoch), {}, 0
         tries = min(len(self), _PATIENCE)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+DEFAULT_TARGET = 90.0  # tokens, of 256
 THRESHOLD_RATE = 0.02  # the largest share by which a step moves the sampled rule's threshold
 
 
@@ -53,6 +54,29 @@ class RunningThreshold:
         """Go on from a checkpoint."""
         self.losses.clear()
         self.losses.extend(state)
+
+
+class FixedThreshold:
+    """The squared error of a promised quality, in pixels of [-1, 1]: nothing moves it."""
+
+    empty = False
+
+    def __init__(self, value: float) -> None:
+        self.promised = value
+
+    def value(self, loss: float) -> float:
+        """The same at every step."""
+        return self.promised
+
+    def update(self, loss: float, mean_length: float) -> None:
+        """Nothing has a part in this rule."""
+
+    def state(self) -> list[float]:
+        """What a checkpoint keeps."""
+        return [self.promised]
+
+    def restore(self, state: list[float]) -> None:
+        """Go on from a checkpoint, whose run is the same and so is its promise."""
 
 
 class TargetThreshold:

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dove_ext.metrics import perceptual_distance
+from dove_ext.metrics import mse, perceptual_distance
 from dove_train.adversarial import Adversary
 from dove_train.distributed import World
-from dove_train.length_sampling import RunningThreshold, TargetThreshold
+from dove_train.length_sampling import DEFAULT_TARGET, FixedThreshold, RunningThreshold, TargetThreshold
 from dove_train.losses import (
     gaussian_loss,
     paper_eos_loss,
@@ -24,18 +24,30 @@ from dove_train.stages import Outputs
 
 
 class Objective:
-    """The losses of a run with their state; the same in every process."""
+    """The losses of a run with their state; the same in every process.
 
-    def __init__(self, settings: Settings, world: World) -> None:
+    Args:
+        settings: of the run.
+        world: its processes.
+        promised_psnr: in dB, of a model that promises a quality: its stops are judged by the squared error
+            of that, by the sampled rule; None: by L_rec, with a threshold that moves.
+    """
+
+    def __init__(self, settings: Settings, world: World, promised_psnr: float | None = None) -> None:
+        self.promised_psnr = promised_psnr
         self.settings, self.world = settings, world
         self.perceptual = None
         if settings.perceptual and settings.perceptual_weight:
             weights = Path(settings.perceptual_weights) if settings.perceptual_weights else None
             self.perceptual = perceptual_distance(settings.perceptual, weights).to(world.device)
         self.adversary = Adversary(settings, world) if settings.gan_weight else None
-        self.threshold: RunningThreshold | TargetThreshold = (
-            RunningThreshold() if settings.eos_rule == "paper" else TargetThreshold(settings.target_length)
-        )
+        self.threshold: RunningThreshold | TargetThreshold | FixedThreshold
+        if settings.eos_rule == "paper":
+            self.threshold = RunningThreshold()
+        elif promised_psnr is not None:
+            self.threshold = FixedThreshold(4 * 10 ** (-promised_psnr / 10))
+        else:
+            self.threshold = TargetThreshold(settings.target_length or DEFAULT_TARGET)
 
     def __call__(
         self, outputs: Outputs, pixels: Tensor, *, lambda_eos: float, undecided: int, adversarial: bool
@@ -90,7 +102,12 @@ class Objective:
                 eos = paper_eos_loss(outputs.p_eos, outputs.stops, loss, threshold)
                 total = total + lambda_eos * eos.sum() / images
             else:
-                eos = sampled_eos_loss(outputs.p_eos, outputs.lengths, loss, threshold)
+                judged = loss
+                if self.promised_psnr is not None:  # as PSNR is measured: what is out of range is cut off
+                    judged = 4 * mse(outputs.reconstruction.detach(), pixels)
+                    if outputs.margin is not None:
+                        judged = judged * 10 ** (outputs.margin / 10)
+                eos = sampled_eos_loss(outputs.p_eos, outputs.lengths, judged, threshold)
                 total = total + lambda_eos * eos.sum() * self.world.size / max(1, undecided)
             tally |= {"eos": eos, "length": outputs.stops.clamp_min(1).float()}
         return total, {name: values.detach().float().sum() for name, values in tally.items()}

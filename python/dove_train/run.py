@@ -27,6 +27,12 @@ from dove_train.settings import Settings, TrainingError
 from dove_train.stages import make_pass, trained_parameters
 
 
+def promised_psnr(model: DoveModel | VQGAN) -> float | None:
+    """What a model with a linear code promises, in dB; None for others, whose lengths follow a mean."""
+    promises = isinstance(model, DoveModel) and model.config.shortcut
+    return model.config.promised_psnr if promises else None
+
+
 class Run:
     """The state of a training run. What lives only within one of its stages is a `StageRun`.
 
@@ -65,10 +71,11 @@ class Run:
             augmentation=Augmentation(settings.crop_scale, settings.flip, settings.grey),
             synsets=synsets,
             min_side=settings.min_side,
+            drawn_share=settings.drawn,
         )
         self.fingerprint = fingerprint(self.images.index, data, self.held_out)
         self.skipped = SkippedImages(settings.max_unreadable, self.report.warn)
-        self.objective = Objective(settings, world)
+        self.objective = Objective(settings, world, promised_psnr(self.model))
         self.averaged = AveragedWeights(self.model, settings.ema)
         self.position = 0  # samples of all processes
         self.seconds = 0.0
@@ -117,7 +124,7 @@ class Run:
         self.report.begin()
         s = self.settings
         if not s.start_from and has_closed_form(self.model):
-            pixels = torch.stack([self.images[i].pixels for i in range(s.fit_images)])
+            pixels = torch.stack([self.images.photograph(i).pixels for i in range(s.fit_images)])
             fit_linear_code(self.model.cpu(), to_range(pixels))
             self.model.to(self.world.device)
         self.averaged.reset(self.model)

@@ -13,14 +13,14 @@ T = TypeVar("T")
 
 # What a stage may train, see `stages.parts_of`.
 PART_NAMES = (
-    "encoder", "decoder", "codebook", "linear", "generator", "features", "last_layer", "tokens",
-    "token_decoder", "head",
+    "encoder", "decoder", "codebook", "linear", "generator", "features", "upper_layers", "last_layer",
+    "tokens", "token_decoder", "head",
 )  # fmt: skip
 # Of these, what each path runs through.
 PATHS = {
     "tokens": tuple(name for name in PART_NAMES if name != "codebook"),
     "autoencoder": ("encoder", "decoder", "codebook", "linear"),
-    "features": ("features",),
+    "features": ("features", "upper_layers", "last_layer", "tokens"),
 }
 
 
@@ -47,7 +47,7 @@ class Stage:
     path: str = _setting(
         "tokens",
         "'tokens': the whole model at sampled lengths; 'autoencoder': the VQGAN alone; 'features': the "
-        "generator's image positions, distilled from MobileNetV2",
+        "generator alone: image positions and, if tokens are trained, tokens distilled from MobileNetV2",
     )
     learning_rate: float = _setting(0.0, "peak of AdamW's learning rate (0: the run's)")
     crop: int = _setting(0, "path 'autoencoder': side of random square crops, in pixels (0: whole images)")
@@ -60,11 +60,13 @@ class Stage:
                 raise TrainingError(f"a stage can train {', '.join(PART_NAMES)}; {name!r} is none of these")
         if not self.train:
             raise TrainingError(f"a stage must train something: give `train` some of {', '.join(PART_NAMES)}")
-        if self.path == "features" and (self.train != ["features"] or self.crop):
+        if self.path == "features" and self.train != ["features"] and "tokens" not in self.train:
             raise TrainingError(
-                "a stage with path 'features' trains features, nothing else, and draws its own squares: give "
-                "it train: [features] and no crop"
+                "a stage with path 'features' trains features alone or, with tokens, what makes them: give "
+                "it train: [features], or add tokens"
             )
+        if self.path == "features" and self.crop:
+            raise TrainingError("a stage with path 'features' draws its own squares; leave its crop out")
         for name in self.train:
             if name not in PATHS[self.path]:
                 raise TrainingError(
@@ -98,6 +100,7 @@ class Settings:
     crop_scale: float = _setting(0.85, "smallest side of the random crop, as a share of the short side")
     flip: float = _setting(0.5, "share of images mirrored")
     grey: float = _setting(0.1, "share of images made grey")
+    drawn: float = _setting(0.0, "share of pictures that are drawn (print, charts, patterns) instead")
     workers: int = _setting(0, "processes that read images (0: the training process does)")
     min_side: int = _setting(0, "least short side of a stored training image, in pixels (0: all are used)")
     max_unreadable: int = _setting(100, "unreadable images that are skipped; one more ends the run")
@@ -118,7 +121,11 @@ class Settings:
     # --- lengths and L_eos (Eq. 3) ---
     eos_rule: str = _setting("sampled", "'sampled': at random lengths; 'paper': at the model's own (Eq. 3)")
     lambda_eos: float = _setting(0.05, "weight of L_eos, reached at 25% of a stage")
-    target_length: float = _setting(90.0, "sampled rule: mean length aimed at, in tokens")
+    target_length: float = _setting(
+        0.0,
+        "sampled rule: mean length aimed at, in tokens (0: 90); a model with a linear code keeps its "
+        "promised_psnr instead",
+    )
     full_share: float = _setting(0.2, "sampled rule: share of images at full length; others log-uniform")
     # --- optimisation ---
     batch_size: int = _setting(16, "images a process and a pass")
@@ -154,10 +161,11 @@ class Settings:
         from_zero = "steps minutes seed workers min_side max_unreadable picture_every gan_start"
         weights = "mse_weight perceptual_weight gan_weight kl_weight weight_decay lambda_eos"
         _at_least(self, 0, *from_zero.split(), *weights.split())
-        for name in ("learning_rate", "clip", "target_length"):
+        _at_least(self, 0, "target_length")
+        for name in ("learning_rate", "clip"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise TrainingError(f"{name} must be above 0, got {getattr(self, name)}")
-        for name in ("crop_scale", "flip", "grey", "full_share", "ema"):
+        for name in ("crop_scale", "flip", "grey", "drawn", "full_share", "ema"):
             if not 0 <= getattr(self, name) <= 1:
                 raise TrainingError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
         choices = {

@@ -90,7 +90,7 @@ class StageRun:
         if resumed is not None:
             alignment.load_state_dict(resumed["alignment"])
             return
-        pixels = torch.stack([self.run.images[i].pixels for i in range(STATISTICS_IMAGES)])
+        pixels = torch.stack([self.run.images.photograph(i).pixels for i in range(STATISTICS_IMAGES)])
         alignment.measure(to_range(pixels), self.run.settings.batch_size)
 
     def seed_noise(self, *place: int) -> None:
@@ -224,14 +224,15 @@ class StageRun:
         return outputs, values
 
     def draws(self, plan: StepPlan, part: int) -> tuple[Any, ...]:
-        """What chance decides for the images of a pass: their views; or their lengths and the sum of these.
+        """What chance decides for the images of a pass: their views and how many tokens; or their lengths.
 
-        Lengths None: the model's own.
+        With the lengths comes their sum. Lengths None: the model's own.
         """
         s, world = self.run.settings, self.run.world
         first = (part * world.size + world.rank) * s.batch_size
         if self.stage.path == "features":
-            return (draw_views(s.seed, self.run.position + first, s.batch_size),)
+            # One number of tokens for all images of a step: positions behind it need not run.
+            return draw_views(s.seed, self.run.position + first, s.batch_size), int(plan.lengths[0])
         if s.eos_rule == "paper":
             return (None,)
         lengths = plan.lengths[first : first + s.batch_size]

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -14,6 +15,7 @@ from dove_ext.models.dove import DoveModel
 from dove_ext.models.stack import Layer
 from dove_ext.models.vqgan import VQGAN, Level
 from dove_train.alignment import Alignment
+from dove_train.length_sampling import DEFAULT_TARGET
 from dove_train.settings import Settings, Stage, TrainingError
 
 
@@ -29,14 +31,21 @@ class Outputs(NamedTuple):
     codes: Tensor | None = None  # [B, P, C], chosen by it
     indices: Tensor | None = None  # int64 [B, P]
     alignment: Tensor | None = None  # float32 [B], distance from the backbone's features
+    margin: Tensor | None = None  # float32 [B], dB above the promised PSNR that the pictures need
 
 
 class TokensPass(nn.Module):
-    """Image -> latents -> tokens -> truncation -> latents -> image (Eq. 1)."""
+    """Image -> latents -> tokens -> truncation -> latents -> image (Eq. 1).
 
-    def __init__(self, model: DoveModel) -> None:
+    Args:
+        model: is run.
+        around_stops: keep half of the images' sampled lengths, and move the others to within `NEAR` tokens of
+            the model's own: for a head whose labels are in doubt nowhere else.
+    """
+
+    def __init__(self, model: DoveModel, *, around_stops: bool = False) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.around_stops = model, around_stops
 
     def forward(self, pixels: Tensor, lengths: Tensor | None, total: int | None = None) -> Outputs:
         """One pass over [B, 3, S, S] in [-1, 1].
@@ -50,8 +59,24 @@ class TokensPass(nn.Module):
         tokens, hidden, condition = model.generate(model.condition(pixels))
         p_eos, stops = generator.p_eos(hidden), generator.first_stop(hidden.detach())
         kept = stops.clamp_min(1) if lengths is None else lengths
+        if lengths is not None and self.around_stops:
+            kept, total = around(stops, lengths, p_eos.shape[1]), None
         divergence = generator.divergence(hidden, condition) if model.config.gaussian else None
-        return Outputs(model.render(tokens, kept, total=total), kept, stops, p_eos, divergence)
+        image = model.render(tokens, kept, total=total)
+        return Outputs(image, kept, stops, p_eos, divergence, margin=condition.margin)
+
+
+NEAR = 8  # tokens
+
+
+def around(stops: Tensor, lengths: Tensor, slots: int) -> Tensor:
+    """Sampled lengths int32 [B], every second one moved to near the image's own stop, but for full lengths.
+
+    By how many tokens, the sampled length itself decides, so that it needs no other chance.
+    """
+    near = (stops + lengths % (2 * NEAR + 1) - NEAR).clamp(1, slots - 1)
+    moved = (torch.arange(len(lengths), device=lengths.device) % 2 == 1) & (lengths < slots)
+    return torch.where(moved, near, lengths).int()
 
 
 class AutoencoderPass(nn.Module):
@@ -72,18 +97,29 @@ class AutoencoderPass(nn.Module):
 
 
 class FeaturesPass(nn.Module):
-    """Image -> latents -> hidden states of the image positions, compared with a backbone's features."""
+    """Image -> latents -> hidden states and tokens of the generator, compared with a backbone's features."""
 
     def __init__(self, model: DoveModel, alignment: Alignment) -> None:
         super().__init__()
         self.model, self.alignment = model, alignment
 
-    def forward(self, pixels: Tensor, draws: Tensor) -> Outputs:
-        """One pass over [B, 3, S, S] in [-1, 1], with `draw_views` of these images."""
+    def forward(self, pixels: Tensor, draws: Tensor, count: int) -> Outputs:
+        """One pass over [B, 3, S, S] in [-1, 1].
+
+        Args:
+            pixels: [B, 3, S, S] in [-1, 1].
+            draws: `draw_views` of these images.
+            count: tokens that are made, if any are aligned.
+        """
         sharp, seen = self.alignment.views(pixels, draws)
         generator = self.model.generator
-        hidden = generator.image_states(self.model.vqgan.encode(seen), len(generator.stack.layers) - 1)
-        return Outputs(alignment=self.alignment(hidden, sharp))
+        if self.alignment.reader is None:
+            latents = self.model.vqgan.encode(seen)
+            states, said = generator.image_states(latents, len(generator.stack.layers) - 1), None
+        else:
+            states, hidden = generator.image_states_and_forward(self.model.condition(seen), count)
+            said = generator.semantics(hidden)
+        return Outputs(alignment=self.alignment(states, sharp, said))
 
 
 def make_pass(
@@ -108,18 +144,29 @@ def make_pass(
     if stage.path == "features":
         weights = Path(settings.alignment_weights) if settings.alignment_weights else None
         try:
-            return FeaturesPass(model, Alignment(model.config.generator.hidden, model.config.grid, weights))
+            width = model.config.semantic_width if "tokens" in stage.train else 0
+            alignment = Alignment(
+                model.config.generator.hidden, model.config.grid, weights, token_width=width
+            )
+            return FeaturesPass(model, alignment)
         except CheckpointError as error:
             raise TrainingError(
                 f"a stage of path 'features' needs MobileNetV2 (--alignment-weights): {error}"
             ) from error
-    # The threshold would fall without end: no length reaches the target.
-    if settings.eos_rule == "sampled" and settings.target_length > model.config.num_tokens:
+    if model.config.shortcut and settings.target_length:
         raise TrainingError(
-            f"target_length is {settings.target_length:g}, but this model has {model.config.num_tokens} "
+            f"target_length is {settings.target_length:g}, but this model has a linear code and promises a "
+            f"quality; leave it out, or set --shape promised_psnr (now {model.config.promised_psnr:g} dB)"
+        )
+    # The threshold would fall without end: no length reaches the target.
+    target = settings.target_length or DEFAULT_TARGET
+    if settings.eos_rule == "sampled" and not model.config.shortcut and target > model.config.num_tokens:
+        raise TrainingError(
+            f"target_length is {target:g}, but this model has {model.config.num_tokens} "
             "tokens at most; give a smaller --target-length"
         )
-    return TokensPass(model)
+    renders = {"decoder", "token_decoder", "encoder", "linear"}
+    return TokensPass(model, around_stops=model.config.shortcut and not renders & set(stage.train))
 
 
 def parts_of(model: DoveModel | VQGAN) -> dict[str, list[nn.Module | None]]:
@@ -128,10 +175,11 @@ def parts_of(model: DoveModel | VQGAN) -> dict[str, list[nn.Module | None]]:
     `linear` is the linear code that the closed form fits. It is a part of its own, and the recipes do not
     train it: Adam moves every weight by about the learning rate whatever its gradient, and that much noise
     drowns the finest coefficients, which are a thousandth of the coarsest.
-    `tokens` is the residual branch that the generator adds to the shortcut's tokens, and the heads of the
-    Gaussian variant; a model with neither, whose hidden states are the tokens, has no such part.
+    `tokens` is what makes the semantic part of the tokens from hidden states, and the heads of the Gaussian
+    variant; a model with neither, whose hidden states are the tokens, has no such part.
     `features` is the generator up to its last but one layer, which the path of that name trains; `last_layer`
-    is the rest of it, which can learn where to stop without changing those features.
+    is the rest of it, which can learn where to stop without changing those features. `upper_layers` are the
+    last two without what the time positions read, so that no gradient passes the layers below.
     """
     vqgan = model if isinstance(model, VQGAN) else model.vqgan
     parts: dict[str, list[nn.Module | None]] = {
@@ -145,8 +193,10 @@ def parts_of(model: DoveModel | VQGAN) -> dict[str, list[nn.Module | None]]:
         parts["linear"].append(model.shortcut)
         parts["generator"] = [generator.from_latent, generator.from_token, generator.stack]
         *first, last = generator.stack.layers
+        norm = generator.stack.final_layer_norm
         parts["features"] = [generator.from_latent, *first]
-        parts["last_layer"] = [generator.from_token, last, generator.stack.final_layer_norm]
+        parts["upper_layers"] = [*first[-1:], last, norm]
+        parts["last_layer"] = [generator.from_token, last, norm]
         parts["tokens"] = [generator.to_token, generator.mean, generator.log_variance]
         parts["token_decoder"] = [model.token_decoder]
         parts["head"] = [generator.embed_out]

@@ -31,8 +31,7 @@ SMALLEST = {
         "--no-codecs",
     ],
     "train": [
-        "--steps", "1", "--batch-size", "1", "--validation-limit", "1", "--target-length", "10",
-        "--shape", "image_size=64",
+        "--steps", "1", "--batch-size", "1", "--validation-limit", "1", "--shape", "image_size=64",
     ],
 }  # fmt: skip
 """Options in place of the README's own; of `train` behind them, where the last one counts."""
@@ -71,8 +70,8 @@ def test_python_blocks_run_one_after_the_other(tmp_path: Path) -> None:
     assert f"{first} and {second}: each image" in README
     assert (tmp_path / "tokens.safetensors").exists()
     assert names["features"].shape == (2, 256, 256)
-    assert names["placeholders"] == [37, 128]
-    assert [tuple(image.shape) for image in names["rows"]] == [(37, 4096), (128, 4096)]
+    assert names["placeholders"] == [50, 124]
+    assert [tuple(image.shape) for image in names["rows"]] == [(50, 4096), (124, 4096)]
     # A model of the user's own has nothing to do with the one that the package's functions keep.
     with torch.no_grad():
         names["dove_ext"].load_model().generator.embed_out.bias.add_(100)

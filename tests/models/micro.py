@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -35,6 +36,8 @@ assert SLOTS == 64
 def micro(**changes: Any) -> DoveModel:
     """A model with fixed random weights, so large that its attention and its stops depend on the image."""
     config = {f: getattr(MICRO, f) for f in MICRO.__dataclass_fields__} | changes
+    if config["shortcut"]:  # the code is linear from the pixels on
+        config["vqgan"] = dataclasses.replace(config["vqgan"], patch_shortcut=True)
     torch.manual_seed(24)
     model = DoveModel(DoveConfig(**config)).eval()
     for name, parameter in model.named_parameters():
@@ -54,6 +57,29 @@ def photos(count: int, seed: int = 3) -> Tensor:
     return ((smooth + amount * noise).clamp(0, 1) * 255).to(torch.uint8)
 
 
+def pixels(count: int) -> Tensor:
+    """`photos` as a model takes them: [count, 3, 32, 32] in [-1, 1]."""
+    return photos(count).float() / 127.5 - 1
+
+
+def linear(**changes: Any) -> DoveModel:
+    """A model whose patch shortcut is an orthonormal code, as the closed form makes it, and encodes alone."""
+    vqgan = dataclasses.replace(MICRO.vqgan, patch_shortcut=True, encoder_blocks=0)
+    model = micro(vqgan=vqgan, shortcut=True, **changes)
+    patch_in, patch_out = model.vqgan.patch_in, model.vqgan.patch_out
+    assert patch_in is not None and patch_out is not None and model.shortcut is not None
+    patches = torch.nn.functional.unfold(pixels(8), 4, stride=4).transpose(1, 2).flatten(0, 1)
+    components = torch.linalg.svd(patches, full_matrices=False).Vh[:16].reshape(16, 3, 4, 4)
+    deviation = torch.linspace(4, 0.1, 16)[:, None, None, None]
+    with torch.no_grad():
+        patch_in.weight.copy_(components / deviation)
+        patch_out.weight.copy_(components * deviation)
+        patch_in.bias.zero_(), patch_out.bias.zero_()
+        coefficients = model.shortcut.transform(model.vqgan.encode(0.4 * pixels(8)))
+        model.shortcut.arrange(coefficients.square().mean(0), model.vqgan.worth.repeat(SLOTS))
+    return model
+
+
 @torch.no_grad()
 def stop_at_share(model: DoveModel, share: float = 0.04) -> DoveModel:
     """Set the head so that EOS wins at about this share of positions; which ones depends on the image."""
@@ -61,6 +87,8 @@ def stop_at_share(model: DoveModel, share: float = 0.04) -> DoveModel:
     generator = torch.Generator().manual_seed(11)
     head.weight.copy_(torch.randn(head.weight.shape, generator=generator) * 0.5)
     head.bias.zero_()
+    if model.config.shortcut:
+        head.weight[:, -1] *= 0.01  # what it reads there is a hundred times as large
     hidden = model.generate(model.condition(photos(8).float() / 127.5 - 1)).hidden
     logits = head(hidden)
     others = torch.arange(head.weight.shape[0]) != model.config.eos_id

@@ -125,7 +125,7 @@ def change(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
         (
             "generator.hidden",
             128,
-            "generator and token_decoder must share one hidden width: it is the token width",
+            "generator and token_decoder must share one hidden width, that of a token's code",
         ),
         ("generator.rotary_fraction", 0.1, "rotary_fraction 0.1 gives an odd number of rotated dimensions"),
         ("generator.rotary_fraction", 2.0, "rotary_fraction must be above 0 and at most 1, got 2.0"),

@@ -1,4 +1,4 @@
-"""What a configuration can change: queries, attention, Gaussian tokens, the linear shortcut, heads."""
+"""What a configuration can change: queries, attention, Gaussian tokens, heads."""
 
 from __future__ import annotations
 
@@ -9,15 +9,10 @@ import torch
 from torch import Tensor
 
 from dove_ext.models.dove import DoveModel
-from dove_ext.models.shortcut import FrequencyShortcut, dct_basis
-from tests.models.micro import SLOTS, micro, photos, stop_at_share
+from tests.models.micro import SLOTS, micro, photos, pixels, stop_at_share
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TOLERANCE = {"rtol": 0.0, "atol": 1e-3}  # see test_encode.py
-
-
-def pixels(count: int) -> Tensor:
-    return photos(count).float() / 127.5 - 1
 
 
 # --- Queries ------------------------------------------------------------------------------------------
@@ -135,125 +130,6 @@ def test_gaussian_samples_in_training_only() -> None:
         model.eval()
         assert torch.equal(model.generate(condition).tokens, model.generate(condition).tokens)
     assert torch.equal(model.train().encode(photos(1)).tokens, model.encode(photos(1)).tokens)
-
-
-# --- The linear shortcut ------------------------------------------------------------------------------
-
-
-def test_dct_basis_is_orthonormal() -> None:
-    basis = dct_basis(8)
-    torch.testing.assert_close(basis @ basis.T, torch.eye(64), rtol=0, atol=1e-5)
-    torch.testing.assert_close(basis[0], torch.full((64,), 1 / 8))
-
-
-def arranged(kept_slots: int = 64) -> FrequencyShortcut:
-    shortcut = FrequencyShortcut(grid=8, latent_channels=16, num_tokens=kept_slots, token_width=8)
-    generator = torch.Generator().manual_seed(5)
-    count = shortcut.coefficients
-    shortcut.arrange(torch.rand(count, generator=generator) + 0.1, torch.rand(count, generator=generator))
-    return shortcut
-
-
-@torch.no_grad()
-def test_shortcut_inverts_kept_coefficients() -> None:
-    shortcut = arranged()
-    assert shortcut.kept == 64 * 8 < shortcut.coefficients == 1024
-    tokens = torch.randn(2, 64, 8)
-    torch.testing.assert_close(shortcut.tokens(shortcut.latents(tokens)), tokens, rtol=0, atol=1e-4)
-    latents = torch.randn(2, 64, 16)
-    once = shortcut.latents(shortcut.tokens(latents))
-    torch.testing.assert_close(shortcut.latents(shortcut.tokens(once)), once, rtol=0, atol=1e-4)
-    # What is lost is exactly the energy of the coefficients that are not kept.
-    coefficients = shortcut.transform(latents)
-    coefficients[:, shortcut.order.long()] = 0
-    torch.testing.assert_close((latents - once).pow(2).sum(), coefficients.pow(2).sum(), rtol=1e-4, atol=0)
-
-
-@torch.no_grad()
-def test_shortcut_with_room_for_all_is_the_identity() -> None:
-    shortcut = FrequencyShortcut(grid=8, latent_channels=16, num_tokens=64, token_width=32)
-    assert shortcut.kept == shortcut.coefficients
-    latents = torch.randn(1, 64, 16)
-    tokens = shortcut.tokens(latents)
-    assert tokens.shape == (1, 64, 32)
-    assert not tokens.flatten(1)[:, shortcut.kept :].any()
-    torch.testing.assert_close(shortcut.latents(tokens), latents, rtol=0, atol=1e-5)
-
-
-def test_arrange_orders_by_worth() -> None:
-    shortcut = FrequencyShortcut(grid=2, latent_channels=2, num_tokens=4, token_width=1)
-    variance = torch.tensor([1.0, 4.0, 9.0, 1.0, 1.0, 16.0, 0.0, 1.0])
-    worth = torch.tensor([1.0, 1.0, 0.1, 5.0, 1.0, 1.0, 99.0, 0.5])
-    shortcut.arrange(variance, worth)
-    assert shortcut.order.tolist() == [5, 3, 1, 0]  # worth 16, 5, 4, 1; ties: the lower first
-    assert shortcut.scale.tolist() == [4.0, 1.0, 2.0, 1.0]
-    total = float((variance * worth).sum())
-    left = [total, total - 16, total - 21, total - 25, total - 26]
-    assert shortcut.missing.tolist() == pytest.approx([(x / total) ** 0.5 for x in left], abs=1e-6)
-
-
-def test_expected_error_follows_the_last_kept_tokens() -> None:
-    shortcut = FrequencyShortcut(grid=4, latent_channels=2, num_tokens=16, token_width=2)
-    shortcut.missing.copy_(torch.linspace(1, 0, 17))
-    tokens = torch.ones(3, 16, 2)
-    tokens[1] *= 0.5  # half as much in every coefficient: half as much is missing
-    tokens[2, :7] = 9.0  # of 8 kept tokens only the last counts
-    tokens[:, 8:] = 0
-    expected = shortcut.expected_error(tokens, torch.tensor([8, 8, 8], dtype=torch.int32))
-    assert expected.tolist() == pytest.approx([0.5, 0.25, 0.5])
-    alone = shortcut.expected_error(tokens, torch.tensor([1, 1, 1], dtype=torch.int32))
-    assert alone.tolist() == pytest.approx([15 / 16, 15 / 32, 9 * 15 / 16])
-
-
-def test_time_positions_read_the_shortcuts_tokens() -> None:
-    model = micro(shortcut=True)
-    latents = torch.randn(2, SLOTS, 16, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        condition = model.condition_on(latents)
-        assert condition.base is not None
-        before = model.generator(condition)
-        condition.base[1, 5] += 1.0
-        after = model.generator(condition)
-    assert torch.equal(before[0], after[0]) and torch.equal(before[1, :5], after[1, :5])  # causal
-    assert (before[1, 5:] - after[1, 5:]).abs().amax(1).min() > 0
-    assert (before[1, 5] - after[1, 5]).abs().max() > 0.1
-
-
-def test_a_condition_of_another_model_is_refused() -> None:
-    """Without its shortcut's tokens a model would make other tokens and not say so."""
-    with_shortcut, without = micro(shortcut=True), micro()
-    for model, other in ((with_shortcut, without), (without, with_shortcut)):
-        with pytest.raises(ValueError, match="the condition is another model's"):
-            model.generate(other.condition(pixels(1)))
-
-
-def test_new_shortcut_is_coarse_to_fine() -> None:
-    shortcut = FrequencyShortcut(grid=4, latent_channels=3, num_tokens=16, token_width=3)
-    frequency = shortcut.order.long() // 3
-    radius = (frequency // 4) ** 2 + (frequency % 4) ** 2
-    assert (radius.diff() >= 0).all() and frequency[:3].tolist() == [0, 0, 0]
-
-
-def test_shortcut_model_starts_as_its_linear_code() -> None:
-    torch.manual_seed(0)
-    model = DoveModel(micro(shortcut=True).config).eval()
-    with torch.no_grad():
-        latents = model.vqgan.encode(pixels(2))
-        tokens = model.generate(model.condition(pixels(2))).tokens
-        torch.testing.assert_close(tokens, model.shortcut.tokens(latents))
-        lengths = torch.tensor([SLOTS, 5], dtype=torch.int32)
-        tokens[1, 5:] = 0
-        expected = model.vqgan.decode(model.shortcut.latents(tokens))
-        torch.testing.assert_close(model.render(tokens, lengths), expected)
-
-
-def test_shortcut_in_blocks_equals_single_pass() -> None:
-    model = stop_at_share(micro(shortcut=True))
-    with torch.no_grad():
-        tokens = model.generate(model.condition(pixels(4))).tokens
-    result = model.encode(photos(4), block_size=5)
-    for ours, row in zip(result.to_list(), tokens, strict=True):
-        torch.testing.assert_close(ours, row[: len(ours)], **TOLERANCE)
 
 
 # --- Vocabulary heads ---------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ SHAPE: dict[str, Any] = {
         "decoder_blocks": 1,
         "latent_channels": 32,
     },
+    "semantic_width": 15,
     "generator": _STACK,
     "token_decoder": _STACK,
 }
@@ -34,7 +35,6 @@ def recipe(**changes: Any) -> dict[str, Any]:
         "validation": [str(PHOTOS)],
         "validation_limit": 2,
         "fit_images": 32,
-        "target_length": 20,
         "batch_size": 2,
         "warmup_steps": 2,
         "loss_scale": "relative",

@@ -11,7 +11,7 @@ import torch
 from dove_ext.config import change_shape, preset
 from dove_ext.metrics.mobilenet import MobileNetDistance
 from dove_ext.models.dove import DoveModel
-from dove_train.alignment import COARSE_SIDES, GRID_WEIGHT, Alignment, draw_views
+from dove_train.alignment import COARSE_SIDES, GRID_WEIGHT, Alignment, TokenReader, draw_views
 from dove_train.distributed import World
 from dove_train.run import Run
 from dove_train.stage_run import StageRun
@@ -110,9 +110,48 @@ def test_each_stage_learns_its_own_and_no_token_changes(tmp_path: Path, mobilene
         assert torch.equal(run.model.generate(run.model.condition(images)).tokens, tokens)  # the shortcut's
 
 
-def test_it_can_be_learned(mobilenet_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_learn_without_their_code(tmp_path: Path, mobilenet_file: Path) -> None:
+    """A stage that aligns tokens changes the upper layers and the semantic part, no code and no picture."""
+    stage = {"steps": 3, "path": "features", "train": ["upper_layers", "tokens"], "learning_rate": 1e-2}
+    shape = changes(mobilenet_file)["shape"]
+    shape = {**shape, "generator": {**shape["generator"], "layers": 3}}
+    run = new_run(tmp_path, mobilenet_file, shape=shape, stages={"semantics": stage})
+    run.start()
+    start = {n: p.clone() for n, p in run.model.named_parameters()}
+    images = pictures(2)
+    with torch.no_grad():
+        tokens = run.model.generate(run.model.condition(images)).tokens
+    StageRun(run, "semantics", None).train()
+    changed = {n for n, p in run.model.named_parameters() if not torch.equal(p, start[n])}
+    layers = tuple(f"generator.stack.{part}" for part in ("layers.1", "layers.2", "final"))
+    assert "generator.to_token.weight" in changed and any(n.startswith(layers[0]) for n in changed)
+    assert all(n.startswith((*layers, "generator.to_token")) for n in changed)
+    with torch.no_grad():
+        now = run.model.generate(run.model.condition(images)).tokens
+    code = run.model.config.generator.hidden + 1
+    assert torch.equal(now[..., :code], tokens[..., :code])
+    assert (now[..., code:] - tokens[..., code:]).abs().amax(1).min() > 0
+
+
+def test_the_reader_takes_means_of_prefixes() -> None:
+    torch.manual_seed(0)
+    reader = TokenReader(8, 4, {"whole": 6, "grid": 5})
+    tokens = torch.randn(2, 11, 8)
+    out = reader(tokens)
+    assert out["whole"].shape == (2, 4, 6) and out["grid"].shape == (2, 16, 5)  # of 11, 5, 2 and 1 tokens
+    expected = reader.whole(tokens[:, :5].mean(1))
+    torch.testing.assert_close(out["whole"][:, 1], expected)
+    weight = (reader.place[3] @ reader.key(tokens[1]).T / 8**0.5).softmax(-1)
+    torch.testing.assert_close(out["grid"][1, 3], reader.grid(weight @ reader.value(tokens[1])))
+
+
+@pytest.mark.parametrize("train_parts", [["features"], ["features", "last_layer", "tokens"]])
+def test_it_can_be_learned(
+    mobilenet_file: Path, monkeypatch: pytest.MonkeyPatch, train_parts: list[str]
+) -> None:
     torch.manual_seed(0)
     given = settings(**changes(mobilenet_file))
+    given.stages["features"].train = train_parts
     model = DoveModel(change_shape(preset("dove-tiny"), given.shape))
     path = make_pass(model, given.stages["features"], given)
     images = pictures(4)
@@ -122,7 +161,7 @@ def test_it_can_be_learned(mobilenet_file: Path, monkeypatch: pytest.MonkeyPatch
     optimizer = torch.optim.Adam(learned, lr=3e-3)
     losses = []
     for _ in range(60):
-        loss = path(images, draw_views(0, 0, 4)).alignment.mean()
+        loss = path(images, draw_views(0, 0, 4), 12).alignment.mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dove_ext.images import drawn
 from dove_train.data import Augmentation, Batch, SkippedImages, TrainingImages, batches
 from dove_train.settings import TrainingError
 
@@ -206,3 +207,19 @@ def test_small_images_are_passed_over(small: Path) -> None:
         TrainingError, match="none of the 7 images can be used: 7 have a side under 99 pixels"
     ):
         TrainingImages([small], 16, 0, min_side=99)[0]
+
+
+def test_a_share_of_the_samples_is_drawn(small: Path) -> None:
+    photographs = TrainingImages([small], 64, seed=3)
+    mixed = TrainingImages([small], 64, seed=3, drawn_share=0.3)
+    drawn_ones = [i for i in range(60) if ": " in mixed[i].name]
+    assert 10 <= len(drawn_ones) <= 28
+    for i in range(60):
+        if i not in drawn_ones:  # the same as without
+            assert torch.equal(mixed[i].pixels, photographs[i].pixels)
+        assert torch.equal(mixed.photograph(i).pixels, photographs[i].pixels)
+    kind, number = mixed[drawn_ones[0]].name.split(": ")
+    assert kind in drawn.TRAINED and torch.equal(
+        mixed[drawn_ones[0]].pixels, drawn.draw(kind, int(number), 64)
+    )
+    assert len({mixed[i].name for i in drawn_ones}) == len(drawn_ones)

@@ -22,7 +22,7 @@ from dove_train.losses import (
     sampled_eos_loss,
 )
 from dove_train.objective import Objective
-from dove_train.stages import Outputs, TokensPass
+from dove_train.stages import NEAR, Outputs, TokensPass, around
 from tests.models.micro import micro, photos
 from tests.train.small import settings
 
@@ -142,3 +142,29 @@ def test_quantiser_loss_pulls_both_ways() -> None:
     assert z.grad is not None and e.grad is not None
     assert torch.allclose(z.grad, torch.full_like(z, -2 * 0.25 / 6))
     assert torch.allclose(e.grad, torch.full_like(e, 2 / 6))
+
+
+def test_every_second_length_is_near_the_stop() -> None:
+    stops = torch.tensor([30, 30, 30, 2, 64, 64], dtype=torch.int32)
+    lengths = torch.tensor([5, 5, 64, 17, 9, 64], dtype=torch.int32)
+    moved = around(stops, lengths, 64)
+    assert moved.dtype == torch.int32
+    assert moved.tolist() == [5, 30 + 5 - NEAR, 64, 1, 9, 64]  # a full length stays, the rest is 1..K - 1
+    spread = around(torch.full((512,), 30), torch.arange(1, 513).clamp_max(63), 64)[1::2] - 30
+    assert spread.min() >= -NEAR and spread.max() <= NEAR and spread.unique().numel() > NEAR
+
+
+def test_a_promise_is_judged_by_psnr_alone() -> None:
+    """Whatever L_rec holds besides: the label of a stop is whether the picture has the promised PSNR."""
+    pixels = torch.zeros(2, 3, 64, 64)
+    error = torch.tensor([31.9, 32.1])  # dB
+    pictures = (2 * 10 ** (-error / 20))[:, None, None, None].expand(-1, 3, 64, 64)
+    p_eos = torch.full((2, 4), 0.9)
+    lengths, stops = torch.tensor([2, 2], dtype=torch.int32), torch.tensor([1, 1], dtype=torch.int32)
+    outputs = Outputs(pictures, lengths, stops, p_eos)
+    objective = Objective(settings(mse_weight=100.0), ALONE, promised_psnr=32.0)
+    _, tally = objective(outputs, pixels, lambda_eos=1.0, undecided=2, adversarial=False)
+    assert tally["eos"].item() == pytest.approx(-math.log(0.1) - math.log(0.9), rel=1e-4)
+    before = objective.threshold.value(1.0)
+    objective.update({"loss": 9.0, "length": 4.0}, lambda_eos=1.0)
+    assert objective.threshold.value(1.0) == before == pytest.approx(4 * 10**-3.2)

@@ -14,7 +14,7 @@ from tests.train.small import PHOTOS
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 
 # What proves nothing here and costs minutes: width, depth and size.
-_SMALL = ["--target-length", "10", "--shape", "image_size=64"]
+_SMALL = ["--shape", "image_size=64"]
 LIGHTER = {
     "ablation": _SMALL,
     "dove-tiny": _SMALL,

@@ -71,8 +71,8 @@ def test_closed_form_reconstructs_before_training(tmp_path: Path) -> None:
     quality = list(run.evaluate()["psnr_db"].values())
     assert quality == sorted(quality)
     assert quality[0] > 12  # far above an untrained network, which is at about 5 dB
-    missing = run.model.shortcut.missing
-    assert missing[0] == 1 and bool((missing.diff() <= 0).all()) and missing[-1] < 0.3
+    known = run.model.condition(run.held_out).quality
+    assert bool((known.diff() >= 0).all()) and known[:, -1].min() > 18
 
 
 def test_a_stage_trains_its_parts_and_nothing_else(tmp_path: Path) -> None:
@@ -81,7 +81,8 @@ def test_a_stage_trains_its_parts_and_nothing_else(tmp_path: Path) -> None:
     before = {n: value.clone() for n, value in run.averaged.values.items()}
     train_stage(run, "head")
     changed = {n for n, p in run.model.named_parameters() if not torch.equal(p, before[n])}
-    assert changed == {"generator.embed_out.weight", "generator.embed_out.bias"}
+    assert "generator.embed_out.weight" in changed  # no stop is in doubt here, so the bias may stay
+    assert changed <= {"generator.embed_out.weight", "generator.embed_out.bias"}
 
 
 def test_overlapping_parts_are_trained_once(tmp_path: Path) -> None:
@@ -227,14 +228,25 @@ def test_the_quantised_baseline(tmp_path: Path) -> None:
         ),
         ({"preset": "vqgan-tiny", "shape": {}}, "its stages need path: autoencoder"),
         (
-            {"shape": {**SHAPE, "shortcut": False}, "stages": {"a": {"steps": 1, "train": ["tokens"]}}},
+            {
+                "shape": {**SHAPE, "shortcut": False, "semantic_width": 0},
+                "stages": {"a": {"steps": 1, "train": ["tokens"]}},
+                "target_length": 20,
+            },
             "trains 'tokens', which this model does not have",
         ),
         (
             {"stages": {"a": {"steps": 1, "path": "autoencoder", "train": ["decoder"], "crop": 33}}},
             "crop must be a multiple of 8, the pixels along a latent of this model; got 33",
         ),
-        ({"target_length": 90}, "target_length is 90, but this model has 64 tokens at most"),
+        (
+            {"shape": {**SHAPE, "shortcut": False, "semantic_width": 0}},
+            "target_length is 90, but this model has 64 tokens at most",
+        ),
+        (
+            {"target_length": 90},
+            "target_length is 90, but this model has a linear code and promises a quality",
+        ),
         ({"device": "cuda:77"}, "the device 'cuda:77' cannot be used"),
     ],
 )
@@ -251,7 +263,10 @@ def test_runs_that_cannot_be(tmp_path: Path, changes: dict[str, Any], sentence: 
 def test_a_loss_that_is_not_finite_is_named_and_ends_the_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], rule: str
 ) -> None:
-    run = started(tmp_path, eos_rule=rule, stages={"joint": {"steps": 20, "train": PARTS}})
+    learned = [part for part in PARTS if part != "tokens"]
+    shape = {**SHAPE, "shortcut": False, "semantic_width": 0}  # whose threshold moves by either rule
+    stages = {"joint": {"steps": 20, "train": learned}}
+    run = started(tmp_path, eos_rule=rule, shape=shape, target_length=20, stages=stages)
     with torch.no_grad():
         run.model.vqgan.decoder.conv_out.bias.fill_(float("nan"))
     run.averaged.reset(run.model)  # what a stage begins with

@@ -85,7 +85,11 @@ def test_wrong_command_lines(tmp_path: Path, arguments: tuple[str, ...], sentenc
         ),
         (
             "stages: {a: {steps: 1, train: [head], path: features}}\n",
-            "path 'features' trains features, nothing else",
+            "path 'features' trains features alone or, with tokens, what makes them",
+        ),
+        (
+            "stages: {a: {steps: 1, train: [features, tokens], path: features, crop: 32}}\n",
+            "a stage with path 'features' draws its own squares; leave its crop out",
         ),
     ],
 )
