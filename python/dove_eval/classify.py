@@ -1,7 +1,7 @@
 """`dove eval classify`: an MLP on pooled frozen tokens, at several token counts (3.2, Figure 5).
 
-The paper pools "the final layer representations", which are its tokens. Where a shortcut makes the tokens of
-something else, there are two things to pool, and both are measured.
+The paper pools "the final layer representations", which are its tokens. Where these are a linear code and a
+semantic part, they are also pooled without the latter: what it adds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dove_eval.report import Block, Plot, Section, Table
 from dove_eval.settings import COUNTS
 from dove_eval.systems import OWN
 
-KINDS = {"tokens": "", "states": "last layer at "}
+KINDS = {"tokens": "", "code": "code alone of "}
 WHOLE = {"latents": "all positions", "thumbnail": "16 x 16 thumbnail"}
 
 
@@ -55,10 +55,10 @@ def show(images: ImageSet, result: dict[str, Any], fit: str) -> Section:
                 points[kind].append(_point(float(point), score, f"{name}: {text} %"))
             elif column in WHOLE:
                 baselines.append((series, score, text))
-        for kind, name in (("tokens", "tokens"), ("states", "last layer")):
+        for kind, name in (("tokens", "tokens"), ("code", "code alone")):
             if points[kind]:
                 title = f"{series['name']}, {name}"
-                lines.append(Line(series["system"], title, points[kind], hollow=kind == "states"))
+                lines.append(Line(series["system"], title, points[kind], hollow=kind == "code"))
     span = [p.x for line in lines for p in line.points] or [float(n) for n in COUNTS]
     span = [min(span), max(span)]
     for series, score, text in baselines:  # no token count of their own: level lines
@@ -85,8 +85,8 @@ def show(images: ImageSet, result: dict[str, Any], fit: str) -> Section:
     method = [
         f"{result['train']} training and {result['test']} test images of {result['classes']} classes from "
         f"{images.source}, fitted by '{fit}'.",
-        "DOVE: mean and maximum over the first tokens, concatenated; where a linear shortcut makes the "
-        "tokens, also over the generator's last layer at their positions, which decides where to stop. "
+        "DOVE: mean and maximum over the first tokens, concatenated; where they are a linear code and a "
+        "semantic part, also without the latter. "
         "VQGAN: the same over all latents before quantisation. Raw pixels: a 16 x 16 thumbnail.",
         f"Head: one hidden layer of {head['hidden']}, GELU, standardised features, Adam "
         f"{head['learning_rate']} with cosine decay, {head['epochs']} epochs or {head['min_steps']} steps, "
@@ -100,8 +100,8 @@ def _finding(result: dict[str, Any]) -> str:
     first, *others = result["series"]
     point = _most(first)
     text = f"Frozen {first['name']} tokens give {_at(first, 'tokens', point)}"
-    if f"states-{point}" in first["points"]:
-        text += f", the generator's last layer {_at(first, 'states', point)}"
+    if f"code-{point}" in first["points"]:
+        text += f", without their semantic part {_at(first, 'code', point)}"
     rest = []
     for s in others:
         if f"tokens-{_most(s)}" in s["points"]:

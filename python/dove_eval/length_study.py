@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from scipy import stats
 from torch import Tensor
+from torch.nn import functional as F
 
-from dove_eval import oracle, quality
+from dove_eval import calibration, oracle, quality
 from dove_eval.bootstrap import LEVEL, Estimate, bootstrap, mean
 from dove_eval.datasets import ImageSet
 from dove_eval.plots import Line, Point, axis, histogram, line_chart, scatter
@@ -45,6 +46,12 @@ def measure(images: ImageSet, model: Dove, output: Path, *, fit: Fit, batch_size
             row[f"mse-{r.point}"] = mse(quality.as_shown(r.images), pixels)
             if r.point == OWN:
                 row["length"] = r.tokens
+        if model.promise is not None:
+            curve, row["needed"] = model.p_eos(pixels)
+            curve = F.pad(curve, (0, 1))  # nothing ends all K tokens
+            own = row["length"].long()
+            at = {OWN: own} | {str(n): torch.full_like(own, n) for n in counts[:-1]}
+            row |= {f"p-{point}": curve.gather(1, n[:, None])[:, 0] for point, n in at.items()}
         return row
 
     size = model.model.config.image_size
@@ -71,9 +78,16 @@ def summarise(images: ImageSet, rows: Rows, model: Dove) -> dict[str, Any]:
     """The figures as JSON."""
     length, complexity = rows.values("length"), rows.values("complexity")
     labels = np.array([images.items[int(i)].label for i in rows.good], dtype=object)
-    psnr = psnr_of_mse(torch.from_numpy(rows.values(f"mse-{OWN}")), ceiling=PSNR_CEILING).numpy()
+    points = [*map(str, counts_of(model)), OWN]
+    qualities = {
+        n: psnr_of_mse(torch.from_numpy(rows.values(f"mse-{n}")), ceiling=PSNR_CEILING) for n in points
+    }
+    psnr = qualities[OWN].numpy()
     pairs = np.stack([length, complexity], 1)
     slots = model.model.config.num_tokens
+    promise: dict[str, Any] = {}
+    if model.promise is not None:
+        promise = {"promise": _promise(rows, model.promise, psnr, length < slots, counts_of(model))}
     frequency, edges = np.histogram(length, BINS, (0, slots))
     return {
         "images": len(length),
@@ -81,14 +95,34 @@ def summarise(images: ImageSet, rows: Rows, model: Dove) -> dict[str, Any]:
         "length": mean(length).to_json(),
         "percentiles": {str(p): float(np.percentile(length, p)) for p in (5, 25, 50, 75, 95)},
         "histogram": {"counts": frequency.tolist(), "edges": edges.tolist()},
-        "mse": {str(n): mean(rows.values(f"mse-{n}")).to_json() for n in [*counts_of(model), OWN]},
+        "mse": {n: mean(rows.values(f"mse-{n}")).to_json() for n in points},
+        "psnr_by_count": {n: mean(each.numpy()).to_json() for n, each in qualities.items()},
         "psnr": _qualities(psnr, length),
         "classes": {
             name: _qualities(psnr[labels == name], length[labels == name])
             for name in dict.fromkeys(name for name in labels if name is not None)
         },
+        **promise,
         "pearson": _correlate(lambda rows: correlation(*rows.T), pairs),
         "spearman": _correlate(spearman, pairs),
+    }
+
+
+def _promise(
+    rows: Rows, promised: float, psnr: np.ndarray, stopped: np.ndarray, counts: Sequence[int]
+) -> dict[str, Any]:
+    """How a promised quality is kept by the images that `stopped` before their last token, and foretold."""
+    predicted = {
+        point: stopped if point == OWN else stopped | True for point in (OWN, *map(str, counts[:-1]))
+    }
+    probability = np.concatenate([rows.values(f"p-{point}")[which] for point, which in predicted.items()])
+    error = np.concatenate([rows.values(f"mse-{point}")[which] for point, which in predicted.items()])
+    needed = np.concatenate([rows.values("needed")[which] for which in predicted.values()])
+    good = psnr_of_mse(torch.from_numpy(error), ceiling=PSNR_CEILING).numpy() >= needed
+    return {
+        "psnr": promised,
+        "missed by 3 dB": float(((psnr < promised - 3) & stopped).mean()),
+        "calibration": calibration.summarise(probability, good),
     }
 
 
@@ -136,6 +170,7 @@ def show(
             ("PSNR at own length", f"{psnr['mean']:.2f} dB, deviation {psnr['deviation']:.2f}"),
             ("lowest PSNR at own length", f"{psnr['lowest']:.2f} dB"),
             ("squared error at own length over that at full length", f"{_ratio(result):.2f}"),
+            *_promise_rows(result),
         ],
         f"{LEVEL:.0%} bootstrap intervals in brackets",
         beside=True,
@@ -153,6 +188,17 @@ def show(
         _loss_plot(result, model),
         _complexity_plot(length, complexity, names, pearson),
         table,
+        *(
+            [calibration.plot(result["promise"]["calibration"], model.key, model.name)]
+            if "promise" in result
+            else []
+        ),
+        Table(
+            ("tokens", "PSNR (dB)"),
+            [(n, Estimate(**e).text(2)) for n, e in result["psnr_by_count"].items()],
+            "Mean over images",
+            beside=True,
+        ),
         *([oracle.table(ceiling)] if ceiling else []),
         *_class_table(result["classes"]),
         *contact_sheet(images, rows, model, fit),
@@ -189,6 +235,17 @@ def show(
         ),
     ]
     return Section("lengths", "Lengths", finding, blocks, method, result, tiles)
+
+
+def _promise_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
+    if "promise" not in result:
+        return []
+    promise = result["promise"]
+    return [
+        ("promised PSNR", f"{promise['psnr']:g} dB"),
+        ("stopped more than 3 dB below it", f"{promise['missed by 3 dB']:.1%}"),
+        ("expected calibration error of p_eos", f"{promise['calibration']['error']:.3f}"),
+    ]
 
 
 def _class_table(classes: dict[str, dict[str, float]]) -> list[Block]:

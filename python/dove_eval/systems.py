@@ -83,6 +83,24 @@ class Dove:
         """All tokens [B, K, D] and the model's own lengths int32 [B]."""
         return own_lengths(self.model, pixels, self.query)
 
+    @property
+    def promise(self) -> float | None:
+        """PSNR in dB that this model's stop promises; None if it promises none."""
+        return self.model.config.promised_psnr if self.model.config.shortcut else None
+
+    @torch.no_grad()
+    def p_eos(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Of a model that promises a quality: how sure it is that a prefix has it.
+
+        Returns:
+            (Tensor, Tensor): float32 [B, K], at n the probability that n tokens are enough; and the PSNR in
+            dB that each image needs, float32 [B].
+        """
+        model = self.model
+        generated = model.generate(model.condition(pixels))
+        assert self.promise is not None and generated.condition.margin is not None
+        return model.generator.p_eos(generated.hidden), self.promise + generated.condition.margin
+
     def counts(self, counts: Sequence[int]) -> list[int]:
         """Those of `counts` that this model can give."""
         return [n for n in counts if n <= self.model.config.num_tokens]
@@ -98,8 +116,8 @@ class Dove:
 
         Returns:
             dict: "tokens-N" and "tokens-own" [B, 2 D]: mean and maximum over the first tokens (3.2);
-            "states-N" and "states-own" [B, 2 hidden]: the same of the generator's last layer at their
-            positions, where a shortcut makes tokens of something else; "image-L" and "time-L" [B, hidden]:
+            "code-N" and "code-own" [B, 2 (hidden + 1)]: the same without the tokens' semantic part, where
+            they have one beside a linear code; "image-L" and "time-L" [B, hidden]:
             mean of hidden layer L over the image's and the time positions, L from 0 (the stack's input) to
             its number of layers, whose output is normalised and which has no "image" column: nothing reads
             the image positions there, so they are not computed.
@@ -116,8 +134,8 @@ class Dove:
                 hook.remove()
         slots = self.model.config.num_tokens
         sequences = {"tokens": tokens.float()}
-        if self.model.shortcut is not None:
-            sequences["states"] = layers[-1].float()
+        if self.model.config.semantic_width:
+            sequences["code"] = tokens[..., : -self.model.config.semantic_width].float()
         out = {}
         for kind, sequence in sequences.items():
             out |= {f"{kind}-{n}": mean_and_max(sequence[:, :n]) for n in self.counts(counts)}
@@ -138,7 +156,7 @@ class Vqgan:
 
     def __init__(self, vqgan: VQGAN, image_size: int, name: str, key: str = "vqgan") -> None:
         self.vqgan, self.key, self.name = vqgan.eval(), key, name
-        self.identity = [weights_digest(vqgan), vqgan.quant_conv.weight.device.type, vqgan.config.to_json()]
+        self.identity = [weights_digest(vqgan), next(vqgan.parameters()).device.type, vqgan.config.to_json()]
         self.positions = (image_size // vqgan.config.downsampling) ** 2
 
     @property
@@ -158,7 +176,7 @@ class Vqgan:
     @torch.no_grad()
     def latents(self, pixels: Tensor) -> Tensor:
         """H_v before quantisation [B, P, C]."""
-        weight = self.vqgan.quant_conv.weight
+        weight = self.vqgan.post_quant_conv.weight
         return self.vqgan.encode(pixels.to(weight.device, weight.dtype))
 
     @torch.no_grad()
@@ -186,7 +204,8 @@ class Vqgan:
         def keep(module: nn.Module, _: Any, stream: Stream) -> None:
             levels.setdefault(module, []).append(stream.settled().float().mean((2, 3)))
 
-        modules = [*self.vqgan.encoder.down, self.vqgan.encoder.mid]
+        encoder = self.vqgan.encoder  # none where a linear map of patches encodes alone
+        modules = [] if encoder is None else [*encoder.down, encoder.mid]
         hooks = [module.register_forward_hook(keep) for module in modules]
         try:
             latents = self.latents(pixels).float()

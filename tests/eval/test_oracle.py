@@ -12,7 +12,7 @@ from dove_eval import oracle
 from dove_eval.datasets import find_images
 from dove_eval.oracle import best_lengths
 from dove_eval.systems import Dove
-from tests.models.micro import micro
+from tests.models.micro import linear
 
 PHOTOS = Path(__file__).parents[2] / "examples" / "photos"
 
@@ -30,14 +30,14 @@ def test_best_lengths_beat_every_other_choice_of_that_mean() -> None:
 
 
 def test_the_oracle_is_at_least_as_good_as_one_length_for_all(tmp_path: Path) -> None:
-    model = Dove(micro(shortcut=True))
+    model = Dove(linear())
     counts = np.array(oracle.counts_of(model))
     assert counts.tolist() == [1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64]
     rows = oracle.measure(find_images([PHOTOS]), model, tmp_path, fit="crop", batch_size=2)
-    (row,) = oracle.summarise(rows, model, [24.0])
+    (row,) = oracle.summarise(rows, model, [8.0])
     errors = rows["errors"].astype(np.float64)
-    lengths = counts[best_lengths(counts, errors, 24.0)]
-    assert row["asked"] == 24 and row["length"] == pytest.approx(lengths.mean()) and lengths.mean() <= 24
+    lengths = counts[best_lengths(counts, errors, 8.0)]
+    assert row["asked"] == 8 and row["length"] == pytest.approx(lengths.mean()) and lengths.mean() <= 8
     same = counts.tolist().index(counts[counts <= lengths.mean()].max())  # one length for all, no more tokens
     ratio = errors[:, same].mean() / errors[:, -1].mean()
     assert row["mse_over_full"] < ratio - 0.01  # each image has another best length

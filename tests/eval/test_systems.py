@@ -55,13 +55,13 @@ def test_dove_features(dove: Dove, pixels: torch.Tensor) -> None:
     assert torch.equal(again["image-1"], features["image-1"]), "hooks are gone after each call"
 
 
-def test_the_last_layer_is_pooled_where_a_shortcut_makes_the_tokens(pixels: torch.Tensor) -> None:
-    dove = Dove(stop_at_share(micro(shortcut=True)))
+def test_tokens_are_also_pooled_without_their_semantic_part(pixels: torch.Tensor) -> None:
+    dove = Dove(stop_at_share(micro(shortcut=True, semantic_width=12)))
     features = dove.features(pixels, (4, 16))
-    hidden = dove.model.generate(dove.model.condition(pixels)).hidden
-    assert torch.allclose(features["states-16"], mean_and_max(hidden[:, :16]), atol=1e-3)
-    assert not torch.allclose(features["states-4"], features["tokens-4"], atol=0.1)
-    assert not any(name.startswith("states-") for name in Dove(micro()).features(pixels, (4,)))
+    tokens, width = dove.model.generate(dove.model.condition(pixels)).tokens, dove.model.config.token_width
+    assert torch.allclose(features["tokens-16"], mean_and_max(tokens[:, :16]), atol=1e-3)
+    assert torch.allclose(features["code-16"], mean_and_max(tokens[:, :16, : width - 12]), atol=1e-3)
+    assert not any(name.startswith("code-") for name in Dove(micro(shortcut=True)).features(pixels, (4,)))
 
 
 def test_what_decides_the_numbers_is_in_the_identity() -> None:
