@@ -381,13 +381,17 @@ HELD_BACK = tuple(_DRAW)[11:]
 """Kinds that are for measuring only."""
 
 
+SMALLEST = 64
+"""Side in pixels of the smallest picture that can be drawn."""
+
+
 def draw(kind: str, seed: int, size: int = 256) -> Tensor:
     """A picture of a kind; the same for the same seed.
 
     Args:
         kind: of `TRAINED` or `HELD_BACK`.
         seed: 0 or above; each gives another picture.
-        size: side in pixels, at least 64.
+        size: side in pixels, at least `SMALLEST`.
 
     Returns:
         Tensor: uint8 [3, size, size].
@@ -397,8 +401,8 @@ def draw(kind: str, seed: int, size: int = 256) -> Tensor:
     """
     if kind not in _DRAW:
         raise ValueError(f"there is no kind {kind!r}; choose from {', '.join(_DRAW)}")
-    if size < 64:
-        raise ValueError(f"size must be at least 64 pixels, got {size}")
+    if size < SMALLEST:
+        raise ValueError(f"size must be at least {SMALLEST} pixels, got {size}")
     random = np.random.default_rng([seed, tuple(_DRAW).index(kind)])
     pixels = np.asarray(_DRAW[kind](random, size))
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1)

@@ -88,6 +88,11 @@ class TrainingImages(Dataset[Sample]):
     ) -> None:
         if seed < 0:
             raise TrainingError(f"seed must be at least 0, got {seed}")
+        if drawn_share and size < drawn.SMALLEST:
+            raise TrainingError(
+                f"pictures of {size} pixels cannot be drawn, the smallest have {drawn.SMALLEST}; "
+                "set drawn to 0"
+            )
         self.index = ImageIndex(paths, synsets=synsets)
         self.size, self.seed, self.min_side, self.drawn_share = size, seed, min_side, drawn_share
         self.augmentation = augmentation or Augmentation()

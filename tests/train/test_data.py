@@ -223,3 +223,5 @@ def test_a_share_of_the_samples_is_drawn(small: Path) -> None:
         mixed[drawn_ones[0]].pixels, drawn.draw(kind, int(number), 64)
     )
     assert len({mixed[i].name for i in drawn_ones}) == len(drawn_ones)
+    with pytest.raises(TrainingError, match="pictures of 32 pixels cannot be drawn, the smallest have 64"):
+        TrainingImages([small], 32, seed=3, drawn_share=0.1)
