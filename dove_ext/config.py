@@ -200,6 +200,11 @@ class DoveConfig:
         """D: width of a token; with `shortcut` its code, the code's quality and what the generator adds."""
         return self.generator.hidden + (1 + self.semantic_width if self.shortcut else 0)
 
+    @property
+    def promise(self) -> float | None:
+        """`promised_psnr` of a model that promises a quality; None without a linear code."""
+        return self.promised_psnr if self.shortcut else None
+
     def to_json(self) -> str:
         """The configuration as it stands in a model folder's config.json."""
         return _to_json("dove", self)

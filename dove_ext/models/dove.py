@@ -110,7 +110,7 @@ class DoveModel(Pretrained):
         """
         latents = self.vqgan.encode(pixels)
         if self.shortcut is None:
-            return Condition(latents, None, None, None, query)
+            return self.condition_on(latents, query)
         squares = (self.vqgan.picture(latents).float() - pixels.float()).square().mean(1, keepdim=True)
         lost = F.avg_pool2d(squares, self.config.vqgan.downsampling).flatten(1)
         return self.condition_on(latents, query, lost=lost)

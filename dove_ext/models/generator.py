@@ -139,14 +139,18 @@ class Generator(nn.Module):
             return times
         return times + self.from_token(condition.base[:, start:end])
 
+    def _inputs(self, condition: Condition, count: int) -> Tensor:
+        """[H_v ; query ; t_1 .. t_count]: [B, P + Q + count, hidden]."""
+        x = self.sequence(condition)
+        return torch.cat([x, self.positions(0, count, x, condition)], dim=1)
+
     def forward(self, condition: Condition, count: int | None = None) -> Tensor:
         """Last hidden states at the first `count` (default K) time positions: [B, count, hidden].
 
         With the linear shortcut [B, count, hidden + 1], see `beside_quality`.
         """
-        x = self.sequence(condition)
         count = self.config.num_tokens if count is None else count
-        x = torch.cat([x, self.positions(0, count, x, condition)], dim=1)
+        x = self._inputs(condition, count)
         return self.beside_quality(self.stack(x, prefix=self.prefix, last=count), condition)
 
     def beside_quality(self, hidden: Tensor, condition: Condition, start: int = 0) -> Tensor:
@@ -177,8 +181,7 @@ class Generator(nn.Module):
             condition: without a query.
             count: as for `forward`.
         """
-        x = self.sequence(condition)
-        x = torch.cat([x, self.positions(0, count, x, condition)], dim=1)
+        x = self._inputs(condition, count)
         states = self.stack.states(x, len(self.stack.layers) - 1, prefix=self.prefix)
         hidden = self.stack.finish(states, prefix=self.prefix, last=count)
         return states[:, :-count], self.beside_quality(hidden, condition)

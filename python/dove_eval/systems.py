@@ -86,7 +86,7 @@ class Dove:
     @property
     def promise(self) -> float | None:
         """PSNR in dB that this model's stop promises; None if it promises none."""
-        return self.model.config.promised_psnr if self.model.config.shortcut else None
+        return self.model.config.promise
 
     @torch.no_grad()
     def p_eos(self, pixels: Tensor) -> tuple[Tensor, Tensor]:

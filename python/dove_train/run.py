@@ -27,12 +27,6 @@ from dove_train.settings import Settings, TrainingError
 from dove_train.stages import make_pass, trained_parameters
 
 
-def promised_psnr(model: DoveModel | VQGAN) -> float | None:
-    """What a model with a linear code promises, in dB; None for others, whose lengths follow a mean."""
-    promises = isinstance(model, DoveModel) and model.config.shortcut
-    return model.config.promised_psnr if promises else None
-
-
 class Run:
     """The state of a training run. What lives only within one of its stages is a `StageRun`.
 
@@ -75,7 +69,8 @@ class Run:
         )
         self.fingerprint = fingerprint(self.images.index, data, self.held_out)
         self.skipped = SkippedImages(settings.max_unreadable, self.report.warn)
-        self.objective = Objective(settings, world, promised_psnr(self.model))
+        promise = self.model.config.promise if isinstance(self.model, DoveModel) else None
+        self.objective = Objective(settings, world, promise)
         self.averaged = AveragedWeights(self.model, settings.ema)
         self.position = 0  # samples of all processes
         self.seconds = 0.0

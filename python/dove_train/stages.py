@@ -70,12 +70,13 @@ NEAR = 8  # tokens
 
 
 def around(stops: Tensor, lengths: Tensor, slots: int) -> Tensor:
-    """Sampled lengths int32 [B], every second one moved to near the image's own stop, but for full lengths.
+    """Sampled lengths int32 [B], the odd ones moved to near the image's own stop, but for full lengths.
 
-    By how many tokens, the sampled length itself decides, so that it needs no other chance.
+    Whether, and by how many tokens, the sampled length itself decides: it depends on the image's place in the
+    run alone, not on its batch or process.
     """
     near = (stops + lengths % (2 * NEAR + 1) - NEAR).clamp(1, slots - 1)
-    moved = (torch.arange(len(lengths), device=lengths.device) % 2 == 1) & (lengths < slots)
+    moved = (lengths % 2 == 1) & (lengths < slots)
     return torch.where(moved, near, lengths).int()
 
 

@@ -144,13 +144,16 @@ def test_quantiser_loss_pulls_both_ways() -> None:
     assert torch.allclose(e.grad, torch.full_like(e, 2 / 6))
 
 
-def test_every_second_length_is_near_the_stop() -> None:
+def test_odd_lengths_move_to_near_the_stop() -> None:
     stops = torch.tensor([30, 30, 30, 2, 64, 64], dtype=torch.int32)
-    lengths = torch.tensor([5, 5, 64, 17, 9, 64], dtype=torch.int32)
+    lengths = torch.tensor([4, 5, 64, 17, 9, 8], dtype=torch.int32)
     moved = around(stops, lengths, 64)
     assert moved.dtype == torch.int32
-    assert moved.tolist() == [5, 30 + 5 - NEAR, 64, 1, 9, 64]  # a full length stays, the rest is 1..K - 1
-    spread = around(torch.full((512,), 30), torch.arange(1, 513).clamp_max(63), 64)[1::2] - 30
+    assert moved.tolist() == [4, 30 + 5 - NEAR, 64, 1, 63, 8]  # a full length stays, the rest is 1..K - 1
+    alone = [around(stops[i : i + 1], lengths[i : i + 1], 64).item() for i in range(6)]
+    assert alone == moved.tolist()  # an image's place in the run decides, not its batch
+    odd = torch.arange(1, 64, 2)
+    spread = around(torch.full((len(odd),), 30), odd, 64) - 30
     assert spread.min() >= -NEAR and spread.max() <= NEAR and spread.unique().numel() > NEAR
 
 
