@@ -140,6 +140,11 @@ class FrequencyShortcut(nn.Module):
         return torch.cat([code, column[..., None]], dim=-1)
 
     @torch.no_grad()
+    def quality_of(self, tokens: Tensor) -> Tensor:
+        """`quality` as tokens [..., D] hold it, to rounding in their dtype: float32 [...]."""
+        return tokens[..., self.width].float() * _SPREAD + _MIDDLE
+
+    @torch.no_grad()
     def error(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Root mean square pixel error that the kept tokens leave, as the last of them says: float32 [B].
 
@@ -148,7 +153,7 @@ class FrequencyShortcut(nn.Module):
             lengths: int32 [B], 1..K.
         """
         last = (lengths.long() - 1)[:, None]
-        quality = tokens[..., self.width].gather(1, last)[:, 0].float() * _SPREAD + _MIDDLE
+        quality = self.quality_of(tokens).gather(1, last)[:, 0]
         return 2 * 10 ** (-quality.clamp(0, BEST_QUALITY) / 20)
 
     @torch.no_grad()

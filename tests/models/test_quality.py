@@ -81,3 +81,44 @@ def test_encode_keeps_its_word(model: DoveModel) -> None:
 def test_an_exact_reconstruction_counts_as_the_ceiling() -> None:
     pixels, tokens = curves([[20.0, float("inf")]])
     assert shortest_reaching(render, tokens, pixels, 99, most=2)[1].tolist() == [PSNR_CEILING]
+
+
+@pytest.mark.parametrize("off_by", [0.0, 0.4, -0.4, 30.0, -30.0, float("nan")])
+def test_what_is_expected_saves_tries_and_decides_nothing(off_by: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    curve = (torch.rand(5, 64, generator=generator) + 0.1).cumsum(1) + 20
+    pixels, tokens = curves(curve.tolist())
+    tried = 0
+
+    def counted(tokens: Tensor, lengths: Tensor) -> Tensor:
+        nonlocal tried
+        tried += len(tokens)
+        return render(tokens, lengths)
+
+    plain = shortest_reaching(counted, tokens, pixels, 33, most=64)
+    bisected, tried = tried, 0
+    guided = shortest_reaching(counted, tokens, pixels, 33, most=64, expected=curve + off_by)
+    torch.testing.assert_close(guided, plain)
+    assert plain[0].tolist() == ((curve < 33).sum(1) + 1).tolist()
+    assert bisected >= 5 * 6
+    if abs(off_by) < 1:
+        assert tried <= 5 * 3
+
+
+def test_a_linear_code_saves_reconstructions(model: DoveModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, rendered = photos(4)[::3], 0
+    whole = DoveModel.render
+
+    def counted(self: DoveModel, tokens: Tensor, lengths: Tensor, *, total: int | None = None) -> Tensor:
+        nonlocal rendered
+        rendered += len(tokens)
+        return whole(self, tokens, lengths, total=total)
+
+    monkeypatch.setattr(DoveModel, "render", counted)
+    target = float(model.encode(images, target_psnr=99).psnr.median()) - 3  # type: ignore[union-attr]
+    rendered = 0
+    lengths = model.encode(images, target_psnr=target).lengths
+    guided, rendered = rendered, 0
+    monkeypatch.setattr("dove_ext.models.quality.GUIDED", 0)
+    assert torch.equal(model.encode(images, target_psnr=target).lengths, lengths)
+    assert guided < rendered
