@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 
+from dove_ext.cli import main
 from dove_train.distributed import place
 from dove_train.settings import TrainingError
 from tests.train.small import PARTS, PHOTOS, recipe
@@ -21,9 +22,12 @@ from tests.train.small import PARTS, PHOTOS, recipe
 _STAGES = {"joint": {"steps": 4, "train": PARTS}, "head": {"steps": 2, "train": ["head"]}}
 _COMMON = {"bf16": False, "stages": _STAGES, "name": "same"}
 _ALIGNED = {"features": {"steps": 4, "path": "features", "train": ["features"]}, "head": _STAGES["head"]}
-# Each run meets at a port of its own: torchrun's store still holds the addresses of the run before.
+# Each run meets at a port of its own: torchrun's store still holds the addresses of the run before. A folder
+# that is not there yet begins as a copy of another, back in the middle of its first stage: rank 0 makes it
+# before it goes to where the other one waits.
 _MAIN = """\
-import os, sys
+import os, shutil, sys
+from pathlib import Path
 from dove_ext.cli import main
 from dove_ext.memory import let_idle_threads_sleep
 let_idle_threads_sleep()  # before the next line loads torch
@@ -31,7 +35,11 @@ import dove_train.stage_run
 dove_train.stage_run.STATISTICS_IMAGES = 16  # as in this folder's conftest.py
 os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
 for argument in sys.argv[1:]:
-    os.environ["MASTER_PORT"], folder = argument.split("=", 1)
+    os.environ["MASTER_PORT"], folder, whole = argument.split("=", 2)
+    if whole and os.environ["RANK"] == "0":
+        shutil.copytree(whole, folder)
+        for step in (4, 6):
+            Path(folder, "run", "checkpoints", f"step-{step:07d}.pt").unlink()
     if code := main(["train", f"{folder}/recipe.yaml", "-o", f"{folder}/run"]):
         raise SystemExit(code)
 """
@@ -43,7 +51,7 @@ EQUAL: dict[str, dict[str, Any]] = {
     "ddp, features": {"parallel": "ddp", "stages": _ALIGNED},
     "fsdp2, features": {"parallel": "fsdp2", "stages": _ALIGNED},
 }
-RESUMED = ("ddp", "fsdp2")
+RESUMED = {"ddp": "ddp, adversarial", "fsdp2": "fsdp2"}
 
 
 def free_ports(count: int) -> list[int]:
@@ -56,21 +64,27 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def train(processes: int, runs: dict[Path, dict[str, Any]]) -> None:
-    """Train in each folder, one run after the other by the same processes: to start some takes seconds."""
-    for folder, changes in runs.items():
-        folder.mkdir(exist_ok=True, parents=True)
-        text = yaml.safe_dump(recipe(**{**_COMMON, **changes}), sort_keys=False)
-        (folder / "recipe.yaml").write_text(text)
-    main = next(iter(runs)).parent / "main.py"
-    main.write_text(_MAIN)
-    port, *ports = free_ports(1 + len(runs))
-    launch = [
-        sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}",
-        "--master-addr=127.0.0.1", f"--master-port={port}",
+def write_recipe(folder: Path, **changes: Any) -> None:
+    folder.mkdir(parents=True)
+    text = yaml.safe_dump(recipe(**{**_COMMON, **changes}), sort_keys=False)
+    (folder / "recipe.yaml").write_text(text)
+
+
+def train_with_two(folders: dict[Path, Path | None], script: Path) -> None:
+    """Train in each folder, one run after the other by the same processes: to start some takes seconds.
+
+    Args:
+        folders: where a recipe is, or nothing yet, and then the folder whose run is to be resumed there.
+        script: what the processes run, a file to write.
+    """
+    script.write_text(_MAIN)
+    port, *ports = free_ports(1 + len(folders))
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1",
+        f"--master-port={port}", str(script),
     ]  # fmt: skip
-    command = [*(launch if processes > 1 else [sys.executable]), str(main)]
-    command += [f"{port}={folder}" for port, folder in zip(ports, runs, strict=True)]
+    for port, (folder, whole) in zip(ports, folders.items(), strict=True):
+        command.append(f"{port}={folder}={whole or ''}")
     result = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr[-3000:]
 
@@ -87,26 +101,23 @@ def weights(folder: Path, step: int) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, mobilenet_file: Path) -> Path:
-    """one/NAME and two/NAME of `EQUAL`; whole/PARALLEL and parts/PARALLEL, whose second half ran anew."""
+    """one/NAME and two/NAME of `EQUAL`; parts/PARALLEL of `RESUMED`, whose second half ran anew."""
     place = tmp_path_factory.mktemp("distributed")
     photos = place / "photos"
     shutil.copytree(PHOTOS, photos)
     for number in range(3):
         (photos / f"broken-{number}.jpg").write_bytes(b"no picture")
-    always = {
-        "data": [str(photos)], "alignment_weights": str(mobilenet_file), "checkpoint_every": 1,
-        "keep_checkpoints": 9,
-    }  # fmt: skip
-    train(1, {place / "one" / name: {**always, "batch_size": 4, **c} for name, c in EQUAL.items()})
-    two = {place / "two" / name: {**always, "batch_size": 2, **c} for name, c in EQUAL.items()}
-    whole = {place / "whole" / parallel: {"parallel": parallel} for parallel in RESUMED}
-    kept = {"checkpoint_every": 2, "keep_checkpoints": 9}
-    parts = {place / "parts" / parallel: {"parallel": parallel, **kept} for parallel in RESUMED}
-    train(2, {**two, **whole, **parts})
-    for folder in parts:
-        for name in ("step-0000004.pt", "step-0000006.pt"):  # back to the middle of the first stage
-            (folder / "run" / "checkpoints" / name).unlink()
-    train(2, {folder: {"parallel": folder.name} for folder in parts})
+    always = {"data": [str(photos)], "alignment_weights": str(mobilenet_file), "keep_checkpoints": 9}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dove_train.stage_run.STATISTICS_IMAGES", 16)
+        for name, changes in EQUAL.items():
+            one, two = place / "one" / name, place / "two" / name
+            write_recipe(one, **always, **changes, batch_size=4, checkpoint_every=1)
+            write_recipe(two, **always, **changes, batch_size=2, checkpoint_every=2)
+            assert main(["train", f"{one}/recipe.yaml", "-o", f"{one}/run"]) == 0
+    folders: dict[Path, Path | None] = {place / "two" / name: None for name in EQUAL}
+    folders |= {place / "parts" / parallel: place / "two" / name for parallel, name in RESUMED.items()}
+    train_with_two(folders, place / "main.py")
     return place
 
 
@@ -137,7 +148,9 @@ def test_each_process_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("parallel", RESUMED)
 def test_two_processes_resume_to_the_bit(trained: Path, parallel: str) -> None:
-    whole, again = log(trained / "whole" / parallel), log(trained / "parts" / parallel)
+    runs = trained / "two" / RESUMED[parallel], trained / "parts" / parallel
+    whole, again = ([record for record in log(run) if "loss" in record] for run in runs)
     for record in [*whole, *again]:
         del record["images/s"]
-    assert again == whole
+    assert again == whole and len(whole) == 6
+    assert torch.equal(*(weights(run, 6) for run in runs))
