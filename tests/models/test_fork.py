@@ -1,15 +1,18 @@
 """A process forked after use says what would wait for ever; what would not, works.
 
-Each case is a process of its own: a fork of the test's process would take its threads' state along.
+Each case is a process of its own: a fork of the test's process would take its threads' state along. The
+server that they are forks of has no threads.
 """
 
 from __future__ import annotations
 
-import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.forks import Forks
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks")
 
@@ -104,17 +107,18 @@ torch.testing.assert_close(torch.cat([row[0] for row in loader]), expected, rtol
 """
 
 
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Forks]:
+    server = Forks("torch.utils.data", "dove_ext.images", "tests.models.micro")
+    yield server
+    server.close()
+
+
 @pytest.mark.parametrize(
     "script",
     [AFTER_USE, AFTER_LOADING, ONE_THREAD_BEFORE, LOADER],
     ids=["after use", "after loading", "one thread before", "DataLoader"],
 )
-def test_fork(script: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", START + script],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
+def test_fork(script: str, forks: Forks, tmp_path: Path) -> None:
+    forks.start(START + script, tmp_path / "output")
+    assert forks.wait() == 0, (tmp_path / "output").read_text()

@@ -6,8 +6,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from dove_train.settings import Settings, Stage, TrainingError
 from dove_train.stage_run import StageRun
 from dove_train.stages import trained_parameters
 from dove_train.train import train, train_stages
+from tests.forks import Forks
 from tests.train.small import PARTS, PHOTOS, SHAPE, recipe, settings
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -147,28 +146,28 @@ def test_a_run_killed_at_random_moments_goes_on_as_if_nothing_had_happened(tmp_p
     changes = {"stages": stages, "checkpoint_every": 1, "name": "same"}
     train(new_run(tmp_path / "whole", **changes))
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe(**changes), sort_keys=False))
-    command = [
-        sys.executable, "-c", "from dove_ext.cli import main; raise SystemExit(main())",
-        "train", str(tmp_path / "recipe.yaml"), "-o", str(tmp_path / "killed"),
-    ]  # fmt: skip
+    command = ["train", str(tmp_path / "recipe.yaml"), "-o", str(tmp_path / "killed")]
+    code = f"from dove_ext.cli import main; raise SystemExit(main({command}))"
     moments, kills = random.Random(7), 0
     log = tmp_path / "killed" / "log.jsonl"
+    forks = Forks("dove_train.train")
     for _ in range(40):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        process = forks.start(code, tmp_path / "output")
         began, seen = time.monotonic(), log.stat().st_size if log.exists() else 0
         if kills < 3:
             # A moment after it has begun to work: in a step, in a checkpoint, between the two.
-            while process.poll() is None and (not log.exists() or log.stat().st_size <= seen):
+            while forks.running() and (not log.exists() or log.stat().st_size <= seen):
                 assert time.monotonic() - began < 120, "the run does not get going"
                 time.sleep(0.01)
             time.sleep(moments.uniform(0, 0.15))
-            if process.poll() is None:
-                os.kill(process.pid, signal.SIGKILL)
+            if forks.running():
+                os.kill(process, signal.SIGKILL)
                 kills += 1
-        output, _ = process.communicate()
-        if process.returncode == 0:
+        ended = forks.wait()
+        if ended == 0:
             break
-        assert process.returncode == -signal.SIGKILL, output
+        assert ended == -signal.SIGKILL, (tmp_path / "output").read_text()
+    forks.close()
     assert kills == 3
     assert steps_of(tmp_path / "killed") == steps_of(tmp_path / "whole")
     killed, whole = (
