@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -55,7 +56,9 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def states(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("states") / "states.bin"
     photos = [str(ROOT / "examples" / "photos" / f"{name}.jpg") for name in ("cat", "rocket")]
-    subprocess.run([sys.executable, str(EXAMPLE / "states.py"), *photos, str(path)], check=True)
+    with pytest.MonkeyPatch.context() as patch:  # to load torch in a process of its own takes seconds
+        patch.setattr(sys, "argv", ["states.py", *photos, str(path)])
+        runpy.run_path(str(EXAMPLE / "states.py"), run_name="__main__")
     return path
 
 

@@ -32,6 +32,7 @@ SMALLEST = {
     ],
     "train": [
         "--steps", "1", "--batch-size", "1", "--validation-limit", "1", "--shape", "image_size=64",
+        "--fit-images", "32",
     ],
 }  # fmt: skip
 """Options in place of the README's own; of `train` behind them, where the last one counts."""
@@ -91,7 +92,10 @@ def test_no_command_is_of_an_unknown_kind() -> None:
 
 
 @pytest.mark.usefixtures("mobilenet_package")
-def test_verbs_succeed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verbs_succeed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dove_train.stage_run.STATISTICS_IMAGES", 16)  # as tests/train/conftest.py does
     ran = set()
     for verb, *options in OF_DOVE:
         if verb == "train" and options:
@@ -114,9 +118,12 @@ def test_verbs_succeed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_make_demo_draws_the_picture(tmp_path: Path) -> None:
-    """With the environment of the tests in place of one that it would make."""
+    """With the environment of the tests in place of one that it would make, and one photo instead of five."""
     if shutil.which("make") is None:
         pytest.skip("no make here")
+    (tmp_path / "examples").unlink()
+    (tmp_path / "examples" / "photos").mkdir(parents=True)
+    shutil.copy(ROOT / "examples" / "photos" / "cat.jpg", tmp_path / "examples" / "photos")
     for name in ("Makefile", "pyproject.toml", "setup.py", "CMakeLists.txt", "csrc"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
