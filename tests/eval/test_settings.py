@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import shlex
-import subprocess
 import sys
 from argparse import ArgumentParser
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 
 from dove_eval import EvalSettings, Evaluation, EvaluationError, evaluate
 from dove_eval.cli import configure, settings_of
+from dove_ext.cli import main
 from tests.models.micro import micro, stop_at_share
 
 PHOTOS = Path(__file__).parents[2] / "examples" / "photos"
@@ -90,12 +91,31 @@ def test_a_report_from_python(tmp_path: Path) -> None:
     assert not (tmp_path / "b" / "report.html").exists()
 
 
+@pytest.fixture
+def reloaded() -> Iterator[Callable[[str], None]]:
+    """Lets the program's modules load anew, beside a package that cannot be loaded; then all is as before."""
+    loaded = dict(sys.modules)
+    names: list[str] = []
+
+    def without(package: str) -> None:
+        names.extend((package, "dove_eval"))
+        for name in loaded:
+            if name.partition(".")[0] in names:
+                del sys.modules[name]
+        sys.modules[package] = None  # type: ignore[assignment]
+
+    yield without
+    for name in [name for name in sys.modules if name.partition(".")[0] in names]:
+        del sys.modules[name]
+    sys.modules.update(loaded)
+
+
 @pytest.mark.parametrize("package", ["scipy", "jinja2"])
-def test_a_missing_extra_is_one_sentence(package: str) -> None:
-    code = (
-        f"import sys; sys.modules[{package!r}] = None; from dove_ext.cli import main; "
-        f"sys.exit(main(['eval', 'lengths', '--data', {str(PHOTOS)!r}, '-o', '/nowhere/out']))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
-    assert f"the package {package!r} is not installed: pip install 'dove-ext[eval]'" in done.stderr
+def test_a_missing_extra_is_one_sentence(
+    package: str, reloaded: Callable[[str], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reloaded(package)
+    assert main(["eval", "lengths", "--data", str(PHOTOS), "-o", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1
+    assert f"the package {package!r} is not installed: pip install 'dove-ext[eval]'" in said
