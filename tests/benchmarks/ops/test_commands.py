@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.ops import eos, precision, resources
+from benchmarks.ops import eos, precision, resources, training
 from dove_ext import DoveConfig, DoveModel, StackConfig, VQGANConfig, config, ops
 
 ROOT = Path(__file__).parents[3]
@@ -30,6 +31,10 @@ def small_and_harmless(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(eos, "VOCABULARY", 2000)
     for name in ("conv", "training"):  # it outlives the test
         monkeypatch.setattr(f"benchmarks.ops.{name}.keep_freed_memory", lambda: None)
+    monkeypatch.setattr(training, "QUICK_SIZE", 32)
+    # One process that measures memory instead of one a backend: to start another takes seconds.
+    peak = cache(partial(training.peak_mib, backend="dove_ext"))
+    monkeypatch.setattr(training, "peak_mib", lambda *case: peak(*case[:-1]))
 
 
 @pytest.mark.parametrize(("name", "options"), COMMANDS)
@@ -44,6 +49,7 @@ def test_command_measures_and_records(name: str, options: tuple[str, ...], tmp_p
     assert record["rows"]
     for row in record["rows"]:
         assert all(ratio["median"] > 0 for ratio in row["speedup"].values())
+        assert name != "training" or min(row["peak_mib"].values()) > 1
 
 
 def test_make_bench_runs_what_is_tested_here() -> None:
