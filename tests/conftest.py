@@ -27,9 +27,9 @@ LONGEST = (
     "train/test_run.py",
     "house/test_readme.py",
     "benchmarks/gpu/test_calls.py",
+    "benchmarks/tokenizers/test_command.py",
     "benchmarks/ops/test_commands.py",
     "eval/test_command.py",
-    "benchmarks/tokenizers/test_command.py",
     "train/test_recipes.py",
     "house/test_cpp.py",
 )
