@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -63,11 +64,14 @@ def _packed(
     heads: int = 2,
     dim: int = 64,
     rotary: int = 0,
+    gaps: Sequence[int] = (),
     **options: Any,
 ) -> Inputs:
     generator = torch.Generator().manual_seed(sum(queries) * 1000 + sum(keys))
     q = torch.randn(sum(queries), heads, dim, generator=generator).to(dtype)
     kv = torch.randn(sum(keys), heads, 2 * dim, generator=generator).to(dtype)
+    for gap in gaps:
+        kv[sum(keys[:gap]) : sum(keys[: gap + 1])] = _NAN
     k, v = kv[..., :dim], kv[..., dim:]
     if not keys:  # opcheck cannot clone an empty view
         k, v = (torch.empty(0, heads, dim, dtype=dtype) for _ in range(2))
@@ -132,6 +136,22 @@ _PACKED_ROWS: dict[str, dict[str, Any]] = {
         "keys": [67, 1, 0, 33],
         "prefix": None,
         "rotary": 16,
+    },
+    # As a key/value cache is read whose images have seen different numbers of positions: what is behind them
+    # is a sequence without queries.
+    "packed_gaps": {
+        "queries": [16, 0, 16, 0, 16, 0],
+        "keys": [70, 3, 40, 33, 73, 0],
+        "prefix": 24,
+        "rotary": 16,
+        "gaps": [1, 3, 5],
+    },
+    "packed_gaps_of_one": {
+        "queries": [1, 0, 1, 0],
+        "keys": [130, 70, 67, 133],
+        "rotary": 8,
+        "gaps": [1, 3],
+        "heads": 1,
     },
     "packed_nothing": {"queries": [], "keys": []},
 }
