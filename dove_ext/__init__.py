@@ -16,10 +16,19 @@ if TYPE_CHECKING:
     from dove_ext._info import __version__, info
     from dove_ext.api import decode, encode, load_model, reconstruct
     from dove_ext.config import DoveConfig, StackConfig, VQGANConfig
-    from dove_ext.errors import CheckpointError, DoveError, ImageError, OutputError, TokensError
+    from dove_ext.errors import (
+        CheckpointError,
+        DoveError,
+        ImageError,
+        OutputError,
+        QueryError,
+        TokensError,
+    )
     from dove_ext.images import prepare_images, read_image, save_image, to_pil
     from dove_ext.memory import keep_freed_memory
     from dove_ext.models.dove import DoveModel
+    from dove_ext.models.prefix import Prefix
+    from dove_ext.models.query import Query
     from dove_ext.ops import set_backend
     from dove_ext.tokens import DoveTokens
 
@@ -31,6 +40,9 @@ _HOMES = {
     "DoveTokens": "tokens",
     "ImageError": "errors",
     "OutputError": "errors",
+    "Prefix": "models.prefix",
+    "Query": "models.query",
+    "QueryError": "errors",
     "StackConfig": "config",
     "TokensError": "errors",
     "VQGANConfig": "config",
@@ -55,6 +67,8 @@ __all__ = [  # noqa: RUF022 (what a newcomer needs first comes first)
     "load_model",
     "DoveModel",
     "DoveTokens",
+    "Prefix",
+    "Query",
     "DoveConfig",
     "VQGANConfig",
     "StackConfig",
@@ -69,6 +83,7 @@ __all__ = [  # noqa: RUF022 (what a newcomer needs first comes first)
     "CheckpointError",
     "ImageError",
     "OutputError",
+    "QueryError",
     "TokensError",
     "__version__",
 ]

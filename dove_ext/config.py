@@ -140,12 +140,18 @@ class DoveConfig:
     semantic_width: int = 0  # with `shortcut`: values of a token that the generator adds beside the code
     promised_psnr: float = 32.0  # with `shortcut`: EOS is predicted where a picture is that good, in dB
     gaussian: bool = False  # DOVE (Gaussian), appendix D: tokens through mean and log-variance heads
-    query_vocab_size: int = 0  # text vocabulary of query tokens (Q-DOVE); 0: queries come as embeddings
+    query_vocab_size: int = 0  # text vocabulary of a query (Q-DOVE, 2.3); 0: the model has no query weights
+    query_length: int = 0  # the most text tokens of a query; above 0 just where the model has query weights
 
     def __post_init__(self) -> None:
         _require(self, 1, "image_size")
         _require(self, 2, "vocab_size")
-        _require(self, 0, "query_vocab_size")
+        _require(self, 0, "query_vocab_size", "query_length")
+        if bool(self.query_vocab_size) != bool(self.query_length):
+            raise ValueError(
+                "query_vocab_size and query_length must both be 0 (no text queries) or both above 0, got "
+                f"{self.query_vocab_size} and {self.query_length}"
+            )
         if self.image_size % self.vqgan.downsampling:
             raise ValueError(
                 f"image_size ({self.image_size}) must be a multiple of the downsampling "
@@ -280,6 +286,8 @@ _TINY_VQGAN = VQGANConfig(
 PRESETS: dict[str, DoveConfig] = {
     # The paper's shape: VQGAN f16 and two Pythia-70M stacks.
     "dove-base": DoveConfig(),
+    # The same with a text query in the sequence: words of the GPT-NeoX encoding, as Pythia reads them.
+    "dove-base-q": DoveConfig(name="dove-base-q", query_vocab_size=50304, query_length=64),
     # Small enough to ship and to run on a laptop; trained from scratch.
     "dove-tiny": DoveConfig(
         name="dove-tiny",
@@ -305,7 +313,7 @@ DEFAULT_MODEL = "dove-tiny"  # what `dove_ext.encode` and the `dove` command use
 
 
 def preset(name: str) -> DoveConfig:
-    """A preset's configuration by name ("dove-base", "dove-tiny").
+    """A preset's configuration by name ("dove-base", "dove-base-q", "dove-tiny").
 
     Raises:
         ValueError: listing the known names.

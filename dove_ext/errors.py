@@ -23,6 +23,10 @@ class CheckpointError(DoveError, ValueError):
     """A model folder, preset name or weights file cannot be used."""
 
 
+class QueryError(DoveError, ValueError):
+    """A text query cannot be used, or not with this model."""
+
+
 class OutputError(DoveError, OSError):
     """A file cannot be written."""
 

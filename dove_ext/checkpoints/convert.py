@@ -99,6 +99,7 @@ def convert(
         kept = {n: t for n, t in read_weights(folder / WEIGHTS).items() if n not in given}
         fit_weights(model, {**kept, **given}, str(folder / WEIGHTS))
         model.load_state_dict({**kept, **given})
+        model.load_files(folder)
     else:
         model.load_state_dict(given, strict=False)
     untouched = tuple(name for name in expected if name not in given)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from dove_ext.models.query import Query
+
 if TYPE_CHECKING:
     from dove_ext.models.dove import DoveModel
 
@@ -35,15 +37,15 @@ def own_lengths(model: DoveModel, pixels: Tensor, query: Tensor | None = None) -
     Args:
         model: in evaluation mode.
         pixels: [B, 3, S, S] in [-1, 1], on any device.
-        query: ids int64 [Q] or embeddings [Q, hidden] that every image is given (Q-DOVE).
+        query: ids int64 [Q] or embeddings [Q, hidden] that every image is given (Q-DOVE); None: "null", in
+            a model with query weights.
 
     Returns:
         (Tensor, Tensor): tokens [B, K, D] and lengths int32 [B], at least 1.
     """
     pixels = pixels.to(model.device, model.dtype)
-    if query is not None:
-        query = query.to(pixels.device).expand(len(pixels), *query.shape)
-    generated = model.generate(model.condition(pixels, query))
+    rows = None if query is None else Query(query.to(pixels.device).expand(len(pixels), *query.shape))
+    generated = model.generate(model.condition(pixels, rows))
     return generated.tokens, model.generator.lengths(generated.hidden)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dove_ext import ops
 from dove_ext.images.prepare import check_ranges
+from dove_ext.models.query import Query
 from dove_ext.ops.backend import has_kernels
 from dove_ext.tokens.lengths import LengthRule, lengths_for_budget
 
@@ -41,7 +42,7 @@ class Encoded(NamedTuple):
         return Encoded(tokens, *rest)  # type: ignore[arg-type]
 
 
-Encode = Callable[[Tensor, Tensor | None], Encoded]
+Encode = Callable[[Tensor, Query | None], Encoded]
 """Of pixels [B, 3, S, S] (see `images.prepare.Squares`) and query."""
 
 

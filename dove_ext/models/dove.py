@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -11,18 +12,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dove_ext import ops
-from dove_ext.config import DoveConfig, preset
-from dove_ext.devices import send
+from dove_ext.config import MAX_SLOTS, DoveConfig, preset
 from dove_ext.errors import CheckpointError, TokensError
 from dove_ext.fork import lead_threads
 from dove_ext.images.prepare import check_ranges, normalise, square_images
 from dove_ext.models.batches import Encode, Encoded, join, packed
 from dove_ext.models.generator import Condition, Generator, TokenDecoder
-from dove_ext.models.graphs import EncodeGraphs
+from dove_ext.models.graphs import EncodeGraphs, graph_size
 from dove_ext.models.precision import full_precision
-from dove_ext.models.pretrained import Pretrained, require_indices
+from dove_ext.models.prefix import Prefix
+from dove_ext.models.pretrained import TOKENIZER, Pretrained, require_indices
 from dove_ext.models.quality import shortest_reaching
+from dove_ext.models.query import Query
 from dove_ext.models.shortcut import FrequencyShortcut
+from dove_ext.models.text import Asked, QueryTokenizer, queries
 from dove_ext.models.vqgan import VQGAN
 from dove_ext.tokens import DoveTokens
 from dove_ext.tokens.lengths import LengthRule
@@ -94,6 +97,7 @@ class DoveModel(Pretrained):
             self.shortcut = FrequencyShortcut(
                 c.grid, c.vqgan.latent_channels, c.num_tokens, c.generator.hidden, 3 * c.image_size**2
             )
+        self.tokenizer: QueryTokenizer | None = None
         self._graphs = EncodeGraphs()
         self.generator.reset_parameters()
         self.token_decoder.reset_parameters()
@@ -101,22 +105,18 @@ class DoveModel(Pretrained):
 
     # --- The paper's steps, differentiable, on tensors ------------------------------------------------
 
-    def condition(self, pixels: Tensor, query: Tensor | None = None) -> Condition:
+    def condition(self, pixels: Tensor, query: Query | None = None) -> Condition:
         """What the tokens of these images are made from.
 
         Args:
             pixels: [B, 3, S, S] in [-1, 1].
-            query: embeddings [B, Q, hidden] or ids int64 [B, Q], between H_v and the time positions (Q-DOVE).
+            query: between H_v and the time positions, on the pixels' device (Q-DOVE, 2.3). None: the query
+                "null" of a model with query weights, none of others.
         """
-        latents = self.vqgan.encode(pixels)
-        if self.shortcut is None:
-            return self.condition_on(latents, query)
-        squares = (self.vqgan.picture(latents).float() - pixels.float()).square().mean(1, keepdim=True)
-        lost = F.avg_pool2d(squares, self.config.vqgan.downsampling).flatten(1)
-        return self.condition_on(latents, query, lost=lost)
+        return self._asked(self._unasked(pixels), query)
 
     def condition_on(
-        self, latents: Tensor, query: Tensor | None = None, *, lost: Tensor | None = None
+        self, latents: Tensor, query: Query | None = None, *, lost: Tensor | None = None
     ) -> Condition:
         """`condition` of pictures whose latents H_v [B, P, latent_channels] are already there.
 
@@ -126,13 +126,32 @@ class DoveModel(Pretrained):
             lost: float32 [B, P], for a model with the linear shortcut: the mean squared error of each patch
                 in the picture of all latents, in pixels of [-1, 1]; None: they hold the whole picture.
         """
+        return self._asked(self._unasked_on(latents, lost), query)
+
+    def _asked(self, condition: Condition, query: Query | None) -> Condition:
+        if query is None and (null := self.queries(None, len(condition.latents))) is not None:
+            query = null.to(condition.latents.device)
+        return condition._replace(query=query)
+
+    def _unasked(self, pixels: Tensor) -> Condition:
+        latents = self.vqgan.encode(pixels)
         if self.shortcut is None:
-            return Condition(latents, None, None, None, query)
+            return self._unasked_on(latents, None)
+        squares = (self.vqgan.picture(latents).float() - pixels.float()).square().mean(1, keepdim=True)
+        return self._unasked_on(latents, F.avg_pool2d(squares, self.config.vqgan.downsampling).flatten(1))
+
+    def _unasked_on(self, latents: Tensor, lost: Tensor | None) -> Condition:
+        if self.shortcut is None:
+            return Condition(latents, None, None, None, None)
         lost = latents.new_zeros(latents.shape[:2], dtype=torch.float32) if lost is None else lost
         code, worth = full_precision(self.shortcut.code, latents), self.vqgan.worth
         quality = self.shortcut.quality(code, worth, lost)
         margin = self.shortcut.margin(latents, worth, lost)
-        return Condition(latents, self.shortcut.with_quality(code, quality), quality, margin, query)
+        return Condition(latents, self.shortcut.with_quality(code, quality), quality, margin, None)
+
+    def queries(self, query: Asked, count: int) -> Query | None:
+        """What stands between so many images and their time positions, see `models.text.queries`."""
+        return queries(query, count, self.config, self.tokenizer)
 
     def generate(
         self, condition: Condition, count: int | None = None, *, sample: bool | None = None
@@ -205,7 +224,7 @@ class DoveModel(Pretrained):
         token_budget: int | None = None,
         target_psnr: float | None = None,
         return_p_eos: bool = False,
-        query: Tensor | None = None,
+        query: Asked = None,
         fit: Literal["crop", "squash", "pad"] = "crop",
         batch_size: int = 32,
         block_size: int = 64,
@@ -219,7 +238,7 @@ class DoveModel(Pretrained):
 
         Args:
             images: anything `dove_ext.images.prepare_images` takes: tensors, arrays, PIL images, paths, or
-                a list of these.
+                a list of these; or what `prefix` made of them.
             num_tokens: exactly this many tokens for every image, 1..K.
             max_tokens: stop here at the latest.
             eos_threshold: stop at the first position where p_eos >= this (0..1), instead of where EOS wins
@@ -231,8 +250,11 @@ class DoveModel(Pretrained):
                 is `psnr` of the result. Costs about nine reconstructions; on a CPU about three of a model
                 with the linear code, which knows its quality.
             return_p_eos: keep the p_eos curve [B, K] with the tokens; all K positions are run then.
-            query: embeddings [B, Q, hidden] or ids [B, Q] (Q-DOVE).
-            fit: how an image becomes square, see `prepare_images`.
+            query: what the tokens are to tell of (Q-DOVE, 2.3), for a model with query weights: a text for
+                all images, or a list with one an image; "null" and None mean the whole picture. Or a `Query`
+                of ids or embeddings. Queries of several lengths may share a batch: no image's tokens depend
+                on another's query.
+            fit: how an image becomes square, see `prepare_images`. Not for a prefix, whose images are.
             batch_size: images that run at once.
             block_size: time positions that run at once before the model looks for EOS, where it looks before
                 the last (on a CPU, and without `cuda_graph`); the tokens are the same for any value.
@@ -241,7 +263,7 @@ class DoveModel(Pretrained):
                 lengths and each batch of 1, 2, 4, ... or `batch_size` images, recorded when it is first
                 needed, which takes as long as some four batches; batches in between are filled up. Hooks of
                 the model's modules run while it is recorded, not when it is replayed. None: on CUDA yes,
-                elsewhere no.
+                elsewhere no, and never for a prefix, which runs in blocks.
 
         Returns:
             DoveTokens: tokens [T, D] with cu_seqlens int32 [B + 1].
@@ -250,6 +272,8 @@ class DoveModel(Pretrained):
             ValueError: if length controls contradict one another or are out of range, or `cuda_graph` is
                 asked for where there is no CUDA.
             ImageError: if an input is not an image or not in range.
+            QueryError: if a query is empty or too long, the model has no weights for it, or a prefix is
+                another model's.
             RuntimeError: on several threads in a process that was forked after this model, or any of this
                 package, had used several: it would wait for ever (`dove_ext.fork`).
         """
@@ -259,29 +283,46 @@ class DoveModel(Pretrained):
             raise ValueError(
                 f"batch_size and block_size must be at least 1, got {batch_size} and {block_size}"
             )
-        if cuda_graph and self.device.type != "cuda":
-            raise ValueError(
-                f"cuda_graph needs the model on a CUDA device, but it is on {self.device}; "
-                "move it there or leave cuda_graph out"
-            )
-        pixels, unread = square_images(images, self.config.image_size, fit=fit, device=self.device)
+        seen = images if isinstance(images, Prefix) else None
+        if cuda_graph and (self.device.type != "cuda" or seen is not None):
+            why = f"the model on a CUDA device, but it is on {self.device}; move it there"
+            why = why if seen is None else "pictures, but a prefix was given; pass these"
+            raise ValueError(f"cuda_graph needs {why} or leave cuda_graph out")
+        if seen is None:
+            pixels, unread = square_images(images, self.config.image_size, fit=fit, device=self.device)
+        else:
+            seen.require(self, self.dtype)
+            if fit != "crop":
+                raise ValueError("the pictures of a prefix are square; pass fit to `prefix` instead")
+            lead_threads()
+            pixels, unread = seen.pixels, []
         count = pixels.shape[0]
         rule.check(self.config.num_tokens, count)
-        if query is not None and query.shape[0] != count:
-            raise ValueError(f"query has {query.shape[0]} rows for {count} images; give one row an image")
-        query = None if query is None else send(query, self.device)
+        asked = self.queries(query, count)
         whole_curve = return_p_eos or rule.token_budget is not None
-        graph = self.device.type == "cuda" if cuda_graph is None else cuda_graph
+        graph = seen is None and (self.device.type == "cuda" if cuda_graph is None else cuda_graph)
         at_once = graph or whole_curve or rule.num_tokens is not None or rule.target_psnr is not None
         block = None if at_once else block_size
         encode: Encode = partial(self._encode_batch, rule=rule, whole_curve=whole_curve, block_size=block)
         if graph:
             kind = rule, whole_curve
             encode = partial(self._graphs.run, self, encode, batch_size=batch_size, kind=kind)
-        batches = [
-            encode(pixels[i : i + batch_size], None if query is None else query[i : i + batch_size])
-            for i in range(0, count, batch_size)
-        ]
+        batches = []
+        for i in range(0, count, batch_size):
+            part = slice(i, i + batch_size)
+            about = None if asked is None else asked.rows(part).to(self.device)
+            if about is not None and graph:  # one graph for queries of about this length
+                about = about.padded(graph_size(about.values.shape[1], self.config.query_length or MAX_SLOTS))
+            if seen is None:
+                batches.append(encode(pixels[part], about))
+            else:
+                here = seen.rows(part).to(self.device)
+                condition = here.condition._replace(query=about)
+                batches.append(
+                    self._encode_condition(
+                        condition, here.pixels, rule=rule, whole_curve=whole_curve, block_size=block
+                    )
+                )
         encoded = join(batches, rule, unread)
         return DoveTokens(
             tokens=encoded.tokens,
@@ -295,33 +336,52 @@ class DoveModel(Pretrained):
     def _encode_batch(
         self,
         pixels: Tensor,
-        query: Tensor | None,
+        query: Query | None,
         *,
         rule: LengthRule,
         whole_curve: bool,
         block_size: int | None,
     ) -> Encoded:
         """Square images to tokens, packed unless a budget is shared with other batches."""
-        pixels = normalise(pixels).to(self.dtype)
+        condition = self.condition(normalise(pixels).to(self.dtype), query)
+        return self._encode_condition(
+            condition, pixels, rule=rule, whole_curve=whole_curve, block_size=block_size
+        )
+
+    def _encode_condition(
+        self,
+        condition: Condition,
+        pixels: Tensor,
+        *,
+        rule: LengthRule,
+        whole_curve: bool,
+        block_size: int | None,
+    ) -> Encoded:
+        """`_encode_batch` of images whose condition is there."""
+        most = rule.most(self.config.num_tokens)
         if block_size is None:
-            encoded = Encoded(*self.encode_at_once(pixels, query, rule=rule, whole_curve=whole_curve))
+            encoded = Encoded(*self._at_once(condition, rule=rule, whole_curve=whole_curve))
             if rule.target_psnr is not None:
-                slots, most = self.config.num_tokens, rule.most(self.config.num_tokens)
-                tokens = F.pad(encoded.tokens, (0, 0, 0, slots - encoded.tokens.shape[1]))
+                pixels = normalise(pixels).to(self.dtype)
+                tokens = F.pad(encoded.tokens, (0, 0, 0, self.config.num_tokens - encoded.tokens.shape[1]))
                 expected = None if self.shortcut is None else self.shortcut.quality_of(tokens)
                 lengths, psnr = shortest_reaching(
                     self.render, tokens, pixels, rule.target_psnr, most=most, expected=expected
                 )
                 encoded = encoded._replace(lengths=lengths, psnr=psnr)
         else:
-            encoded = self._encode_blocks(pixels, query, rule=rule, block_size=block_size)
+            # The positions that ran until all images had ended.
+            hidden, lengths = self.generator.run_until_stop(
+                condition, limit=most, threshold=rule.eos_threshold, block=block_size
+            )
+            encoded = Encoded(self.generator.tokens(hidden, condition), lengths, None)
         return encoded if rule.token_budget is not None else packed(encoded)
 
     @torch.no_grad()
     def encode_at_once(
         self,
         pixels: Tensor,
-        query: Tensor | None = None,
+        query: Query | None = None,
         *,
         rule: LengthRule = LengthRule(),  # noqa: B008 (immutable)
         whole_curve: bool = False,
@@ -330,7 +390,7 @@ class DoveModel(Pretrained):
 
         Args:
             pixels: [B, 3, S, S] in [-1, 1], in the model's dtype and on its device.
-            query: as for `encode`, on the model's device.
+            query: as for `condition`.
             rule: how lengths are chosen; a budget is left to the caller, who sees all images, and so is a
                 quality.
             whole_curve: also compute p_eos at all K positions.
@@ -339,29 +399,53 @@ class DoveModel(Pretrained):
             (Tensor, Tensor, Tensor | None): tokens [B, n, D], not cut at the lengths; lengths int32 [B],
             1..n; and p_eos float32 [B, K] if it is wanted.
         """
+        return self._at_once(self.condition(pixels, query), rule=rule, whole_curve=whole_curve)
+
+    def _at_once(
+        self, condition: Condition, *, rule: LengthRule, whole_curve: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         most = rule.most(self.config.num_tokens)
-        tokens, hidden, _ = self.generate(
-            self.condition(pixels, query), None if whole_curve else most, sample=False
-        )
+        tokens, hidden, _ = self.generate(condition, None if whole_curve else most, sample=False)
         p_eos = self.generator.p_eos(hidden) if whole_curve else None
         if rule.num_tokens is None:
             lengths = self.generator.lengths(hidden[:, :most], rule.eos_threshold)
         else:
-            lengths = torch.full((pixels.shape[0],), most, dtype=torch.int32, device=pixels.device)
+            lengths = torch.full((len(hidden),), most, dtype=torch.int32, device=hidden.device)
         return tokens, lengths, p_eos
 
-    def _encode_blocks(
-        self, pixels: Tensor, query: Tensor | None, *, rule: LengthRule, block_size: int
-    ) -> Encoded:
-        """Padded tokens [B, n, D] of the n positions that ran until all images had ended, and lengths."""
-        condition = self.condition(pixels, query)
-        hidden, lengths = self.generator.run_until_stop(
-            condition,
-            limit=rule.most(self.config.num_tokens),
-            threshold=rule.eos_threshold,
-            block=block_size,
-        )
-        return Encoded(self.generator.tokens(hidden, condition), lengths, None)
+    @torch.no_grad()
+    def prefix(
+        self, images: Any, *, fit: Literal["crop", "squash", "pad"] = "crop", batch_size: int = 32
+    ) -> Prefix:
+        """Look at images once, for as many queries as one likes (Q-DOVE, 2.3).
+
+        `encode(prefix, query=...)` gives the tokens of `encode(images, query=...)`, to rounding, and runs
+        neither the encoder nor the image positions of the generator again. Models without query weights have
+        prefixes, too. On a GPU a prefix runs in blocks without a CUDA graph, what that costs is not measured
+        yet.
+
+        Args:
+            images: as for `encode`.
+            fit: likewise.
+            batch_size: images that run at once.
+
+        Returns:
+            Prefix: on the model's device; usable by this model, until its weights change.
+
+        Raises:
+            ValueError: if `batch_size` is below 1.
+            ImageError: if an input is not an image or not in range.
+        """
+        batch_size = operator.index(batch_size)
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        pixels, unread = square_images(images, self.config.image_size, fit=fit, device=self.device)
+        parts = [
+            self.generator.see(self._unasked(normalise(part).to(self.dtype)))
+            for part in pixels.split(batch_size)
+        ]
+        check_ranges([(name, values.tolist()) for name, values in unread])
+        return Prefix.of(self, self.dtype, pixels, parts)
 
     @torch.no_grad()
     def decode(self, tokens: DoveTokens, *, batch_size: int = 32) -> Tensor:
@@ -475,6 +559,27 @@ class DoveModel(Pretrained):
             )
         if not weights["shortcut.scale"].float().all():
             raise CheckpointError(f"{source}: 'shortcut.scale' holds a zero; the checkpoint is damaged")
+
+    def load_tokenizer(self, path: str | Path) -> None:
+        """Take the tokenizer of text queries from a file; `save_pretrained` writes it beside the weights.
+
+        Args:
+            path: a `tokenizer.json` of the library `tokenizers`. It is understood when the first text comes.
+
+        Raises:
+            CheckpointError: if the file cannot be read.
+            QueryError: if the model has no query weights.
+        """
+        self.tokenizer = QueryTokenizer.read(Path(path), self.config)
+
+    def load_files(self, folder: Path) -> None:
+        """See `Pretrained.load_files`."""
+        if self.config.query_vocab_size and (path := folder / TOKENIZER).exists():
+            self.load_tokenizer(path)
+
+    def more_files(self) -> dict[str, str]:
+        """See `Pretrained.more_files`."""
+        return {} if self.tokenizer is None else {TOKENIZER: self.tokenizer.file}
 
     def card(self) -> str:
         """See `Pretrained.card`."""

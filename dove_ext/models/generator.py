@@ -11,8 +11,11 @@ from torch.nn import functional as F
 
 from dove_ext import ops
 from dove_ext.config import DoveConfig
+from dove_ext.models.cache import KeyValueCache
 from dove_ext.models.precision import operands
-from dove_ext.models.stack import KeyValueCache, Stack
+from dove_ext.models.query import Query, at_times, followed, outputs
+from dove_ext.models.stack import Stack
+from dove_ext.ops.backend import autocasts
 
 # In dB: about what the decoder's repair cannot be foretold by, so that the head's weights are about 1.
 QUALITY_STEP = 0.05
@@ -34,14 +37,17 @@ class Condition(NamedTuple):
         quality: float32 [B, K], with the linear shortcut: PSNR in dB of the code's first 1..K tokens.
         margin: float32 [B], with the linear shortcut: dB above `promised_psnr` that a picture needs whose
             content is in one place (`FrequencyShortcut.margin`).
-        query: embeddings [B, Q, hidden] or ids int64 [B, Q] of a text query (Q-DOVE), or None.
+        query: of a text (Q-DOVE), or None.
+        seen: where the stack has been over the images already (`Generator.see`), the keys, not rotated, and
+            values of their positions in all layers, [B, layers, 2, P, heads, head_dim]; or None.
     """
 
     latents: Tensor
     base: Tensor | None
     quality: Tensor | None
     margin: Tensor | None
-    query: Tensor | None
+    query: Query | None
+    seen: Tensor | None = None
 
 
 class StopCheck:
@@ -103,7 +109,7 @@ class Generator(nn.Module):
         return 0 if self.config.prefix_attention == "causal" else self.config.num_tokens
 
     def sequence(self, condition: Condition) -> Tensor:
-        """[H_v ; query]: what the time positions follow, [B, P + Q, hidden].
+        """[H_v ; query]: what the time positions follow, [B, P + Q, hidden]; [B, Q, hidden] of seen images.
 
         Raises:
             ValueError: if the query comes as ids and the model embeds none, or the shortcut's tokens are
@@ -111,9 +117,15 @@ class Generator(nn.Module):
         """
         if (condition.base is None) != (self.from_token is None):
             raise ValueError("the condition is another model's; make it with this model's `condition`")
-        x, query = self.from_latent(condition.latents), condition.query
-        if query is None:
+        if condition.seen is None:
+            x = self.from_latent(condition.latents)
+        else:
+            kind, weight = condition.seen.device.type, self.from_latent.weight
+            dtype = torch.get_autocast_dtype(kind) if autocasts(kind) else weight.dtype
+            x = weight.new_empty(len(condition.seen), 0, len(weight), dtype=dtype)
+        if condition.query is None:
             return x
+        query = condition.query.values
         if not query.is_floating_point():
             if self.embed_in is None:
                 raise ValueError(
@@ -121,6 +133,16 @@ class Generator(nn.Module):
                 )
             query = self.embed_in(query)
         return torch.cat([x, query.to(x.dtype)], dim=1)
+
+    def see(self, condition: Condition) -> Condition:
+        """The same condition with the images' positions run through the stack, which no query changes.
+
+        They see neither query nor time positions, so any number of queries may follow.
+        """
+        x, config = self.from_latent(condition.latents), self.config.generator
+        cache = KeyValueCache(config, x.shape[0], x.shape[1], x)
+        self.stack(x, prefix=self.prefix, cache=cache, last=1)  # the last layer's output is read by nobody
+        return condition._replace(seen=cache.entries.movedim(2, 0))
 
     def positions(self, start: int, end: int, like: Tensor, condition: Condition) -> Tensor:
         """What stands at the time positions start..end-1: t_i, and with the shortcut its token beside it.
@@ -139,10 +161,20 @@ class Generator(nn.Module):
             return times
         return times + self.from_token(condition.base[:, start:end])
 
-    def _inputs(self, condition: Condition, count: int) -> Tensor:
-        """[H_v ; query ; t_1 .. t_count]: [B, P + Q + count, hidden]."""
-        x = self.sequence(condition)
-        return torch.cat([x, self.positions(0, count, x, condition)], dim=1)
+    def _inputs(self, x: Tensor, times: Tensor, condition: Condition) -> Tensor:
+        """What `sequence` gave, and behind it, each image's behind its own query, times [B, n, hidden]."""
+        query = condition.query
+        if query is None or query.lengths is None:
+            return torch.cat([x, times], dim=1)
+        image = x.shape[1] - query.values.shape[1]
+        return torch.cat([x[:, :image], followed(x[:, image:], query.lengths, times)], dim=1)
+
+    def _cache(self, condition: Condition, x: Tensor, room: int) -> KeyValueCache:
+        """Room for x [B, n, hidden] and `room` positions more, behind images that have been seen."""
+        room, config = room + x.shape[1], self.config.generator
+        if condition.seen is None:
+            return KeyValueCache(config, x.shape[0], room, x)
+        return KeyValueCache.of(condition.seen, config, room, x)
 
     def forward(self, condition: Condition, count: int | None = None) -> Tensor:
         """Last hidden states at the first `count` (default K) time positions: [B, count, hidden].
@@ -150,8 +182,11 @@ class Generator(nn.Module):
         With the linear shortcut [B, count, hidden + 1], see `beside_quality`.
         """
         count = self.config.num_tokens if count is None else count
-        x = self._inputs(condition, count)
-        return self.beside_quality(self.stack(x, prefix=self.prefix, last=count), condition)
+        x = self.sequence(condition)
+        x = self._inputs(x, self.positions(0, count, x, condition), condition)
+        cache = None if condition.seen is None else self._cache(condition, x, 0)
+        states = self.stack(x, prefix=self.prefix, cache=cache, last=outputs(condition.query, count))
+        return self.beside_quality(at_times(states, condition.query, count), condition)
 
     def beside_quality(self, hidden: Tensor, condition: Condition, start: int = 0) -> Tensor:
         """What the stop head reads: with the linear shortcut the code's quality stands beside a hidden state.
@@ -178,13 +213,15 @@ class Generator(nn.Module):
         """Both in one pass: `image_states` behind all layers but the last, and `forward`.
 
         Args:
-            condition: without a query.
+            condition: of images that have not been seen.
             count: as for `forward`.
         """
-        x = self._inputs(condition, count)
+        x = self.sequence(condition)
+        x = self._inputs(x, self.positions(0, count, x, condition), condition)
         states = self.stack.states(x, len(self.stack.layers) - 1, prefix=self.prefix)
-        hidden = self.stack.finish(states, prefix=self.prefix, last=count)
-        return states[:, :-count], self.beside_quality(hidden, condition)
+        hidden = self.stack.finish(states, prefix=self.prefix, last=outputs(condition.query, count))
+        hidden = at_times(hidden, condition.query, count)
+        return states[:, : condition.latents.shape[1]], self.beside_quality(hidden, condition)
 
     def image_states(self, latents: Tensor, layers: int) -> Tensor:
         """Hidden states of the image positions behind the first `layers` layers: [B, P, hidden].
@@ -309,8 +346,8 @@ class Generator(nn.Module):
             (Tensor, Tensor): what `forward` gives for the n <= limit positions that ran, and each image's
             length int32 [B], 1..limit, as `lengths` gives it.
         """
-        x = self.sequence(condition)
-        cache = KeyValueCache(self.config.generator, x.shape[0], x.shape[1] + limit, x)
+        x, query = self.sequence(condition), condition.query
+        cache = self._cache(condition, x, limit)
         # first_stop reports the index behind a block's last position when the block holds no stop.
         lengths = torch.full((x.shape[0],), limit, dtype=torch.int32, device=x.device)
         hidden: list[Tensor] = []
@@ -318,8 +355,13 @@ class Generator(nn.Module):
         for start in range(0, limit, block):
             times = self.positions(start, min(start + block, limit), x, condition)
             count = times.shape[1]
-            inputs = times if start else torch.cat([x, times], dim=1)
-            states = self.stack(inputs, prefix=self.prefix, cache=cache, last=count)
+            inputs = times if start else self._inputs(x, times, condition)
+            last = count if start else outputs(query, count)
+            states = self.stack(inputs, prefix=self.prefix, cache=cache, last=last)
+            if start == 0:
+                states = at_times(states, query, count)
+                if query is not None and query.lengths is not None:  # what is behind was padding
+                    cache.ends = query.lengths + (cache.length - query.values.shape[1])
             hidden.append(self.beside_quality(states, condition, start))
             stop = self.first_stop(hidden[-1], threshold)
             ended = (stop < count) & (lengths == limit)

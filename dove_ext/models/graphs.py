@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dove_ext.models.batches import Encode, Encoded
+from dove_ext.models.query import Query
 from dove_ext.ops.backend import current_backend
 
 # Runs before a capture: libraries choose their kernels and take their workspaces in these.
@@ -45,9 +46,9 @@ def _settings() -> tuple[Any, ...]:
 class _Recorded:
     """One graph with the memory that it reads and writes."""
 
-    def __init__(self, encode: Encode, pixels: Tensor, query: Tensor | None, pool: Any) -> None:
+    def __init__(self, encode: Encode, pixels: Tensor, query: Query | None, pool: Any) -> None:
         self.pixels = pixels.clone(memory_format=torch.contiguous_format)
-        self.query = None if query is None else query.clone()
+        self.query = None if query is None else query.each(torch.clone)
         stream = torch.cuda.Stream(pixels.device)
         stream.wait_stream(torch.cuda.current_stream(pixels.device))
         self.graph = torch.cuda.CUDAGraph()
@@ -62,11 +63,13 @@ class _Recorded:
             with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
                 self.encoded = encode(self.pixels, self.query)
 
-    def replay(self, pixels: Tensor, query: Tensor | None) -> Encoded:
+    def replay(self, pixels: Tensor, query: Query | None) -> Encoded:
         # Behind these rows stand the images of an earlier replay; an image ignores its batch.
         self.pixels[: len(pixels)].copy_(pixels, non_blocking=True)
         if self.query is not None and query is not None:
-            self.query[: len(query)].copy_(query, non_blocking=True)
+            for held, new in zip(self.query, query, strict=True):
+                if held is not None and new is not None:
+                    held[: len(new)].copy_(new, non_blocking=True)
         self.graph.replay()
         # The next replay writes over these.
         return Encoded(*(None if x is None else x.clone() for x in self.encoded))  # type: ignore[arg-type]
@@ -122,7 +125,7 @@ class EncodeGraphs:
         model: nn.Module,
         encode: Encode,
         pixels: Tensor,
-        query: Tensor | None,
+        query: Query | None,
         *,
         batch_size: int,
         kind: Any,
@@ -133,7 +136,7 @@ class EncodeGraphs:
             model: whose weights the graph reads.
             encode: what is recorded; nothing in it waits for the device.
             pixels: on the model's device.
-            query: [n, ...] there, or None.
+            query: of the n images, there, or None.
             batch_size: the most images of a graph.
             kind: hashable; tells apart what `encode` does, besides shapes and dtypes.
 
@@ -145,7 +148,9 @@ class EncodeGraphs:
         """
         count = pixels.shape[0]
         size = graph_size(count, batch_size)
-        of_query = None if query is None else (query.shape[1:], query.dtype)
+        of_query = None
+        if query is not None:
+            of_query = tuple(None if x is None else (x.shape[1:], x.dtype) for x in query)
         key = (size, pixels.shape[1:], pixels.dtype, of_query, kind, _settings())
         with self._turn, torch.cuda.device(pixels.device):
             if self._weights is None or not self._weights.in_place():
@@ -153,8 +158,8 @@ class EncodeGraphs:
                 self._weights, self._pool = _Weights(model), torch.cuda.graph_pool_handle()
             if key not in self._recorded:
                 self._forget(all_but=_KEPT - 1)
-                full_query = None if query is None else filled_up(query, size)
-                self._record(key, encode, filled_up(pixels, size), full_query)
+                full = None if query is None else query.each(lambda x: filled_up(x, size))
+                self._record(key, encode, filled_up(pixels, size), full)
             self._recorded.move_to_end(key)
             stream = torch.cuda.current_stream(pixels.device)
             if self._done is not None:
@@ -171,7 +176,7 @@ class EncodeGraphs:
         while len(self._recorded) > all_but:
             self._recorded.popitem(last=False)
 
-    def _record(self, key: Any, encode: Encode, pixels: Tensor, query: Tensor | None) -> None:
+    def _record(self, key: Any, encode: Encode, pixels: Tensor, query: Query | None) -> None:
         try:
             self._recorded[key] = _Recorded(encode, pixels, query, self._pool)
         except RuntimeError as error:

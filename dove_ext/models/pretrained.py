@@ -20,6 +20,7 @@ Config = TypeVar("Config", DoveConfig, VQGANConfig)
 Model = TypeVar("Model", bound="Pretrained")
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+TOKENIZER = "tokenizer.json"  # of text queries, in the folder of a model that reads them
 
 
 def shipped_folder(name: str) -> Path | None:
@@ -66,7 +67,11 @@ def _download(repository: str, revision: str | None) -> Path:
             "pip install 'dove-ext[hub]'"
         ) from error
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=[CONFIG, WEIGHTS, CARD]))
+        return Path(
+            snapshot_download(
+                repository, revision=revision, allow_patterns=[CONFIG, WEIGHTS, CARD, TOKENIZER]
+            )
+        )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(
@@ -151,12 +156,15 @@ class Pretrained(nn.Module):
         with torch.device("cpu"):  # whatever default device and dtype a caller has set: nothing is rounded
             model = cls(config).float()
         model.load_state_dict(weights)
+        model.load_files(folder)
         return model.to(device=device, dtype=dtype).eval()
 
     def save_pretrained(
         self, folder: str | Path, *, card: str | None = None, dtype: torch.dtype | None = None
     ) -> None:
         """Write config.json, model.safetensors and README.md, each complete or not at all.
+
+        A model with a tokenizer of text queries writes its tokenizer.json, too.
 
         Args:
             folder: made if it is missing.
@@ -184,8 +192,21 @@ class Pretrained(nn.Module):
             temporary.write_bytes(save(weights, metadata={"format": "pt"}))
         with atomic_write(folder / CONFIG) as temporary:
             temporary.write_text(self.config.to_json(), encoding="utf-8")
-        with atomic_write(folder / CARD) as temporary:
-            temporary.write_text(card if card is not None else self.card(), encoding="utf-8")
+        texts = {CARD: card if card is not None else self.card(), **self.more_files()}
+        for name, text in texts.items():
+            with atomic_write(folder / name) as temporary:
+                temporary.write_bytes(text.encode("utf-8"))
+
+    def load_files(self, folder: Path) -> None:
+        """Take what else a folder of this kind of model holds beside configuration and weights.
+
+        Raises:
+            CheckpointError: if it cannot be read.
+        """
+
+    def more_files(self) -> dict[str, str]:
+        """What else `save_pretrained` writes: name -> text."""
+        return {}
 
     def check_weights(self, weights: dict[str, Tensor], source: str) -> None:
         """Refuse values that no model of this kind has; names and shapes are known to fit.

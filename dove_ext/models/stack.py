@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from dove_ext import ops
 from dove_ext.config import StackConfig
+from dove_ext.models.cache import KeyValueCache
 from dove_ext.models.packed import Linear, Rows
 from dove_ext.ops.backend import autocasts, has_kernels
 
@@ -34,22 +35,6 @@ def lowered(x: Tensor) -> Tensor:
     """`x` in the dtype that matrix products have under autocast, if it is on: fused work wants one dtype."""
     kind = x.device.type
     return x.to(torch.get_autocast_dtype(kind)) if fuses(x) and autocasts(kind) else x
-
-
-class KeyValueCache:
-    """Keys (not yet rotated) and values of every layer for the positions seen so far."""
-
-    def __init__(self, config: StackConfig, batch: int, capacity: int, like: Tensor) -> None:
-        shape = (config.layers, 2, batch, capacity, config.heads, config.head_dim)
-        self.entries = like.new_empty(shape)
-        self.length = 0
-
-    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store a block [B, n, H, D] behind the positions seen; returns all keys and values up to it."""
-        end = self.length + key.shape[1]
-        self.entries[layer, 0, :, self.length : end] = key
-        self.entries[layer, 1, :, self.length : end] = value
-        return self.entries[layer, 0, :, :end], self.entries[layer, 1, :, :end]
 
 
 class Kept(NamedTuple):
@@ -147,9 +132,10 @@ class Layer(nn.Module):
         q, k, v = (t.expand(x.shape[0], -1, -1, -1) for t in self.attention.project(for_attention))
         if last is not None:
             x, for_mlp, q = x[:, -last:], for_mlp[:, -last:], q[:, -last:]
-        if cache is not None:
-            k, v = cache[0].append(cache[1], k, v)
-        attended = ops.attention(q, k, v, prefix=prefix, rotary=rotary, kv_lens=kv_lens)
+        if cache is None:
+            attended = ops.attention(q, k, v, prefix=prefix, rotary=rotary, kv_lens=kv_lens)
+        else:
+            attended = cache[0].attention(cache[1], q, k, v, prefix=prefix, rotary=rotary)
         return self._join(x, attended.flatten(2), for_mlp)
 
     def _norms(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -193,7 +179,7 @@ class Stack(nn.Module):
             x: [B, N, hidden], inputs of the next N positions (of all, without a cache).
             prefix: every position sees the first `prefix` ones besides itself and those before it;
                 0 is causal attention, None is full attention.
-            kv_lens: int32 [B]; positions from here on are invisible.
+            kv_lens: int32 [B]; positions from here on are invisible. Not with a cache.
             cache: keys and values of earlier positions; this block is appended to it.
             last: compute the output of only the last so many positions; for those before them the last
                 layer computes keys and values alone. None: all.
@@ -203,17 +189,16 @@ class Stack(nn.Module):
         Returns:
             Tensor: [B, last or N, hidden].
         """
-        x = lowered(x)
-        end = x.shape[1] + (0 if cache is None else cache.length)
-        rotary = self._rotary(end, x)
+        x, count = lowered(x), x.shape[1]
+        rotary = self._rotary(count if cache is None else cache.begin(count), x)
         kept = None
         if kv_lens is not None and total is not None and prefix is None and cache is None and last is None:
-            kept = Kept.of(kv_lens, total, x.shape[1])
+            kept = Kept.of(kv_lens, total, count)
         for i, layer in enumerate(self.layers):
             wanted = last if i == len(self.layers) - 1 else None
             x = layer(x, rotary, prefix, kv_lens, None if cache is None else (cache, i), wanted, kept)
         if cache is not None:
-            cache.length = end
+            cache.finish(count)
         out: Tensor = self.final_layer_norm(x)
         return out
 

@@ -112,7 +112,8 @@ class EvalSettings:
         default=None, metadata=_about("a query-conditioned model", "NAME", of=ONE_MODEL)
     )
     null_query: Sequence[int] = field(
-        default=(), metadata=_about('the ids of its query "null" (default: no query)', "ID", of=ONE_MODEL)
+        default=(),
+        metadata=_about('the ids of its query "null" (default: its own tokenizer\'s)', "ID", of=ONE_MODEL),
     )
     against: str | Path | None = field(
         default=None,

@@ -83,8 +83,11 @@ def test_the_rest_is_random_without_a_base(
 
 
 def test_query_embeddings_are_used_where_the_model_has_them(neox: Path, tmp_path: Path) -> None:
-    DoveModel(replace(CONFIG, query_vocab_size=40)).save_pretrained(tmp_path / "base")
+    DoveModel(replace(CONFIG, query_vocab_size=40, query_length=8)).save_pretrained(tmp_path / "base")
+    (tmp_path / "base" / "tokenizer.json").write_text("of the base")
     conversion = convert(pythia=neox, base=tmp_path / "base")
+    save_conversion(conversion, tmp_path / "out")
+    assert (tmp_path / "out" / "tokenizer.json").read_text() == "of the base"
     embedding = conversion.model.generator.embed_in
     assert embedding is not None
     assert torch.equal(embedding.weight, pythia()["gpt_neox.embed_in.weight"].float())
@@ -158,7 +161,9 @@ def test_command_line_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert main(["convert", "-o", str(tmp_path / "out")]) == 2
     assert "there is nothing to convert; give --vqgan FILE, --pythia FILE, or both" in capsys.readouterr().err
     assert main(["convert", "--vqgan", "x", "--preset", "huge", "-o", str(tmp_path / "out")]) == 2
-    assert "--preset 'huge' is unknown; known are dove-base, dove-tiny" in capsys.readouterr().err
+    assert (
+        "--preset 'huge' is unknown; known are dove-base, dove-base-q, dove-tiny" in capsys.readouterr().err
+    )
     (tmp_path / "notes").write_text("")
     assert main(["convert", "--vqgan", "x", "-o", str(tmp_path)]) == 1
     assert "holds other files than a dove model's" in capsys.readouterr().err

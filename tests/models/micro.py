@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -77,6 +79,32 @@ def linear(**changes: Any) -> DoveModel:
         patch_in.bias.zero_(), patch_out.bias.zero_()
         coefficients = model.shortcut.transform(model.vqgan.encode(0.4 * pixels(8)))
         model.shortcut.arrange(coefficients.square().mean(0), model.vqgan.worth.repeat(SLOTS))
+    return model
+
+
+@cache
+def words() -> str:
+    """A tokenizer.json: any text as bytes, some of them joined to pieces of words, 276 ids."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = ["<|endoftext|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=276, initial_alphabet=alphabet, special_tokens=special, show_progress=False
+    )
+    tokenizer.train_from_iterator(["null", "the dog on the table", "what is on the table?"] * 3, trainer)
+    text: str = tokenizer.to_str()
+    return text
+
+
+def asked(folder: Path, **changes: Any) -> DoveModel:
+    """A model with query weights and a tokenizer, whose tokens depend on the query."""
+    model = micro(**{"query_vocab_size": 276, "query_length": 12, **changes})
+    (folder / "tokenizer.json").write_text(words(), encoding="utf-8")
+    model.load_tokenizer(folder / "tokenizer.json")
     return model
 
 

@@ -15,6 +15,7 @@ from dove_ext.errors import ImageError
 from dove_ext.images.prepare import square_images
 from dove_ext.models import generator
 from dove_ext.models.batches import Encoded, join
+from dove_ext.models.query import Query
 from dove_ext.models.stack import Kept
 from dove_ext.ops import backend, library
 from dove_ext.tokens.lengths import LengthRule
@@ -53,6 +54,25 @@ def test_a_batch_is_queued_without_a_wait(
         encoded = on_fake_cuda._encode_batch(pixels, None, rule=rule, whole_curve=False, block_size=None)
     assert encoded.tokens.shape == (2 * rule.most(SLOTS), 64)  # packed, with room for all
     assert encoded.lengths.shape == (2,)
+
+
+@pytest.mark.parametrize("block", [None, 20])
+@pytest.mark.parametrize("see", [False, True])
+def test_queries_of_several_lengths_are_queued_without_a_wait(
+    on_fake_cuda: DoveModel, monkeypatch: pytest.MonkeyPatch, block: int | None, see: bool
+) -> None:
+    monkeypatch.setattr(generator.StopCheck, "all_ended", lambda self, ended: False)  # this one waits
+    pixels = torch.empty(2, 3, 32, 32, dtype=torch.uint8, device="cuda")
+    lengths = torch.empty(2, dtype=torch.int32, device="cuda")
+    query = Query(torch.empty(2, 5, 64, device="cuda"), lengths).rows(slice(0, 2)).padded(8)
+    with torch.no_grad():
+        condition = on_fake_cuda.condition(pixels / 255, query)
+        if see:
+            condition = on_fake_cuda.generator.see(condition)
+        encoded = on_fake_cuda._encode_condition(
+            condition, pixels, rule=LengthRule(), whole_curve=False, block_size=block
+        )
+    assert encoded.tokens.shape == (2 * SLOTS, 64) and encoded.lengths.shape == (2,)
 
 
 def test_a_shared_budget_is_queued_without_a_wait(on_fake_cuda: DoveModel) -> None:

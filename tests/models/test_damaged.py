@@ -136,6 +136,17 @@ def change(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
         ("eos_prior", 1, "eos_prior must be between 0 and 1, got 1.0"),
         ("prefix_attention", "full", "prefix_attention must be 'causal' or 'bidirectional', got 'full'"),
         ("gaussian", None, "gaussian must be bool, got None"),
+        ("query_length", -1, "query_length must be at least 0, got -1"),
+        (
+            "query_length",
+            5,
+            "query_vocab_size and query_length must both be 0 (no text queries) or both above 0, got 0 and 5",
+        ),
+        (
+            "query_vocab_size",
+            7,
+            "query_vocab_size and query_length must both be 0 (no text queries) or both above 0, got 7 and 0",
+        ),
     ],
 )
 def test_wrong_settings(folder: Path, path: str, value: Any, expected: str) -> None:

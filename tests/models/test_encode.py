@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import dove_ext
-from dove_ext import DoveModel, DoveTokens, TokensError
+from dove_ext import DoveModel, DoveTokens, Query, TokensError
 from dove_ext.models.generator import time_encodings
 from dove_ext.tokens.lengths import lengths_for_budget
 from tests.models.micro import SLOTS, micro, photos, stop_at_share
@@ -183,7 +183,7 @@ def test_token_budget(model: DoveModel) -> None:
         ),
         ({"batch_size": 0}, "batch_size and block_size must be at least 1, got 0 and 64"),
         ({"block_size": -2}, "batch_size and block_size must be at least 1, got 32 and -2"),
-        ({"query": torch.zeros(3, 1, 64)}, "query has 3 rows for 2 images; give one row an image"),
+        ({"query": Query(torch.zeros(3, 1, 64))}, "query has 3 rows for 2 images; give one row an image"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )

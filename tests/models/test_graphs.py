@@ -21,6 +21,7 @@ from dove_ext import DoveModel
 from dove_ext.models import generator, graphs, stack
 from dove_ext.models.batches import Encoded
 from dove_ext.models.graphs import EncodeGraphs, filled_up, graph_size
+from dove_ext.models.query import Query
 from dove_ext.tokens.lengths import LengthRule
 from tests.models.micro import SLOTS, micro, photos, stop_at_share
 
@@ -137,12 +138,14 @@ class Recorded:
     """A recording without a GPU: it hands its input back through memory that all replays share."""
 
     made = 0
+    query: Query | None = None
 
-    def __init__(self, encode: Any, pixels: Tensor, query: Tensor | None, pool: Any) -> None:
+    def __init__(self, encode: Any, pixels: Tensor, query: Query | None, pool: Any) -> None:
         Recorded.made += 1
+        Recorded.query = query
         self.pixels = pixels.clone()
 
-    def replay(self, pixels: Tensor, query: Tensor | None) -> Encoded:
+    def replay(self, pixels: Tensor, query: Query | None) -> Encoded:
         self.pixels[: len(pixels)].copy_(pixels)
         time.sleep(0.01)
         return Encoded(self.pixels.flatten(2).clone(), torch.ones(len(self.pixels)), None)
@@ -179,6 +182,23 @@ def test_fewer_images_than_the_graph_has(model: DoveModel, recordings: type[Reco
         pixels = torch.rand(count, 3, 2, 2)
         assert torch.equal(run(shared, model, pixels), pixels.flatten(2))
     assert recordings.made == 1
+
+
+def test_queries_of_one_padded_length_share_a_recording(model: DoveModel, recordings: type[Recorded]) -> None:
+    shared = EncodeGraphs()
+
+    def made(count: int, query: Query) -> int:
+        pixels = torch.rand(count, 3, 2, 2)
+        shared.run(model, model.encode_at_once, pixels, query, batch_size=4, kind=None)
+        return recordings.made
+
+    ids = torch.arange(20).view(4, 5)
+    assert made(3, Query(ids[:3]).padded(8)) == 1
+    filled = recordings.query
+    assert filled is not None and filled.lengths is not None
+    assert filled.values[3].tolist() == [10, 11, 12, 13, 14, 0, 0, 0] and filled.lengths.tolist() == [5] * 4
+    assert made(4, Query(ids[:, :3], torch.tensor([3, 1, 2, 3], dtype=torch.int32)).padded(8)) == 1
+    assert made(4, Query(ids)) == 2
 
 
 def test_other_settings_need_another_recording(model: DoveModel, recordings: type[Recorded]) -> None:
@@ -262,6 +282,21 @@ def test_graphs_give_what_blocks_give(count: int) -> None:
         tokens = model.encode(photos(count), batch_size=4)
         assert tokens.lengths.tolist() == expected.lengths.tolist()
         torch.testing.assert_close(tokens.tokens, expected.tokens, rtol=0, atol=2e-2)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("longest", [5, 7])
+def test_graphs_and_prefixes_give_what_the_cpu_gives_for_queries(longest: int) -> None:
+    model = stop_at_share(micro())
+    lengths = torch.tensor([longest, 1, 3], dtype=torch.int32)
+    query = Query(torch.randn(3, longest, 64), lengths)
+    expected = model.encode(photos(3), query=query)
+    model.cuda()
+    seen = model.prefix(photos(3))
+    for images, graph in ((photos(3), True), (photos(3), True), (photos(3), False), (seen, False)):
+        tokens = model.encode(images, query=query, batch_size=2, cuda_graph=graph)
+        assert tokens.lengths.tolist() == expected.lengths.tolist()
+        torch.testing.assert_close(tokens.tokens.cpu(), expected.tokens, rtol=0, atol=2e-2)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")

@@ -77,6 +77,7 @@ def test_every_setting_survives_json() -> None:
         attend_padding=False,
         gaussian=True,
         query_vocab_size=11,
+        query_length=5,
     )
     assert DoveConfig.from_json(config.to_json()) == config
 
@@ -142,7 +143,9 @@ def test_names_that_are_nothing(tmp_path: Path) -> None:
     file.write_bytes(b"")
     with pytest.raises(CheckpointError, match="is a file; give the model's folder"):
         DoveModel.from_pretrained(file)
-    with pytest.raises(ValueError, match="no preset is named 'dove-huge'; known are dove-base, dove-tiny"):
+    with pytest.raises(
+        ValueError, match="no preset is named 'dove-huge'; known are dove-base, dove-base-q, dove-tiny"
+    ):
         DoveModel("dove-huge")
     with pytest.raises(ValueError, match="dtype must be a floating dtype"):
         DoveModel.from_pretrained(tmp_path, dtype=torch.int8)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dove_ext.models.dove import DoveModel
+from dove_ext.models.query import Query
 from tests.models.micro import SLOTS, micro, photos, pixels, stop_at_share
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -29,7 +30,7 @@ def test_query_stands_between_image_and_times() -> None:
         times = generator.times.expand(2, -1, -1)
         whole = generator.stack(torch.cat([image, query, times], dim=1), prefix=0)
         plain = generator.stack(torch.cat([image, times], dim=1), prefix=0)
-        hidden = generator(model.condition_on(latents, query))
+        hidden = generator(model.condition_on(latents, Query(query)))
     torch.testing.assert_close(hidden, whole[:, -SLOTS:], rtol=0, atol=1e-5)
     torch.testing.assert_close(whole[:, :SLOTS], plain[:, :SLOTS], **TOLERANCE)
     assert (hidden - plain[:, -SLOTS:]).abs().max() > 0.1
@@ -37,25 +38,28 @@ def test_query_stands_between_image_and_times() -> None:
 
 def test_query_in_blocks_equals_single_pass() -> None:
     model = stop_at_share(micro())
-    query = torch.randn(4, 5, 64)
+    query = Query(torch.randn(4, 5, 64))
     with torch.no_grad():
         tokens = model.generate(model.condition(pixels(4), query)).tokens
     for block in (6, 64):
         result = model.encode(photos(4), query=query, block_size=block, batch_size=3)
         for ours, row in zip(result.to_list(), tokens, strict=True):
             torch.testing.assert_close(ours, row[: len(ours)], **TOLERANCE)
-    one = model.encode(photos(4)[2:3], query=query[2:3])
+    one = model.encode(photos(4)[2:3], query=query.rows(slice(2, 3)))
     torch.testing.assert_close(one.tokens, result[2].tokens, **TOLERANCE)
 
 
 def test_query_ids() -> None:
-    model = micro(query_vocab_size=10)
+    model = micro(query_vocab_size=10, query_length=3)
     ids = torch.tensor([[1, 9], [3, 3]])
     embedded = model.generator.embed_in(ids).detach()
-    by_id, by_embedding = (model.encode(photos(2), num_tokens=9, query=q) for q in (ids, embedded))
+    by_id, by_embedding = (model.encode(photos(2), num_tokens=9, query=Query(q)) for q in (ids, embedded))
     torch.testing.assert_close(by_id.tokens, by_embedding.tokens)
-    with pytest.raises(ValueError, match=r"embeds no query ids \(query_vocab_size is 0\); pass embeddings"):
-        micro().encode(photos(2), query=ids)
+    sentence = r"embeds no query ids \(query_vocab_size is 0\); pass embeddings"
+    with pytest.raises(ValueError, match=sentence):
+        micro().encode(photos(2), query=Query(ids))
+    with pytest.raises(ValueError, match=sentence):
+        micro().generate(micro().condition(pixels(2), Query(ids)))
 
 
 # --- Attention ----------------------------------------------------------------------------------------
@@ -89,7 +93,7 @@ def test_prefix_attention(attention: str, prefix: int) -> None:
 def test_bidirectional_prefix_with_query() -> None:
     """Only H_v's positions see one another; the query stays causal."""
     model = stop_at_share(micro(prefix_attention="bidirectional"))
-    query = torch.randn(2, 4, 64)
+    query = Query(torch.randn(2, 4, 64))
     with torch.no_grad():
         tokens = model.generate(model.condition(pixels(2), query)).tokens
     result = model.encode(photos(2), query=query, block_size=16)

@@ -217,7 +217,10 @@ def test_the_quantised_baseline(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"preset": "x"}, "no preset is named 'x'; known are dove-base, dove-tiny, vqgan-base, vqgan-tiny"),
+        (
+            {"preset": "x"},
+            "no preset is named 'x'; known are dove-base, dove-base-q, dove-tiny, vqgan-base, vqgan-tiny",
+        ),
         ({"shape": {"heads": 3}}, "shape: unknown field 'heads'"),
         ({"stages": {}}, "the recipe has no stages with steps"),
         ({"stages": {"a": {"train": ["head"]}}}, "the recipe has no stages with steps"),
