@@ -13,6 +13,7 @@ from dove_ext.cli.options import (
     add_json_option,
     add_length_options,
     add_model_options,
+    add_query_option,
     encode,
     length_arguments,
     load_model,
@@ -34,13 +35,16 @@ def run(args: Namespace) -> int:
     index = find_pictures(args.images, failures)
     check_no_input([args.output], picture_files(index))
     model = load_model(args)
+    query = {} if args.query is None else {"query": args.query}
     parts: list[DoveTokens] = []
     done: list[int] = []
     # A budget is shared among all images, so these must be encoded in one call.
     batch_size = len(index) if args.token_budget else args.batch_size
     with progress(len(index), "encode") as bar:
         for batch, images in read_batches(index, model.config.image_size, args.fit, batch_size, failures):
-            tokens = encode(model, images, lengths, return_p_eos=args.p_eos, batch_size=args.batch_size)
+            tokens = encode(
+                model, images, lengths, return_p_eos=args.p_eos, batch_size=args.batch_size, **query
+            )
             parts.append(tokens.cpu())
             done += batch
             bar.update(len(batch))
@@ -60,6 +64,7 @@ def run(args: Namespace) -> int:
         report = {
             "output": args.output,
             "model": tokens.model,
+            **query,
             "images": len(tokens),
             "tokens": sum(counts),
             "width": tokens.width,
@@ -92,6 +97,7 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--p-eos", action="store_true", help="keep the curve of stop probabilities in the file"
     )
+    add_query_option(parser, "what the tokens are to tell of")
     add_json_option(parser)
     add_length_options(parser)
     add_model_options(parser)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dove_ext.models.dove import DoveModel
+    from dove_ext.models.prefix import Prefix
     from dove_ext.tokens import DoveTokens
 
 DTYPES = ("float32", "bfloat16")
@@ -128,6 +129,21 @@ def add_image_options(parser: ArgumentParser) -> None:
     )
 
 
+def query_text(text: str) -> str:
+    """What a query says, for argparse; the model knows how long it may be."""
+    if not text.strip():
+        raise ArgumentTypeError("it is empty; for the whole picture leave it out")
+    return text
+
+
+def add_query_option(parser: ArgumentParser, what: str) -> None:
+    """--query; `what` says what the verb makes of it."""
+    parser.add_argument(
+        "--query", type=query_text, metavar="TEXT",
+        help=f"{what}; for a model with query weights, which takes the whole picture without it",
+    )  # fmt: skip
+
+
 def describe_image_paths(parser: ArgumentParser) -> None:
     """Say in a verb's help how sets of pictures are found."""
     parser.epilog = f"{IMAGE_PATHS}\n\n{parser.epilog or ''}"
@@ -189,7 +205,7 @@ def load_model(args: Namespace) -> DoveModel:
     return model
 
 
-def encode(model: DoveModel, images: Tensor, lengths: dict[str, Any], **options: Any) -> DoveTokens:
+def encode(model: DoveModel, images: Tensor | Prefix, lengths: dict[str, Any], **options: Any) -> DoveTokens:
     """`model.encode`, where a length that this model does not have is the user's to mend.
 
     Raises:

@@ -13,6 +13,7 @@ from dove_ext.cli.options import (
     add_json_option,
     add_length_options,
     add_model_options,
+    add_query_option,
     encode,
     length_arguments,
     load_model,
@@ -22,6 +23,8 @@ from dove_ext.cli.pictures import Failures, find_pictures, printable, read_batch
 from dove_ext.progress import progress
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from dove_ext.images.index import ImageIndex
     from dove_ext.images.sheet import Row
     from dove_ext.models.dove import DoveModel
@@ -67,6 +70,9 @@ def run(args: Namespace) -> int:
                     "psnr_db": round(row.decibel(image), 2),
                 }
             )
+            if args.query is not None:
+                ((n, whole),) = row.fixed
+                items[-1]["null"] = {"tokens": n, "psnr_db": round(row.decibel(whole), 2)}
             rows.append(row)
             if len(rows) == ROWS_PER_SHEET:
                 finish_sheet()
@@ -76,10 +82,14 @@ def run(args: Namespace) -> int:
         finish_sheet()
     if args.json:
         report = {"model": model.config.name, "items": items, "sheets": sheets, "failed": failures.as_json()}
+        if args.query is not None:
+            report["query"] = args.query
         print(json.dumps(report, indent=2))
     else:
         for item in items:
             figures = f"{item['tokens']:>6} tokens {item['psnr_db']:>6.2f} dB"
+            if "null" in item:
+                figures += f" (null: {item['null']['tokens']:>3} tokens {item['null']['psnr_db']:>6.2f} dB)"
             print(f"{figures}  {printable(item['output'])}  from {printable(item['name'])}")
         for sheet in sheets:
             print(f"side by side: {printable(sheet)}")
@@ -99,6 +109,11 @@ def _reconstruct(
     # A budget is shared among all images, so these must be encoded in one call.
     together = len(index) if args.token_budget else args.batch_size
     for batch, images in read_batches(index, model.config.image_size, args.fit, together, failures):
+        if args.query is not None:
+            rows = _of_query(model, images, lengths, args)
+            for i, original, (null, own) in zip(batch, images, rows, strict=True):
+                yield i, Row(index.short_name(i), original, [null], own, args.query)
+            continue
         all_chosen = encode(model, images, lengths, batch_size=args.batch_size)
         for start in range(0, len(batch), args.batch_size):
             chunk = slice(start, start + args.batch_size)
@@ -114,6 +129,18 @@ def _reconstruct(
                 yield i, Row(index.short_name(i), originals[b], shorter, (count, decoded[b]))
 
 
+def _of_query(
+    model: DoveModel, images: Tensor, lengths: dict[str, Any], args: Namespace
+) -> Iterator[list[tuple[int, Tensor]]]:
+    """For each image count and picture of the query "null", and those of --query."""
+    seen = model.prefix(images, batch_size=args.batch_size)
+    both = [encode(model, seen, lengths, batch_size=args.batch_size, query=q) for q in ("null", args.query)]
+    for start in range(0, len(images), args.batch_size):
+        parts = [tokens[start : start + args.batch_size] for tokens in both]
+        decoded = [zip(part.lengths.tolist(), model.decode(part).cpu(), strict=True) for part in parts]
+        yield from (list(pair) for pair in zip(*decoded, strict=True))
+
+
 def configure(parser: ArgumentParser) -> None:
     """Add the verb's arguments."""
     add_image_options(parser)
@@ -125,6 +152,9 @@ def configure(parser: ArgumentParser) -> None:
         metavar="DIR",
         help="folder for NAME.dove.png, each picture at its own length, and for sheet-01.dove.png and so on, "
         "which show it at 16, 32, 64 and 128 tokens, too (existing ones are replaced); made if it is missing",
+    )
+    add_query_option(
+        parser, "what the tokens are to tell of; sheets show it beside the whole picture's own tokens (null)"
     )
     add_json_option(parser)
     add_length_options(parser)

@@ -36,12 +36,14 @@ class Row:
         original: what was encoded.
         fixed: reconstructions at lengths that are the same for every image, as (count, image).
         chosen: reconstruction at the length that the image was given, as (count, image).
+        query: of a text query the text: `chosen` is for it, and `fixed` is one entry, for the query "null".
     """
 
     name: str
     original: Tensor
     fixed: Sequence[tuple[int, Tensor]]
     chosen: tuple[int, Tensor]
+    query: str | None = None
 
     def decibel(self, image: Tensor) -> float:
         """PSNR of one of the reconstructions; infinite if it equals the original."""
@@ -75,7 +77,8 @@ def _draw_row(sheet: Image.Image, draw: ImageDraw.ImageDraw, row: Row, top: int)
     left += TILE + GROUP_GAP
     for count, image in row.fixed:
         sheet.paste(_tile(image), (left, top))
-        _caption(draw, left, top, _tokens(count), _decibel(row, image), INK)
+        title = _tokens(count) + (", null" if row.query is not None else "")
+        _caption(draw, left, top, title, _decibel(row, image), INK)
         left += TILE + GAP
     if row.fixed:
         left += GROUP_GAP - GAP
@@ -83,27 +86,39 @@ def _draw_row(sheet: Image.Image, draw: ImageDraw.ImageDraw, row: Row, top: int)
     box = (left - FRAME, top - FRAME, left + TILE + FRAME - 1, top + TILE + FRAME - 1)
     draw.rounded_rectangle(box, radius=FRAME, fill=ACCENT)
     sheet.paste(_tile(image), (left, top))
-    _caption(draw, left, top, f"{_tokens(count)}, chosen", _decibel(row, image), ACCENT)
+    if row.query is None:
+        _caption(draw, left, top, f"{_tokens(count)}, chosen", _decibel(row, image), ACCENT)
+    else:
+        asked = f"{_decibel(row, image)}, {row.query}"
+        _caption(draw, left, top, f"{_tokens(count)}, query", asked, ACCENT, keep_start=True)
 
 
 def _caption(
-    draw: ImageDraw.ImageDraw, left: int, top: int, text: str, small_print: str, colour: tuple[int, int, int]
+    draw: ImageDraw.ImageDraw,
+    left: int,
+    top: int,
+    text: str,
+    small_print: str,
+    colour: tuple[int, int, int],
+    *,
+    keep_start: bool = False,
 ) -> None:
     top += TILE + FRAME + 4
     draw.text((left, top), text, fill=colour, font=_font(18))
     font = _font(14)
-    draw.text((left, top + 24), _shorten(draw, small_print, font), fill=FAINT, font=font)
+    draw.text((left, top + 24), _shorten(draw, small_print, font, keep_start), fill=FAINT, font=font)
 
 
-def _shorten(draw: ImageDraw.ImageDraw, text: str, font: _Font) -> str:
-    """Fit a file name under a tile, keeping its end, where numbers and suffixes are."""
+def _shorten(draw: ImageDraw.ImageDraw, text: str, font: _Font, keep_start: bool) -> str:
+    """Fit a text under a tile, keeping its start or, of a file name, its end: numbers and suffixes."""
     # The font that comes with Pillow knows Latin letters; a question mark beats an empty box.
+    text = " ".join(text.split()) if keep_start else text  # a query may have lines
     text = text.encode("latin-1", "replace").decode("latin-1")
     if draw.textlength(text, font=font) <= TILE:
         return text
     while text and draw.textlength("..." + text, font=font) > TILE:
-        text = text[1:]
-    return "..." + text
+        text = text[:-1] if keep_start else text[1:]
+    return text + "..." if keep_start else "..." + text
 
 
 def _tile(image: Tensor) -> Image.Image:
