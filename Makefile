@@ -44,6 +44,7 @@ bench: $(VENV)/.runtime  ## measure the kernels and the models on this machine (
 	$(BIN)/python -m benchmarks.ops.group_norm
 	$(BIN)/python -m benchmarks.ops.group_norm --backward
 	$(BIN)/python -m benchmarks.ops.conv
+	$(BIN)/python -m benchmarks.ops.query
 	$(BIN)/dove bench --quick
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.ops.training
 

@@ -22,14 +22,14 @@ from dove_ext import DoveConfig, DoveModel, StackConfig, VQGANConfig, config, op
 ROOT = Path(__file__).parents[3]
 COMMANDS = (
     ("attention", ()), ("eos", ()), ("group_norm", ()), ("group_norm", ("--backward",)), ("conv", ()),
-    ("training", ()),
+    ("query", ()), ("training", ()),
 )  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
 def small_and_harmless(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(eos, "VOCABULARY", 2000)
-    for name in ("conv", "training"):  # it outlives the test
+    for name in ("conv", "query", "training"):  # it outlives the test
         monkeypatch.setattr(f"benchmarks.ops.{name}.keep_freed_memory", lambda: None)
     monkeypatch.setattr(training, "QUICK_SIZE", 32)
     # One process that measures memory instead of one a backend: to start another takes seconds.
