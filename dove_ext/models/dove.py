@@ -263,7 +263,7 @@ class DoveModel(Pretrained):
                 lengths and each batch of 1, 2, 4, ... or `batch_size` images, recorded when it is first
                 needed, which takes as long as some four batches; batches in between are filled up. Hooks of
                 the model's modules run while it is recorded, not when it is replayed. None: on CUDA yes,
-                elsewhere no, and never for a prefix, which runs in blocks.
+                elsewhere no, and never for a prefix, which runs without one.
 
         Returns:
             DoveTokens: tokens [T, D] with cu_seqlens int32 [B + 1].
@@ -421,8 +421,7 @@ class DoveModel(Pretrained):
 
         `encode(prefix, query=...)` gives the tokens of `encode(images, query=...)`, to rounding, and runs
         neither the encoder nor the image positions of the generator again. Models without query weights have
-        prefixes, too. On a GPU a prefix runs in blocks without a CUDA graph, what that costs is not measured
-        yet.
+        prefixes, too. On a GPU a prefix runs without a CUDA graph; what that costs is not measured yet.
 
         Args:
             images: as for `encode`.

@@ -20,7 +20,8 @@ class Query(NamedTuple):
     Attributes:
         values: ids int64 [B, Q] of a model with query weights, or embeddings [B, Q, hidden] of any model's
             generator.
-        lengths: int32 [B], 1..Q; what stands behind them is read by nobody. None: all rows are whole.
+        lengths: int32 [B], 1..Q; what stands behind them changes nothing, but ids have to be ids there, too.
+            None: all rows are whole.
     """
 
     values: Tensor
@@ -62,8 +63,6 @@ class Query(NamedTuple):
             QueryError: saying what does not fit.
         """
         values, lengths, width = self.values, self.lengths, config.generator.hidden
-        if len(values) != count:
-            raise QueryError(f"query has {len(values)} rows for {count} images; give one row an image")
         ids = not values.is_floating_point()
         if ids and not config.query_vocab_size:
             raise QueryError(
@@ -75,6 +74,8 @@ class Query(NamedTuple):
                 f"query must be ids int64 [B, Q] or embeddings [B, Q, {width}] with Q at least 1, got "
                 f"{values.dtype} {list(values.shape)}"
             )
+        if len(values) != count:
+            raise QueryError(f"query has {len(values)} rows for {count} images; give one row an image")
         if ids and values.shape[1] > config.query_length:
             raise QueryError(
                 f"query has rows of {values.shape[1]} ids, the model takes {config.query_length} at most"

@@ -260,6 +260,10 @@ def test_a_prefix_that_does_not_fit(model: DoveModel) -> None:
             "query has rows of 13 ids, the model takes 12 at most",
         ),
         (
+            Query(torch.tensor(3)),
+            "query must be ids int64 [B, Q] or embeddings [B, Q, 64] with Q at least 1, got torch.int64 []",
+        ),
+        (
             Query(torch.zeros(2, 3, 9)),
             "query must be ids int64 [B, Q] or embeddings [B, Q, 64] with Q at least 1, got torch.float32 "
             "[2, 3, 9]",
