@@ -33,7 +33,7 @@ def small_and_harmless(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"benchmarks.ops.{name}.keep_freed_memory", lambda: None)
     monkeypatch.setattr(training, "QUICK_SIZE", 32)
     # One process that measures memory instead of one a backend: to start another takes seconds.
-    peak = cache(partial(training.peak_mib, backend="dove_ext"))
+    peak = cache(partial(training.peak_mib, backend="auto"))
     monkeypatch.setattr(training, "peak_mib", lambda *case: peak(*case[:-1]))
 
 
