@@ -136,7 +136,7 @@ class DoveConfig:
     eos_prior: float = 0.01
     prefix_attention: Literal["causal", "bidirectional"] = "causal"  # among the H_v positions
     attend_padding: bool = True  # the token decoder attends to the zeros behind the kept tokens
-    shortcut: bool = False  # tokens are the grid's DCT coefficients, most important first, and their quality
+    shortcut: bool = False  # tokens hold the grid's DCT coefficients, most important first, and their quality
     semantic_width: int = 0  # with `shortcut`: values of a token that the generator adds beside the code
     promised_psnr: float = 32.0  # with `shortcut`: EOS is predicted where a picture is that good, in dB
     gaussian: bool = False  # DOVE (Gaussian), appendix D: tokens through mean and log-variance heads
@@ -203,8 +203,8 @@ class DoveConfig:
 
     @property
     def token_width(self) -> int:
-        """D: width of a token; with `shortcut` its code, the code's quality and what the generator adds."""
-        return self.generator.hidden + (1 + self.semantic_width if self.shortcut else 0)
+        """D: width of a token; with `shortcut` its code, quality and address, and what the generator adds."""
+        return self.generator.hidden + (2 + self.semantic_width if self.shortcut else 0)
 
     @property
     def promise(self) -> float | None:
@@ -297,7 +297,7 @@ PRESETS: dict[str, DoveConfig] = {
         vocab_size=2,
         head_bias=True,
         shortcut=True,
-        semantic_width=255,
+        semantic_width=254,
     ),
 }
 

@@ -11,23 +11,36 @@ from torch.nn import functional as F
 PSNR_CEILING = 100.0  # dB; what equal images count as where there must be a mean
 
 
-def mse(reconstruction: Tensor, pixels: Tensor, *, black: float = -1.0) -> Tensor:
+def mse(
+    reconstruction: Tensor, pixels: Tensor, *, black: float = -1.0, weight: Tensor | None = None
+) -> Tensor:
     """Mean squared error of each image, on the scale 0..1.
 
     Args:
         reconstruction: [B, 3, H, W], clamped to `black`..1 first.
         pixels: [B, 3, H, W] in `black`..1.
         black: the darkest value: -1 of images as a model takes them, 0 of images as a user has them.
+        weight: [B, 1, H, W], how much each place counts, somewhere above 0; None: all alike.
 
     Returns:
         Tensor: [B]; float64 if an input is, otherwise float32.
     """
     dtype = torch.promote_types(torch.promote_types(reconstruction.dtype, pixels.dtype), torch.float32)
     difference = reconstruction.to(dtype).clamp(black, 1) - pixels.to(dtype)
-    return difference.div(1 - black).square().flatten(1).mean(1)
+    squares = difference.div(1 - black).square()
+    if weight is None:
+        return squares.flatten(1).mean(1)
+    return (squares.mean(1, keepdim=True) * weight).flatten(1).sum(1) / weight.flatten(1).sum(1)
 
 
-def psnr(reconstruction: Tensor, pixels: Tensor, *, black: float = -1.0, ceiling: float = math.inf) -> Tensor:
+def psnr(
+    reconstruction: Tensor,
+    pixels: Tensor,
+    *,
+    black: float = -1.0,
+    ceiling: float = math.inf,
+    weight: Tensor | None = None,
+) -> Tensor:
     """Peak signal-to-noise ratio of each image.
 
     Args:
@@ -35,12 +48,13 @@ def psnr(reconstruction: Tensor, pixels: Tensor, *, black: float = -1.0, ceiling
         pixels: likewise.
         black: likewise.
         ceiling: the most that is given, such as `PSNR_CEILING`, in dB.
+        weight: as for `mse`.
 
     Returns:
         Tensor: [B], in dB, infinite where both are equal and there is no ceiling; float64 if an input is,
         otherwise float32.
     """
-    return psnr_of_mse(mse(reconstruction, pixels, black=black), ceiling=ceiling)
+    return psnr_of_mse(mse(reconstruction, pixels, black=black, weight=weight), ceiling=ceiling)
 
 
 def psnr_of_mse(error: Tensor, *, ceiling: float = math.inf) -> Tensor:

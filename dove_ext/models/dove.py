@@ -24,6 +24,7 @@ from dove_ext.models.prefix import Prefix
 from dove_ext.models.pretrained import TOKENIZER, Pretrained, require_indices
 from dove_ext.models.quality import shortest_reaching
 from dove_ext.models.query import Query
+from dove_ext.models.region import COARSE, WHOLE, RegionCode, cell_weights, pixel_weights
 from dove_ext.models.shortcut import FrequencyShortcut
 from dove_ext.models.text import Asked, QueryTokenizer, queries
 from dove_ext.models.vqgan import VQGAN
@@ -93,10 +94,11 @@ class DoveModel(Pretrained):
         self.generator = Generator(c)
         self.token_decoder = TokenDecoder(c)
         self.shortcut: FrequencyShortcut | None = None
+        self.region: RegionCode | None = None
         if c.shortcut:
-            self.shortcut = FrequencyShortcut(
-                c.grid, c.vqgan.latent_channels, c.num_tokens, c.generator.hidden, 3 * c.image_size**2
-            )
+            shape = c.grid, c.vqgan.latent_channels, c.num_tokens, c.generator.hidden, 3 * c.image_size**2
+            self.shortcut = FrequencyShortcut(*shape)
+            self.region = RegionCode(*shape) if RegionCode.fits(c.grid, c.generator.hidden) else None
         self.tokenizer: QueryTokenizer | None = None
         self._graphs = EncodeGraphs()
         self.generator.reset_parameters()
@@ -105,15 +107,21 @@ class DoveModel(Pretrained):
 
     # --- The paper's steps, differentiable, on tensors ------------------------------------------------
 
-    def condition(self, pixels: Tensor, query: Query | None = None) -> Condition:
+    def condition(
+        self, pixels: Tensor, query: Query | None = None, relevance: Tensor | None = None
+    ) -> Condition:
         """What the tokens of these images are made from.
 
         Args:
             pixels: [B, 3, S, S] in [-1, 1].
             query: between H_v and the time positions, on the pixels' device (Q-DOVE, 2.3). None: the query
                 "null" of a model with query weights, none of others.
+            relevance: as for `about`.
+
+        Raises:
+            ValueError: as `about`.
         """
-        return self._asked(self._unasked(pixels), query)
+        return self.about(self._asked(self._unasked(pixels), query), relevance)
 
     def condition_on(
         self, latents: Tensor, query: Query | None = None, *, lost: Tensor | None = None
@@ -142,12 +150,40 @@ class DoveModel(Pretrained):
 
     def _unasked_on(self, latents: Tensor, lost: Tensor | None) -> Condition:
         if self.shortcut is None:
-            return Condition(latents, None, None, None, None)
+            return Condition(latents, None, None, None, None, None, None)
         lost = latents.new_zeros(latents.shape[:2], dtype=torch.float32) if lost is None else lost
         code, worth = full_precision(self.shortcut.code, latents), self.vqgan.worth
         quality = self.shortcut.quality(code, worth, lost)
         margin = self.shortcut.margin(latents, worth, lost)
-        return Condition(latents, self.shortcut.with_quality(code, quality), quality, margin, None)
+        base = self.shortcut.with_quality(code, quality)
+        sent = self.shortcut.with_quality(code, quality, torch.full_like(quality, WHOLE))
+        return Condition(latents, base, sent, quality, margin, lost, None)
+
+    def about(self, condition: Condition, relevance: Tensor | None) -> Condition:
+        """The same condition, with tokens that are about the places that matter (`RegionCode`).
+
+        Args:
+            condition: of this model's linear shortcut.
+            relevance: float32 [B, P], how much each place of the grid counts, not negative and somewhere
+                above 0; None: the whole picture, the condition as it is.
+
+        Raises:
+            ValueError: if this model cannot code regions.
+        """
+        if relevance is None:
+            return condition
+        if self.region is None or self.shortcut is None or condition.lost is None:
+            raise ValueError(
+                "this model has no code for regions (it needs shortcut=True, an even grid and a hidden width "
+                "that is a multiple of 4); leave relevance out"
+            )
+        latents, worth, lost = condition.latents, self.vqgan.worth, condition.lost
+        code, quality, address = full_precision(
+            self.region.select, self.shortcut, latents, relevance, worth, lost
+        )
+        margin = self.shortcut.margin(latents, worth, lost, relevance)
+        sent = self.shortcut.with_quality(code, quality, address)
+        return condition._replace(sent=sent, quality=quality, margin=margin)
 
     def queries(self, query: Asked, count: int) -> Query | None:
         """What stands between so many images and their time positions, see `models.text.queries`."""
@@ -180,7 +216,16 @@ class DoveModel(Pretrained):
         kept = ops.zero_tail(tokens, lengths)
         if self.shortcut is None:
             return self.vqgan.decode(self.token_decoder(kept, lengths, total=total))
-        base, left = full_precision(self.shortcut.latents, kept), self.shortcut.error(kept, lengths)
+        left = self.shortcut.error(kept, lengths)
+        if self.region is None:
+            base = full_precision(self.shortcut.latents, kept)
+        else:
+            address = self.shortcut.address_of(kept)
+            blocks = full_precision(self.region.latents, kept[..., : self.shortcut.width], address)
+            kept = kept * (address <= WHOLE)[..., None]
+            base = full_precision(self.shortcut.latents, kept) + blocks
+            # What the decoder knows of what is missing it has learned from whole pictures.
+            left = left * (address[:, 0] != COARSE)
         gain = left / self.shortcut.typical(self.vqgan.worth)
         latents = full_precision(self.token_decoder, kept, lengths, base, gain)
         linear = self.vqgan.picture(base)
@@ -225,6 +270,7 @@ class DoveModel(Pretrained):
         target_psnr: float | None = None,
         return_p_eos: bool = False,
         query: Asked = None,
+        relevance: Any = None,
         fit: Literal["crop", "squash", "pad"] = "crop",
         batch_size: int = 32,
         block_size: int = 64,
@@ -254,6 +300,10 @@ class DoveModel(Pretrained):
                 all images, or a list with one an image; "null" and None mean the whole picture. Or a `Query`
                 of ids or embeddings. Queries of several lengths may share a batch: no image's tokens depend
                 on another's query.
+            relevance: where the pictures matter: an array [B, h, w], or [h, w] for all, of values from 0,
+                over the square that the model sees; a mask will do. The tokens are then a coarse picture and
+                behind it the places that matter, most important first (`models.region`), and every promise of
+                quality is one of these places: errors count by relevance. It runs without a CUDA graph.
             fit: how an image becomes square, see `prepare_images`. Not for a prefix, whose images are.
             batch_size: images that run at once.
             block_size: time positions that run at once before the model looks for EOS, where it looks before
@@ -269,8 +319,8 @@ class DoveModel(Pretrained):
             DoveTokens: tokens [T, D] with cu_seqlens int32 [B + 1].
 
         Raises:
-            ValueError: if length controls contradict one another or are out of range, or `cuda_graph` is
-                asked for where there is no CUDA.
+            ValueError: if length controls contradict one another or are out of range, `cuda_graph` is asked
+                for where there is no CUDA, or a relevance means nothing, or nothing to this model.
             ImageError: if an input is not an image or not in range.
             QueryError: if a query is empty or too long, the model has no weights for it, or a prefix is
                 another model's.
@@ -299,30 +349,41 @@ class DoveModel(Pretrained):
         count = pixels.shape[0]
         rule.check(self.config.num_tokens, count)
         asked = self.queries(query, count)
+        cells = None
+        if relevance is not None:
+            cells = cell_weights(relevance, count, self.config.grid, self.device)
+            if cuda_graph:
+                raise ValueError("a relevance runs without a CUDA graph; leave cuda_graph out")
         whole_curve = return_p_eos or rule.token_budget is not None
-        graph = seen is None and (self.device.type == "cuda" if cuda_graph is None else cuda_graph)
+        graph = (
+            seen is None
+            and cells is None
+            and (self.device.type == "cuda" if cuda_graph is None else cuda_graph)
+        )
         at_once = graph or whole_curve or rule.num_tokens is not None or rule.target_psnr is not None
         block = None if at_once else block_size
-        encode: Encode = partial(self._encode_batch, rule=rule, whole_curve=whole_curve, block_size=block)
+        how: dict[str, Any] = {"rule": rule, "whole_curve": whole_curve, "block_size": block}
+        encode: Encode = partial(self._encode_batch, **how)
         if graph:
             kind = rule, whole_curve
             encode = partial(self._graphs.run, self, encode, batch_size=batch_size, kind=kind)
         batches = []
         for i in range(0, count, batch_size):
             part = slice(i, i + batch_size)
-            about = None if asked is None else asked.rows(part).to(self.device)
-            if about is not None and graph:  # one graph for queries of about this length
-                about = about.padded(graph_size(about.values.shape[1], self.config.query_length or MAX_SLOTS))
-            if seen is None:
-                batches.append(encode(pixels[part], about))
-            else:
-                here = seen.rows(part).to(self.device)
-                condition = here.condition._replace(query=about)
-                batches.append(
-                    self._encode_condition(
-                        condition, here.pixels, rule=rule, whole_curve=whole_curve, block_size=block
-                    )
+            asking = None if asked is None else asked.rows(part).to(self.device)
+            if asking is not None and graph:  # one graph for queries of about this length
+                asking = asking.padded(
+                    graph_size(asking.values.shape[1], self.config.query_length or MAX_SLOTS)
                 )
+            where = None if cells is None else cells[part]
+            if seen is not None:
+                here = seen.rows(part).to(self.device)
+                condition = self.about(here.condition._replace(query=asking), where)
+                batches.append(self._encode_condition(condition, here.pixels, relevance=where, **how))
+            elif where is not None:
+                batches.append(self._encode_batch(pixels[part], asking, relevance=where, **how))
+            else:
+                batches.append(encode(pixels[part], asking))
         encoded = join(batches, rule, unread)
         return DoveTokens(
             tokens=encoded.tokens,
@@ -341,11 +402,17 @@ class DoveModel(Pretrained):
         rule: LengthRule,
         whole_curve: bool,
         block_size: int | None,
+        relevance: Tensor | None = None,
     ) -> Encoded:
         """Square images to tokens, packed unless a budget is shared with other batches."""
-        condition = self.condition(normalise(pixels).to(self.dtype), query)
+        condition = self.condition(normalise(pixels).to(self.dtype), query, relevance)
         return self._encode_condition(
-            condition, pixels, rule=rule, whole_curve=whole_curve, block_size=block_size
+            condition,
+            pixels,
+            rule=rule,
+            whole_curve=whole_curve,
+            block_size=block_size,
+            relevance=relevance,
         )
 
     def _encode_condition(
@@ -356,6 +423,7 @@ class DoveModel(Pretrained):
         rule: LengthRule,
         whole_curve: bool,
         block_size: int | None,
+        relevance: Tensor | None = None,
     ) -> Encoded:
         """`_encode_batch` of images whose condition is there."""
         most = rule.most(self.config.num_tokens)
@@ -365,8 +433,10 @@ class DoveModel(Pretrained):
                 pixels = normalise(pixels).to(self.dtype)
                 tokens = F.pad(encoded.tokens, (0, 0, 0, self.config.num_tokens - encoded.tokens.shape[1]))
                 expected = None if self.shortcut is None else self.shortcut.quality_of(tokens)
+                side = self.config.vqgan.downsampling
+                weight = None if relevance is None else pixel_weights(relevance, side)
                 lengths, psnr = shortest_reaching(
-                    self.render, tokens, pixels, rule.target_psnr, most=most, expected=expected
+                    self.render, tokens, pixels, rule.target_psnr, most=most, expected=expected, weight=weight
                 )
                 encoded = encoded._replace(lengths=lengths, psnr=psnr)
         else:
@@ -556,8 +626,9 @@ class DoveModel(Pretrained):
             raise CheckpointError(
                 f"{source}: 'shortcut.order' names a coefficient twice; the file is damaged"
             )
-        if not weights["shortcut.scale"].float().all():
-            raise CheckpointError(f"{source}: 'shortcut.scale' holds a zero; the checkpoint is damaged")
+        for name in ("shortcut.scale", *(["region.spread"] if self.region is not None else [])):
+            if not weights[name].float().all():
+                raise CheckpointError(f"{source}: {name!r} holds a zero; the checkpoint is damaged")
 
     def load_tokenizer(self, path: str | Path) -> None:
         """Take the tokenizer of text queries from a file; `save_pretrained` writes it beside the weights.

@@ -33,10 +33,15 @@ class Condition(NamedTuple):
 
     Attributes:
         latents: H_v [B, P, latent_channels], the VQGAN encoder's grid, row by row.
-        base: with the linear shortcut its tokens [B, K, hidden + 1], code and quality of the code; or None.
-        quality: float32 [B, K], with the linear shortcut: PSNR in dB of the code's first 1..K tokens.
+        base: with the linear shortcut what the time positions read, [B, K, hidden + 1]: code of the whole
+            picture and its quality; or None.
+        sent: with the linear shortcut what the tokens hold besides the semantic part, [B, K, hidden + 2]:
+            code, quality and address; `base`, or with a relevance that of `RegionCode`.
+        quality: float32 [B, K], with the linear shortcut: PSNR in dB of the first 1..K tokens' code.
         margin: float32 [B], with the linear shortcut: dB above `promised_psnr` that a picture needs whose
             content is in one place (`FrequencyShortcut.margin`).
+        lost: float32 [B, P], with the linear shortcut: mean squared error of each patch in the picture of all
+            latents, in pixels of [-1, 1].
         query: of a text (Q-DOVE), or None.
         seen: where the stack has been over the images already (`Generator.see`), the keys, not rotated, and
             values of their positions in all layers, [B, layers, 2, P, heads, head_dim]; or None.
@@ -44,8 +49,10 @@ class Condition(NamedTuple):
 
     latents: Tensor
     base: Tensor | None
+    sent: Tensor | None
     quality: Tensor | None
     margin: Tensor | None
+    lost: Tensor | None
     query: Query | None
     seen: Tensor | None = None
 
@@ -235,12 +242,12 @@ class Generator(nn.Module):
         return self.stack.states(self.from_latent(latents), layers, prefix=self.prefix)
 
     def _joined(self, hidden: Tensor, condition: Condition) -> Tensor:
-        if condition.base is None:
+        if condition.sent is None:
             return hidden
-        base = condition.base[:, : hidden.shape[1]]
+        sent = condition.sent[:, : hidden.shape[1]]
         if self.to_token is None:
-            return base
-        return torch.cat([base, self.semantics(hidden)], dim=-1)
+            return sent
+        return torch.cat([sent, self.semantics(hidden)], dim=-1)
 
     def semantics(self, hidden: Tensor) -> Tensor:
         """What the generator adds to a token beside the linear shortcut's code: [B, n, semantic_width].
@@ -260,8 +267,9 @@ class Generator(nn.Module):
         """d_1..d_n from what `forward` gives for the first n time positions: [B, n, D].
 
         The hidden state is the token. With the linear shortcut a token is its code, the quality of the code
-        up to it, and a linear map of the hidden state. With `sample` (in training) the Gaussian variant draws
-        its token, otherwise the token is the mean (appendix D); the quality is never noisy.
+        up to it, its address, and a linear map of the hidden state. With `sample` (in training) the Gaussian
+        variant draws its token, otherwise the token is the mean (appendix D); quality and address are never
+        noisy.
         """
         d = self._joined(hidden, condition)
         if self.mean is None or self.log_variance is None:
@@ -269,10 +277,10 @@ class Generator(nn.Module):
         drawn = self.mean(d)
         if sample:
             drawn = drawn + torch.randn_like(drawn) * (0.5 * self.log_variance(d)).exp()
-        if condition.base is None:
+        if condition.sent is None:
             return drawn
-        at = condition.base.shape[-1]
-        return torch.cat([drawn[..., : at - 1], d[..., at - 1 : at], drawn[..., at:]], dim=-1)
+        at = condition.sent.shape[-1]
+        return torch.cat([drawn[..., : at - 2], d[..., at - 2 : at], drawn[..., at:]], dim=-1)
 
     def divergence(self, hidden: Tensor, condition: Condition) -> Tensor:
         """KL(N(mean, variance) || N(0, 1)) of each token of the Gaussian variant (appendix D): [B, n].

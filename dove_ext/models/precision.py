@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from dove_ext.ops.backend import autocasts
 
+Result = TypeVar("Result")
 
-def full_precision(function: Callable[..., Tensor], *args: Any) -> Tensor:
+
+def full_precision(function: Callable[..., Result], *args: Any) -> Result:
     """`function(*args)`, in float32 where autocast is on.
 
     The linear code keeps what the stacks must learn to improve. Its bfloat16 rounding is small beside a

@@ -24,6 +24,7 @@ def shortest_reaching(
     *,
     most: int,
     expected: Tensor | None = None,
+    weight: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The fewest tokens of each image whose reconstruction is as close to it as asked for.
 
@@ -42,6 +43,7 @@ def shortest_reaching(
         target: peak signal-to-noise ratio in dB.
         most: the most tokens of an image, 1..K.
         expected: float32 [B, at least `most`], about what the first 1, 2, ... tokens reach, in dB; or None.
+        weight: [B, 1, S, S], where closeness counts (`metrics.psnr`); None: everywhere alike.
 
     Returns:
         (Tensor, Tensor): lengths int32 [B], 1..most, which is also where even the most do not reach the
@@ -63,7 +65,9 @@ def shortest_reaching(
             says = (guide[rows] + off[rows, None] < target).sum(1, dtype=torch.int32) + 1
             length = says.clamp(low + 1, high - 1)
         length = length.clamp(1, most)  # of images that are done
-        found = psnr(render(tokens[rows], length).float(), pixels[rows].float(), ceiling=PSNR_CEILING)
+        counts = None if weight is None else weight[rows]
+        seen = render(tokens[rows], length).float()
+        found = psnr(seen, pixels[rows].float(), ceiling=PSNR_CEILING, weight=counts)
         passes, still_open = found >= target, high - low > 1
         better, last = still_open & passes, still_open & ~passes
         enough[rows] = torch.where(better, length, high)

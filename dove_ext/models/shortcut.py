@@ -33,7 +33,7 @@ class FrequencyShortcut(nn.Module):
     A coefficient is a pair (frequency, latent channel). `order` lists the pairs that the tokens hold, slot by
     slot, and `scale` divides each so that it has unit variance. A new module orders them by rising frequency;
     `arrange` orders them by what they are worth on data. A token is `width` coefficients, its code, and
-    behind them the quality of the picture up to it.
+    behind them the quality of the picture up to it and an address (`models.region`).
 
     Args:
         grid: latents along a side.
@@ -115,7 +115,7 @@ class FrequencyShortcut(nn.Module):
         return psnr_of_mse((behind + lost.mean(1, keepdim=True)) / 4).clamp(0, BEST_QUALITY)
 
     @torch.no_grad()
-    def margin(self, latents: Tensor, worth: Tensor, lost: Tensor) -> Tensor:
+    def margin(self, latents: Tensor, worth: Tensor, lost: Tensor, relevance: Tensor | None = None) -> Tensor:
         """By how much a picture must be better than others whose content is in one place: float32 [B], in dB.
 
         A white dot on black is 37 dB away from plain black: PSNR over the whole picture says that nothing is
@@ -128,21 +128,29 @@ class FrequencyShortcut(nn.Module):
             latents: [B, P, C].
             worth: as for `quality`.
             lost: likewise.
+            relevance: float32 [B, P], if not all patches matter alike.
         """
         z = latents.float()
         each = ((z - z.mean(1, keepdim=True)).square() * worth).sum(-1) * z.shape[1] / self.pixels + lost
-        excess = each.amax(1) / each.mean(1).clamp_min(1e-12)
+        weight = torch.ones_like(each) if relevance is None else relevance
+        mean = (each * weight).sum(1) / weight.sum(1)
+        excess = (each * weight).amax(1) / mean.clamp_min(1e-12)
         return (10 * excess.clamp_min(1e-12).log10() - CONCENTRATION).clamp_min(0)
 
-    def with_quality(self, code: Tensor, quality: Tensor) -> Tensor:
-        """Tokens [B, K, width + 1]: the code, and each prefix's quality, standardised."""
-        column = ((quality - _MIDDLE) / _SPREAD).to(code.dtype)
-        return torch.cat([code, column[..., None]], dim=-1)
+    def with_quality(self, code: Tensor, quality: Tensor, address: Tensor | None = None) -> Tensor:
+        """Tokens [B, K, width + 1]: the code, and each prefix's quality, standardised; then any address."""
+        columns = [(quality - _MIDDLE) / _SPREAD, *([] if address is None else [address])]
+        return torch.cat([code, *(column[..., None].to(code.dtype) for column in columns)], dim=-1)
 
     @torch.no_grad()
     def quality_of(self, tokens: Tensor) -> Tensor:
         """`quality` as tokens [..., D] hold it, to rounding in their dtype: float32 [...]."""
         return tokens[..., self.width].float() * _SPREAD + _MIDDLE
+
+    @torch.no_grad()
+    def address_of(self, tokens: Tensor) -> Tensor:
+        """Addresses (`models.region`) as tokens [..., D] hold them: int64 [...]; of what is none, 0."""
+        return tokens[..., self.width + 1].float().nan_to_num(0, 0, 0).clamp(-1, 2**24).round().long()
 
     @torch.no_grad()
     def error(self, tokens: Tensor, lengths: Tensor) -> Tensor:

@@ -116,7 +116,7 @@ class Dove:
 
         Returns:
             dict: "tokens-N" and "tokens-own" [B, 2 D]: mean and maximum over the first tokens (3.2);
-            "code-N" and "code-own" [B, 2 (hidden + 1)]: the same without the tokens' semantic part, where
+            "code-N" and "code-own" [B, 2 (hidden + 2)]: the same without the tokens' semantic part, where
             they have one beside a linear code; "image-L" and "time-L" [B, hidden]:
             mean of hidden layer L over the image's and the time positions, L from 0 (the stack's input) to
             its number of layers, whose output is normalised and which has no "image" column: nothing reads

@@ -57,6 +57,12 @@ def fit_linear_code(model: DoveModel | VQGAN, pixels: Tensor) -> None:
             total += model.shortcut.transform(_linear_latents(vqgan, chunk)).pow(2).sum(0)
         worth = unit.square().repeat(model.config.num_tokens)  # the components are orthonormal in pixels
         model.shortcut.arrange(total / pixels.shape[0], worth)
+        if model.region is not None:
+            left = torch.zeros_like(deviation)
+            for chunk in pixels.split(32):
+                left += model.region.fit(model.shortcut, _linear_latents(vqgan, chunk))
+            # What the coarse picture holds whole leaves rounding alone, which is not to be blown up.
+            model.region.spread.copy_((left / pixels.shape[0]).clamp_min(1e-4).sqrt())
 
 
 def _linear_latents(vqgan: VQGAN, pixels: Tensor) -> Tensor:

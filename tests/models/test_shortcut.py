@@ -100,7 +100,7 @@ def test_tokens_carry_the_error_of_their_prefix() -> None:
     assert model.shortcut is not None
     condition = model.condition(0.4 * pixels(1))
     tokens = model.generate(condition).tokens
-    assert tokens.shape[-1] == model.config.token_width == HIDDEN + 1
+    assert tokens.shape[-1] == model.config.token_width == HIDDEN + 2
     error = model.shortcut.error(*of_all_lengths(model, tokens))
     assert condition.quality is not None
     torch.testing.assert_close(-20 * (error / 2).log10(), condition.quality[0], rtol=0, atol=1e-4)
@@ -238,13 +238,14 @@ def test_the_generator_adds_a_semantic_part() -> None:
     model = micro(shortcut=True, semantic_width=24)
     condition = model.condition(pixels(2))
     tokens, hidden, _ = model.generate(condition)
-    assert tokens.shape == (2, SLOTS, HIDDEN + 25) and model.config.token_width == HIDDEN + 25
+    assert tokens.shape == (2, SLOTS, HIDDEN + 26) and model.config.token_width == HIDDEN + 26
     assert condition.base is not None and torch.equal(tokens[..., : HIDDEN + 1], condition.base)
-    assert torch.equal(tokens[..., HIDDEN + 1 :], model.generator.semantics(hidden))
+    assert not tokens[..., HIDDEN + 1].any()  # the address: all in the fixed order
+    assert torch.equal(tokens[..., HIDDEN + 2 :], model.generator.semantics(hidden))
     # It says something else at each place and of each image, and changes no picture.
-    assert tokens[..., HIDDEN + 1 :].std(1).min() > 0.01
+    assert tokens[..., HIDDEN + 2 :].std(1).min() > 0.01
     lengths = torch.tensor([SLOTS, 9], dtype=torch.int32)
-    silenced = torch.cat([tokens[..., : HIDDEN + 1], torch.zeros(2, SLOTS, 24)], -1)
+    silenced = torch.cat([tokens[..., : HIDDEN + 2], torch.zeros(2, SLOTS, 24)], -1)
     assert torch.equal(model.render(tokens, lengths), model.render(silenced, lengths))
     with pytest.raises(ValueError, match="have no semantic part"):
         micro(shortcut=True).generator.semantics(hidden)
@@ -257,6 +258,7 @@ def test_gaussian_tokens_keep_their_quality() -> None:
     drawn, again = (model.generate(condition).tokens for _ in range(2))
     assert condition.base is not None
     assert torch.equal(drawn[..., HIDDEN], condition.base[..., HIDDEN])
+    assert not drawn[..., HIDDEN + 1].any()
     assert not torch.equal(drawn[..., :HIDDEN], again[..., :HIDDEN])
 
 

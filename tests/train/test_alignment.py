@@ -128,7 +128,7 @@ def test_tokens_learn_without_their_code(tmp_path: Path, mobilenet_file: Path) -
     assert all(n.startswith((*layers, "generator.to_token")) for n in changed)
     with torch.no_grad():
         now = run.model.generate(run.model.condition(images)).tokens
-    code = run.model.config.generator.hidden + 1
+    code = run.model.config.generator.hidden + 2
     assert torch.equal(now[..., :code], tokens[..., :code])
     assert (now[..., code:] - tokens[..., code:]).abs().amax(1).min() > 0
 
