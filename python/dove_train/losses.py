@@ -64,12 +64,25 @@ def paper_eos_loss(p_eos: Tensor, stops: Tensor, loss: Tensor, threshold: float)
     Returns:
         Tensor: [B].
     """
+    last = stops.long().clamp_max(p_eos.shape[1] - 1)
+    at_end = p_eos.gather(1, last[:, None])[:, 0]
+    return torch.where(loss.detach() > threshold, at_end, earlier_eos_loss(p_eos, stops))
+
+
+def earlier_eos_loss(p_eos: Tensor, stops: Tensor) -> Tensor:
+    """-1/(m-1) sum_{i<m} p_eos(i) of each image: the second case of Eq. 3, and L_pen (2.3).
+
+    Args:
+        p_eos: [B, K].
+        stops: as for `paper_eos_loss`.
+
+    Returns:
+        Tensor: [B]; 0 where m is 1: nothing is before it.
+    """
     slots = p_eos.shape[1]
     last = stops.long().clamp_max(slots - 1)
-    at_end = p_eos.gather(1, last[:, None])[:, 0]
     before = torch.arange(slots, device=p_eos.device) < last[:, None]
-    earlier = -(p_eos * before).sum(1) / last.clamp_min(1)
-    return torch.where(loss.detach() > threshold, at_end, earlier)
+    return -(p_eos * before).sum(1) / last.clamp_min(1)
 
 
 def sampled_eos_loss(p_eos: Tensor, lengths: Tensor, loss: Tensor, threshold: float) -> Tensor:
