@@ -15,9 +15,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dove_eval.sources import TEST, TORCHVISION, TRAIN, DatasetError, Item, list_items
+from dove_eval.sources import TORCHVISION, DatasetError, Item, list_items
 from dove_ext.errors import ImageError
 from dove_ext.images import Fit, prepare_images
+from dove_ext.images.labels import TEST, TRAIN
 
 TEST_SHARE = 5  # one image in this many is a test image where the data does not say
 

@@ -15,9 +15,10 @@ from dove_eval.datasets import ImageSet
 from dove_eval.heads import HeadSettings, Score, train_and_test
 from dove_eval.rows import Rows, fill
 from dove_eval.settings import COUNTS
-from dove_eval.sources import TEST, TRAIN, DatasetError
+from dove_eval.sources import DatasetError
 from dove_eval.systems import Dove, Pixels, Vqgan
 from dove_ext.images import Fit
+from dove_ext.images.labels import TEST, TRAIN
 from dove_ext.progress import progress
 
 FeatureSystem = Dove | Vqgan | Pixels

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import struct
@@ -20,13 +19,11 @@ from torch import Tensor
 from dove_ext.errors import DoveError, ImageError
 from dove_ext.images import ImageLike, drawn
 from dove_ext.images.index import ImageIndex, Location
-from dove_ext.images.shards import Member, list_members, read_member
+from dove_ext.images.labels import TEST, TRAIN, Notes
 
-TRAIN, TEST = "train", "test"
 TORCHVISION = "torchvision:"
 DRAWN = "drawn:"
 DRAWN_EACH = 50  # of a kind, where nobody says how many
-_SPLITS = {"train": TRAIN, "training": TRAIN, "test": TEST, "val": TEST, "valid": TEST, "validation": TEST}
 _CIFAR_NAMES = re.compile(r"(data_batch_\d+|test_batch|train|test)\.bin")
 
 
@@ -79,7 +76,7 @@ def list_items(paths: Sequence[str | Path]) -> tuple[list[list[Item]], list[list
         return items, files, []
     try:
         index = ImageIndex([paths[i] for i in plain])  # together, so that their names differ
-        notes = _Notes()
+        notes = Notes(index)
         for i in range(len(index)):
             location = index.locate(i)
             path = plain[location.root]
@@ -106,54 +103,16 @@ def _cifar_files(path: Path) -> list[Path]:
         return []
 
 
-def _indexed_item(index: ImageIndex, i: int, location: Location, notes: _Notes) -> Item:
-    """A picture that is a file, labelled by its folders, or in a shard, labelled by the JSON beside it."""
-    if location.member is not None:
-        label, split = notes.of(location.file, location.member, location.offset)
-        return Item(index.short_name(i), partial(index.read, i), label, split)
-    folders = location.inside.split("/")[:-1]
-    # train/cat/1.jpg, cat/1.jpg, cat/train/1.jpg: the first folder that names no split is the class.
-    split = next((_SPLITS[name.lower()] for name in folders if name.lower() in _SPLITS), None)
-    label = next((name for name in folders if name.lower() not in _SPLITS), None)
-    return Item(index.short_name(i), partial(Path, location.file), label, split)
-
-
-class _Notes:
-    """What the shards' JSON files say, one shard at a time."""
-
-    def __init__(self) -> None:
-        self._shard: Path | None = None
-        self._places: dict[str, list[Member]] = {}
-
-    def of(self, shard: Path, member: str, offset: int) -> tuple[str | None, str | None]:
-        """Label and split of a picture."""
-        if shard != self._shard:
-            self._shard, self._places = shard, {}
-            for found in list_members(shard):
-                if found.name.endswith(".json") and not found.fault:
-                    self._places.setdefault(found.name.removesuffix(".json"), []).append(found)
-        key = member.rpartition(".")[0]
-        if key not in self._places:
-            return None, None
-        # Shards that were joined may use a key twice; the files of one sample lie side by side.
-        place = min(self._places[key], key=lambda found: abs(found.offset - offset))
-        data = read_member(shard, place.name, place.offset, place.size)
-        note = _note(data, repr(f"{shard}: {key}.json"))
-        label, split = note.get("label"), note.get("split")
-        if split is not None:
-            split = _SPLITS.get(str(split).lower(), str(split))
-        return None if label is None else str(label), split
-
-
-def _note(data: bytes, name: str) -> dict[str, Any]:
-    """What a shard says about one image."""
-    try:
-        note = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise DatasetError(f"{name} is not JSON ({error}); rebuild the shard") from error
-    if not isinstance(note, dict):
-        raise DatasetError(f'{name} must be a JSON object such as {{"label": "cat"}}; rebuild the shard')
-    return note
+def _indexed_item(index: ImageIndex, i: int, location: Location, notes: Notes) -> Item:
+    """A picture that is a file or in a shard."""
+    label, split = notes.label(i)
+    in_shard = location.member is not None
+    return Item(
+        index.short_name(i),
+        partial(index.read, i) if in_shard else partial(Path, location.file),
+        label,
+        split,
+    )
 
 
 def _npz(path: Path) -> Iterator[Item]:
