@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image
+from torch import Tensor
 
 from dove_train.settings import TrainingError
 
@@ -44,6 +46,40 @@ class Augmentation:
             image = image.convert("L").convert("RGB")
         out = np.asarray(image)
         return out[:, ::-1] if random.random() < self.flip else out
+
+    def squashed(
+        self, pixels: Pixels, boxes: Tensor, size: int, random: np.random.Generator, mirror: bool
+    ) -> tuple[Pixels, Tensor]:
+        """A mild random crop of any shape, resized to a square, that keeps more than half of every box.
+
+        Args:
+            pixels: uint8 [H, W, 3].
+            boxes: float32 [n, 4], x0, y0, x1, y1 as fractions.
+            size: side of the square in pixels.
+            random: what chance draws from.
+            mirror: whether the picture may be mirrored, as often as `flip` says.
+
+        Returns:
+            (Pixels, Tensor): uint8 [size, size, 3], and the boxes in it.
+        """
+        extent = np.array([pixels.shape[1], pixels.shape[0]])  # along x, y
+        side = np.maximum(1, np.round(extent * random.uniform(self.crop_scale, 1.0, 2))).astype(int)
+        first = random.integers(extent - side + 1)
+        low, share = torch.from_numpy(first / extent).repeat(2), torch.from_numpy(side / extent).repeat(2)
+        cut = ((boxes.double() - low) / share).clamp(0, 1)
+        if not (area(cut) * share[0] * share[1] > 0.5 * area(boxes.double())).all():
+            first, side, cut = np.zeros(2, int), extent, boxes
+        part = pixels[first[1] : first[1] + side[1], first[0] : first[0] + side[0]]
+        out = np.asarray(Image.fromarray(part).resize((size, size), Image.Resampling.BICUBIC))
+        if not random.random() < self.flip or not mirror:
+            return out, cut.float()
+        mirrored = torch.stack([1 - cut[:, 2], cut[:, 1], 1 - cut[:, 0], cut[:, 3]], dim=1)
+        return out[:, ::-1], mirrored.float()
+
+
+def area(boxes: Tensor) -> Tensor:
+    """Of boxes [n, 4]: [n]."""
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 
 def shrink(image: Image.Image, side: int) -> Image.Image:

@@ -22,7 +22,7 @@ _NAME = re.compile(r"step-(\d+)\.pt")
 # What a resumed run may change; everything else would make it another run. Data may have moved, so paths are
 # free; what lies there is not (`fingerprint.py`).
 _FREE_SETTINGS = {
-    "data", "validation", "workers", "max_unreadable", "perceptual_weights",
+    "data", "queries", "tokenizer", "validation", "workers", "max_unreadable", "perceptual_weights",
     "alignment_weights", "device",
     "minutes", "log_every", "checkpoint_every", "keep_checkpoints", "evaluate_every", "picture_every",
     "tensorboard", "activation_checkpointing", "compile", "batch_size", "accumulate",

@@ -30,7 +30,7 @@ def configure(parser: ArgumentParser) -> None:
         if item.name in ("shape", "stages"):
             continue
         flag, help_text = "--" + item.name.replace("_", "-"), item.metadata["help"]
-        if item.name in ("data", "validation"):
+        if item.name in ("data", "queries", "validation"):
             group.add_argument(flag, nargs="+", default=SUPPRESS, metavar="PATH", help=help_text)
         else:
             text = f"{help_text} (default: {item.default!r})"
@@ -76,7 +76,14 @@ def settings_of(args: Namespace) -> Settings:
             raise TrainingError(f"--stage {text}: the recipe's stages are {known}")
         _assign(stages, text, "--stage")
     settings = make_settings(values, str(args.recipe))
-    for name in ("data", "validation"):
+    needed = ["validation"]
+    if not settings.asks or settings.mosaics:
+        needed.insert(0, "data")
+    if settings.asks and settings.mosaics < 1 and not settings.queries:
+        raise TrainingError(
+            "there are no queries: give --queries tar shards with boxes, or visual-genome:FOLDER"
+        )
+    for name in needed:
         if not getattr(settings, name):
             raise TrainingError(f"there is no {name}: give --{name} image folders or tar shards")
     return settings

@@ -27,7 +27,7 @@ from dove_train.augment import Augmentation, Pixels, shrink
 from dove_train.settings import TrainingError
 
 # So many unusable images in a row end a run: going through a million of them would look like a hang.
-_PATIENCE = 10_000
+PATIENCE = 10_000
 
 
 @dataclass
@@ -37,6 +37,8 @@ class Sample:
     pixels: Tensor  # uint8 [3, size, size]
     name: str  # its path, or "shard.tar: member"
     skipped: dict[str, str] = field(default_factory=dict)  # unreadable images it stands in for: name, reason
+    query: str | None = None  # what is asked for; None: the whole image
+    boxes: Tensor | None = None  # float32 [n, 4], where that is, in fractions; None where nobody asks
 
 
 @dataclass
@@ -46,6 +48,8 @@ class Batch:
     pixels: Tensor  # uint8 [B, 3, size, size]
     names: list[str]
     skipped: dict[str, str]  # as in Sample, of all B
+    queries: list[str | None]  # as in Sample
+    boxes: list[Tensor] | None  # of each image; None where nobody asks
 
 
 class TrainingImages(Dataset[Sample]):
@@ -127,7 +131,7 @@ class TrainingImages(Dataset[Sample]):
         """The sample at a position if none were drawn; errors as for an item."""
         epoch, start = divmod(position, len(self))
         order, skipped, small = self._permutation(epoch), {}, 0
-        tries = min(len(self), _PATIENCE)
+        tries = min(len(self), PATIENCE)
         for index in (int(order[(start + k) % len(self)]) for k in range(tries)):
             try:
                 pixels = self._load(index)
@@ -169,7 +173,7 @@ class TrainingImages(Dataset[Sample]):
 
 
 def batches(
-    images: TrainingImages,
+    images: Dataset[Sample],
     start: int,
     batch_size: int,
     *,
@@ -184,7 +188,7 @@ def batches(
     batches of each the position is start + k * world_size * batch_size.
 
     Args:
-        images: what to draw from.
+        images: what to draw from, by position: `TrainingImages` or `queries.QueryImages`.
         start: position of the first sample.
         batch_size: B, samples in a batch of one process.
         rank: r, which of the processes this is.
@@ -216,7 +220,7 @@ def _unwrap(loader: DataLoader[Batch | DoveError]) -> Generator[Batch, None, Non
 class _Batches(Dataset["Batch | DoveError"]):
     """Item p is the batch that begins at position p."""
 
-    def __init__(self, images: TrainingImages, batch_size: int) -> None:
+    def __init__(self, images: Dataset[Sample], batch_size: int) -> None:
         self.images, self.batch_size = images, batch_size
 
     def __getitem__(self, first: int) -> Batch | DoveError:
@@ -225,7 +229,9 @@ class _Batches(Dataset["Batch | DoveError"]):
         except DoveError as error:
             return error  # raised in a worker, it would arrive as a page of traceback
         skipped = {name: reason for sample in samples for name, reason in sample.skipped.items()}
-        return Batch(torch.stack([s.pixels for s in samples]), [s.name for s in samples], skipped)
+        pixels, names = torch.stack([s.pixels for s in samples]), [s.name for s in samples]
+        boxes = [s.boxes for s in samples if s.boxes is not None]
+        return Batch(pixels, names, skipped, [s.query for s in samples], boxes or None)
 
 
 def _as_it_is(batch: Batch | DoveError) -> Batch | DoveError:
@@ -233,7 +239,7 @@ def _as_it_is(batch: Batch | DoveError) -> Batch | DoveError:
 
 
 class SkippedImages:
-    """The different images that a run could not read, up to a limit.
+    """The different images, and queries, that a run could not use, up to a limit.
 
     Args:
         limit: how many are tolerated.
@@ -261,8 +267,8 @@ class SkippedImages:
                 self._on_new(reason)
             if len(self) > self.limit:
                 raise TrainingError(
-                    f"{len(self)} images cannot be read and max_unreadable is {self.limit}; repair or remove "
-                    f"them, or allow more; the last: {reason}"
+                    f"{len(self)} images or queries cannot be used and max_unreadable is {self.limit}; "
+                    f"repair or remove them, or allow more; the last: {reason}"
                 )
 
 

@@ -20,8 +20,10 @@ from dove_train.distributed import World, whole
 from dove_train.evaluate import evaluate
 from dove_train.fingerprint import fingerprint, require_same_data
 from dove_train.initialise import fit_linear_code, has_closed_form
+from dove_train.mosaics import Mosaics
 from dove_train.objective import Objective
 from dove_train.progress import Reporter
+from dove_train.queries import QueryImages, folders, read_queries
 from dove_train.schedule import Schedule
 from dove_train.settings import Settings, TrainingError
 from dove_train.stages import make_pass, trained_parameters
@@ -58,16 +60,9 @@ class Run:
             validation, size, settings.validation_limit, synsets
         )
         data = [Path(p) for p in settings.data]
-        self.images = TrainingImages(
-            data,
-            size,
-            settings.seed,
-            augmentation=Augmentation(settings.crop_scale, settings.flip, settings.grey),
-            synsets=synsets,
-            min_side=settings.min_side,
-            drawn_share=settings.drawn,
-        )
-        self.fingerprint = fingerprint(self.images.index, data, self.held_out)
+        self.images = query_images(settings, size) if settings.asks else training_images(settings, size)
+        found_in = [*data, *folders(settings.queries)]
+        self.fingerprint = fingerprint(self.images.index, found_in, self.held_out)
         self.skipped = SkippedImages(settings.max_unreadable, self.report.warn)
         promise = self.model.config.promise if isinstance(self.model, DoveModel) else None
         self.objective = Objective(settings, world, promise)
@@ -124,6 +119,10 @@ class Run:
             self.model.to(self.world.device)
         self.averaged.reset(self.model)
         self.report.log({"settings": dataclasses.asdict(s), "images": len(self.images)})
+        if isinstance(self.images, QueryImages):
+            for line in self.images.report:
+                self.report.say(line)
+            self.report.log({"queries": self.images.report})
         self.evaluate()
 
     def load_stage_weights(self, *, resumed: bool) -> None:
@@ -196,3 +195,32 @@ class Run:
         self.model.load_state_dict(state["model"])
         self.averaged.restore(state["averaged"], self.model)
         self.objective.restore(state["objective"])
+
+
+def training_images(settings: Settings, size: int) -> TrainingImages:
+    """The images that a run's settings name, in samples of so many pixels a side."""
+    return TrainingImages(
+        [Path(p) for p in settings.data],
+        size,
+        settings.seed,
+        augmentation=Augmentation(settings.crop_scale, settings.flip, settings.grey),
+        synsets=Path(settings.synsets) if settings.synsets else None,
+        min_side=settings.min_side,
+        drawn_share=settings.drawn,
+    )
+
+
+def query_images(settings: Settings, size: int) -> QueryImages:
+    """Likewise for stages of path 'query'."""
+    augmentation = Augmentation(settings.crop_scale, settings.flip, settings.grey)
+    data = [Path(p) for p in settings.data]
+    tiles = Augmentation(settings.crop_scale, settings.flip, 0)  # a text may name a colour
+    mosaics = Mosaics(data, size, settings.seed, augmentation=tiles) if settings.mosaics else None
+    return QueryImages(
+        read_queries(settings.queries),
+        size,
+        settings.seed,
+        augmentation=augmentation,
+        mosaics=mosaics,
+        mosaic_share=settings.mosaics,
+    )

@@ -14,13 +14,14 @@ T = TypeVar("T")
 # What a stage may train, see `stages.parts_of`.
 PART_NAMES = (
     "encoder", "decoder", "codebook", "linear", "generator", "features", "upper_layers", "last_layer",
-    "tokens", "token_decoder", "head",
+    "tokens", "token_decoder", "head", "query",
 )  # fmt: skip
 # Of these, what each path runs through.
 PATHS = {
-    "tokens": tuple(name for name in PART_NAMES if name != "codebook"),
+    "tokens": tuple(name for name in PART_NAMES if name not in ("codebook", "query")),
     "autoencoder": ("encoder", "decoder", "codebook", "linear"),
     "features": ("features", "upper_layers", "last_layer", "tokens"),
+    "query": tuple(name for name in PART_NAMES if name not in ("codebook", "linear")),
 }
 
 
@@ -47,7 +48,8 @@ class Stage:
     path: str = _setting(
         "tokens",
         "'tokens': the whole model at sampled lengths; 'autoencoder': the VQGAN alone; 'features': the "
-        "generator alone: image positions and, if tokens are trained, tokens distilled from MobileNetV2",
+        "generator alone: image positions and, if tokens are trained, tokens distilled from MobileNetV2; "
+        "'query': the whole model on pictures with queries and boxes (Q-DOVE)",
     )
     learning_rate: float = _setting(0.0, "peak of AdamW's learning rate (0: the run's)")
     crop: int = _setting(0, "path 'autoencoder': side of random square crops, in pixels (0: whole images)")
@@ -94,6 +96,12 @@ class Settings:
     data: list[str] = field(
         default_factory=list, metadata=_help("image folders, tar shards, images to train on")
     )
+    queries: list[str] = field(
+        default_factory=list,
+        metadata=_help("path 'query': tar shards with boxes, visual-genome:FOLDER, open-images:FOLDER"),
+    )
+    mosaics: float = _setting(0.0, "path 'query': share of samples that are mosaics of the labelled `data`")
+    tokenizer: str = _setting("", "tokenizer.json of a model that reads queries (empty: that of start_from)")
     validation: list[str] = field(default_factory=list, metadata=_help("held-out images, likewise"))
     validation_limit: int = _setting(100, "held-out images used, evenly spread")
     synsets: str = _setting("", "file that lists the ImageNet classes to use (empty: all)")
@@ -165,9 +173,21 @@ class Settings:
         for name in ("learning_rate", "clip"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise TrainingError(f"{name} must be above 0, got {getattr(self, name)}")
-        for name in ("crop_scale", "flip", "grey", "drawn", "full_share", "ema"):
+        for name in ("crop_scale", "flip", "grey", "drawn", "mosaics", "full_share", "ema"):
             if not 0 <= getattr(self, name) <= 1:
                 raise TrainingError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
+        paths = {stage.path for stage in self.stages.values()}
+        if "query" in paths and len(paths) > 1:
+            raise TrainingError(
+                "stages of path 'query' read queries, all others images; train these in a run of their own, "
+                "and start the other one from its model (start_from)"
+            )
+        strange = ("drawn", "min_side", "synsets") if self.asks else ("queries", "mosaics")
+        if self.asks and not self.mosaics:
+            strange = (*strange, "data")
+        if given := next((name for name in strange if getattr(self, name)), None):
+            what = "has no meaning" if self.asks else "has a meaning only"
+            raise TrainingError(f"{given} {what} in stages of path 'query'; leave it out")
         choices = {
             "eos_rule": ("sampled", "paper"),
             "parallel": ("ddp", "fsdp2"),
@@ -178,6 +198,11 @@ class Settings:
                 raise TrainingError(
                     f"{name} must be {' or '.join(map(repr, allowed))}, got {getattr(self, name)!r}"
                 )
+
+    @property
+    def asks(self) -> bool:
+        """Whether the stages train on queries (Q-DOVE)."""
+        return any(stage.path == "query" for stage in self.stages.values())
 
 
 def _at_least(settings: Any, least: float, *names: str) -> None:

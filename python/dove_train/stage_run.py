@@ -12,11 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dove_ext.models.text import QueryTokenizer
 from dove_train.alignment import STATISTICS_IMAGES, Alignment, draw_views
 from dove_train.data import Batch, batches, to_range
 from dove_train.distributed import whole
 from dove_train.length_sampling import sample_lengths
 from dove_train.optimizer import eos_weight, learning_rate, load_optimizer, make_optimizer, optimizer_state
+from dove_train.queries import understood
 from dove_train.run import Run
 from dove_train.schedule import PACE_STEPS, Place
 from dove_train.settings import TrainingError
@@ -34,6 +36,13 @@ class StepPlan(NamedTuple):
     lengths: Tensor  # int32 [images of the step], over all passes and processes
     undecided: int  # of these, how many are below K
     adversarial: bool  # whether lambda_gan L_gan is added
+
+
+class Asked(NamedTuple):
+    """What the queries of a pass give its path and its losses."""
+
+    query: tuple[Any, ...] = ()  # the path's last argument; nothing where nobody asks
+    boxes: list[Tensor] | None = None  # float32 [n, 4] of each image
 
 
 class StageRun:
@@ -157,7 +166,9 @@ class StageRun:
             names += batch.names
             skipped |= batch.skipped
             pixels = self.pixels(batch, part)
-            outputs, values = self.forward_backward(pixels, plan, part)
+            asked, refused = self.asked(batch)
+            skipped |= refused
+            outputs, values = self.forward_backward(pixels, plan, part, asked)
             for name, value in values.items():
                 tally[name] = tally.get(name, torch.zeros_like(value)) + value
             if plan.adversarial and outputs.reconstruction is not None:
@@ -204,21 +215,31 @@ class StageRun:
             pixels = pixels[..., top : top + crop, left : left + crop]
         return pixels.contiguous(memory_format=torch.channels_last)
 
+    def asked(self, batch: Batch) -> tuple[Asked, dict[str, str]]:
+        """What a batch asks for, on the device, and which of its texts were refused."""
+        if self.stage.path != "query":
+            return Asked(), {}
+        tokenizer = self.run.model.tokenizer
+        assert isinstance(tokenizer, QueryTokenizer)
+        query, boxes, refused = understood(tokenizer, batch)
+        return Asked((tuple(query.to(self.run.world.device)),), boxes), refused
+
     def forward_backward(
-        self, pixels: Tensor, plan: StepPlan, part: int
+        self, pixels: Tensor, plan: StepPlan, part: int, asked: Asked
     ) -> tuple[Outputs, dict[str, Tensor]]:
         """One pass and its gradient, which is shared with the other processes at the step's last pass."""
         s, world = self.run.settings, self.run.world
         hold = part < s.accumulate - 1 and hasattr(self.path, "no_sync")
         with self.path.no_sync() if hold else nullcontext():
             with torch.autocast(world.device.type, torch.bfloat16, enabled=s.bf16):
-                outputs: Outputs = self.path(pixels, *self.draws(plan, part))
+                outputs: Outputs = self.path(pixels, *self.draws(plan, part), *asked.query)
                 loss, values = self.run.objective(
                     outputs,
                     pixels,
                     lambda_eos=plan.lambda_eos,
                     undecided=plan.undecided,
                     adversarial=plan.adversarial,
+                    boxes=asked.boxes,
                 )
             loss.backward()
         return outputs, values
@@ -234,7 +255,7 @@ class StageRun:
             # One number of tokens for all images of a step: positions behind it need not run.
             return draw_views(s.seed, self.run.position + first, s.batch_size), int(plan.lengths[0])
         if s.eos_rule == "paper":
-            return (None,)
+            return None, None
         lengths = plan.lengths[first : first + s.batch_size]
         return lengths.to(world.device), int(lengths.sum())
 

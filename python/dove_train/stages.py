@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dove_ext.errors import CheckpointError
 from dove_ext.models.dove import DoveModel
+from dove_ext.models.query import Query
 from dove_ext.models.stack import Layer
 from dove_ext.models.vqgan import VQGAN, Level
 from dove_train.alignment import Alignment
@@ -47,16 +48,24 @@ class TokensPass(nn.Module):
         super().__init__()
         self.model, self.around_stops = model, around_stops
 
-    def forward(self, pixels: Tensor, lengths: Tensor | None, total: int | None = None) -> Outputs:
+    def forward(
+        self,
+        pixels: Tensor,
+        lengths: Tensor | None,
+        total: int | None = None,
+        query: tuple[Tensor, Tensor | None] | None = None,
+    ) -> Outputs:
         """One pass over [B, 3, S, S] in [-1, 1].
 
         Args:
             pixels: [B, 3, S, S] in [-1, 1].
             lengths: int32 [B], None: the model's own.
             total: the sum of `lengths`, see `DoveModel.render`.
+            query: fields of a `Query` on the pixels' device; None: "null", if the model reads queries.
         """
         model, generator = self.model, self.model.generator
-        tokens, hidden, condition = model.generate(model.condition(pixels))
+        asked = None if query is None else Query(*query)
+        tokens, hidden, condition = model.generate(model.condition(pixels, asked))
         p_eos, stops = generator.p_eos(hidden), generator.first_stop(hidden.detach())
         kept = stops.clamp_min(1) if lengths is None else lengths
         if lengths is not None and self.around_stops:
@@ -130,7 +139,8 @@ def make_pass(
 
     Raises:
         TrainingError: if the model has no tokens or fewer than the length aimed at, the crop is no whole
-            number of latents, or the backbone's weights cannot be had.
+            number of latents, the backbone's weights cannot be had, or it reads no queries and should.
+        QueryError: if its tokenizer is missing.
     """
     vqgan = model if isinstance(model, VQGAN) else model.vqgan
     if stage.path == "autoencoder":
@@ -154,6 +164,13 @@ def make_pass(
             raise TrainingError(
                 f"a stage of path 'features' needs MobileNetV2 (--alignment-weights): {error}"
             ) from error
+    if stage.path == "query":
+        if not model.config.query_vocab_size or model.config.shortcut:
+            raise TrainingError(
+                "a stage of path 'query' needs a model that reads queries (--preset dove-base-q, or --shape "
+                "query_vocab_size=N query_length=N) and has no linear code, which knows whole pictures only"
+            )
+        model.queries(None, 1)  # a tokenizer that is missing or damaged says so now
     if model.config.shortcut and settings.target_length:
         raise TrainingError(
             f"target_length is {settings.target_length:g}, but this model has a linear code and promises a "
@@ -201,6 +218,7 @@ def parts_of(model: DoveModel | VQGAN) -> dict[str, list[nn.Module | None]]:
         parts["tokens"] = [generator.to_token, generator.mean, generator.log_variance]
         parts["token_decoder"] = [model.token_decoder]
         parts["head"] = [generator.embed_out]
+        parts["query"] = [generator.embed_in]
     return parts
 
 

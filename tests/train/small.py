@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +48,56 @@ def recipe(**changes: Any) -> dict[str, Any]:
         "stages": {"joint": {"steps": 3, "train": PARTS}, "head": {"steps": 2, "train": ["head"]}},
     }
     return {**values, **changes}
+
+
+ASKING: dict[str, Any] = {
+    "preset": "dove-base-q",
+    "shape": {
+        "image_size": 32,
+        "vocab_size": 50,
+        "query_vocab_size": 276,
+        "query_length": 12,
+        "vqgan": {
+            "channels": 32,
+            "channel_multipliers": [1, 1, 1],
+            "encoder_blocks": 1,
+            "decoder_blocks": 1,
+            "latent_channels": 32,
+        },
+        "generator": _STACK,
+        "token_decoder": _STACK,
+    },
+    "loss_scale": "absolute",
+    "target_length": 30,
+    "bf16": False,  # on a CPU without its instructions it is slow
+    "data": [],
+    "stages": {
+        "query": {
+            "steps": 3,
+            "path": "query",
+            "train": ["encoder", "decoder", "generator", "token_decoder", "head", "query"],
+        }
+    },
+}
+"""What differs in a recipe that trains on queries; `queries` and `tokenizer` are paths that a test gives."""
+
+
+def asked_shard(
+    path: Path, texts: tuple[str, ...] = ("the dog", "the cat on the left", "all the cups")
+) -> Path:
+    """A shard of three of the photographs, with a query each."""
+    with tarfile.open(path, "w") as shard:
+        for number, (photo, text) in enumerate(zip(sorted(PHOTOS.glob("*.jpg")), texts, strict=False)):
+            boxes = [
+                {"x0": 0.1 * number, "y0": 0.2, "x1": 0.6, "y1": 0.9},
+                {"x0": 0.5, "y0": 0, "x1": 1, "y1": 1},
+            ]
+            note = {"boxes": boxes, "queries": [{"text": text, "boxes": [0, 1][: number + 1]}]}
+            for suffix, data in (("jpg", photo.read_bytes()), ("json", json.dumps(note).encode())):
+                member = tarfile.TarInfo(f"{number}.{suffix}")
+                member.size = len(data)
+                shard.addfile(member, io.BytesIO(data))
+    return path
 
 
 def settings(**changes: Any) -> Settings:

@@ -180,7 +180,7 @@ def test_more_unreadable_images_than_the_limit_end_it(damaged: Path) -> None:
     skipped = SkippedImages(1)
     (batch,) = take(TrainingImages([damaged], 16, 0), 0, 7, 1)
     with pytest.raises(
-        TrainingError, match=r"2 images cannot be read and max_unreadable is 1; repair .*\.png"
+        TrainingError, match=r"2 images or queries cannot be used and max_unreadable is 1; repair .*\.png"
     ):
         skipped.add(batch.skipped)
 

@@ -9,7 +9,8 @@ import pytest
 
 from dove_ext.cli import main
 from dove_train.settings import make_settings, read_recipe
-from tests.train.small import PHOTOS
+from tests.models.micro import words
+from tests.train.small import PHOTOS, asked_shard
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 
@@ -22,6 +23,11 @@ LIGHTER = {
     "dove-base-imagenet": [
         *_SMALL, "vocab_size=1000", "generator.layers=1", "token_decoder.layers=1", "vqgan.encoder_blocks=1",
         "vqgan.decoder_blocks=1", "vqgan.channels=32",
+        "--perceptual", "", "--workers", "0", "--bf16", "false",
+    ],
+    "dove-base-q": [
+        *_SMALL, "vocab_size=1000", "generator.layers=1", "token_decoder.layers=1", "vqgan.encoder_blocks=1",
+        "vqgan.decoder_blocks=1", "vqgan.channels=32", "query_vocab_size=276",
         "--perceptual", "", "--workers", "0", "--bf16", "false",
     ],
     "vqgan-tiny": ["--stage", "joint.crop=64", "--shape", "codebook_size=512"],
@@ -37,9 +43,18 @@ def test_there_are_recipes() -> None:
 def test_a_dry_run(
     path: Path, tmp_path: Path, mobilenet_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    data = ["--data", str(PHOTOS)]
+    if path.stem == "dove-base-q":
+        (tmp_path / "tokenizer.json").write_text(words(), encoding="utf-8")
+        data = [
+            "--queries",
+            str(asked_shard(tmp_path / "a.tar")),
+            "--tokenizer",
+            str(tmp_path / "tokenizer.json"),
+        ]
     arguments = [
         "train", str(path), "-o", str(tmp_path),
-        "--data", str(PHOTOS), "--validation", str(PHOTOS / "cat.jpg"),
+        *data, "--validation", str(PHOTOS / "cat.jpg"),
         "--steps", "2", "--batch-size", "1", "--fit-images", "32", "--device", "cpu", "--log-every", "1",
         "--alignment-weights", str(mobilenet_file),
         *LIGHTER.get(path.stem, []),

@@ -63,6 +63,19 @@ def test_wrong_command_lines(tmp_path: Path, arguments: tuple[str, ...], sentenc
     assert sentence in str(caught.value)
 
 
+def test_queries_take_the_place_of_data(tmp_path: Path) -> None:
+    text = "preset: dove-base-q\nstages: {q: {steps: 1, path: query, train: [query]}}\n"
+    settings = parsed(tmp_path, "--queries", "a", "visual-genome:b", "--validation", "c", text=text)
+    assert settings.queries == ["a", "visual-genome:b"] and settings.asks
+    with pytest.raises(TrainingError, match="there are no queries: give --queries tar shards with boxes"):
+        parsed(tmp_path, "--validation", "c", text=text)
+    with pytest.raises(TrainingError, match="there is no data: give --data"):
+        parsed(tmp_path, "--validation", "c", "--mosaics", "1", text=text)
+    assert parsed(tmp_path, *PATHS, "--mosaics", "1", text=text).mosaics == 1
+    with pytest.raises(TrainingError, match="'codebook' is not on that path"):
+        parsed(tmp_path, "--stage", "q.train=[codebook]", text=text)
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [

@@ -1,0 +1,204 @@
+"""Training samples that ask for something (Q-DOVE, 2.3), in endless random order as in `data`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from dove_ext.errors import ImageError, QueryError
+from dove_ext.models.query import Query
+from dove_ext.models.text import QueryTokenizer
+from dove_train.augment import Augmentation
+from dove_train.data import PATIENCE, Batch, Sample
+from dove_train.mosaics import Mosaics
+from dove_train.open_images import read_open_images
+from dove_train.regions import WHOLE, Region, Regions, read_shards
+from dove_train.settings import TrainingError
+from dove_train.visual_genome import read_visual_genome
+
+NULL_SHARE = 0.5  # of the queries, which become "null" (3.1)
+_READERS = {"visual-genome:": read_visual_genome, "open-images:": read_open_images}
+# A mirrored picture does not fit such a text any more.
+_SIDES = re.compile(r"\b(left|right)", re.IGNORECASE)
+
+
+def _parted(paths: Sequence[str]) -> list[tuple[str, Path]]:
+    """The prefix of each path, empty for shards, and what stands behind it."""
+    prefixes = [next((p for p in _READERS if path.startswith(p)), "") for path in paths]
+    return [(prefix, Path(path[len(prefix) :])) for prefix, path in zip(prefixes, paths, strict=True)]
+
+
+def read_queries(paths: Sequence[str]) -> list[Regions]:
+    """Queries with boxes: `visual-genome:FOLDER`, `open-images:FOLDER`; all other paths are shards.
+
+    Raises:
+        TrainingError: as the readers do.
+    """
+    parted = _parted(paths)
+    shards = [path for prefix, path in parted if not prefix]
+    found = [_READERS[prefix](path) for prefix, path in parted if prefix]
+    return [*found, read_shards(shards)] if shards else found
+
+
+def folders(paths: Sequence[str]) -> list[Path]:
+    """The paths without prefixes."""
+    return [path for _, path in _parted(paths)]
+
+
+class QueryIndex:
+    """Queries of several readers with one number each, and behind them the pictures of mosaics.
+
+    Args:
+        regions: what the readers made.
+        mosaics: None: there are none.
+    """
+
+    def __init__(self, regions: Sequence[Regions], mosaics: Mosaics | None) -> None:
+        self.regions, self.mosaics = list(regions), mosaics
+        self.queries = sum(map(len, self.regions))
+
+    def __len__(self) -> int:
+        return self.queries + (len(self.mosaics.index) if self.mosaics else 0)
+
+    def __getitem__(self, i: int) -> Region:
+        """A query."""
+        for part in self.regions:
+            if i < len(part):
+                region: Region = part[i]
+                return region
+            i -= len(part)
+        raise IndexError("there is no such query")
+
+    def name(self, i: int) -> str:
+        """The picture, and what is asked about it."""
+        if i >= self.queries and self.mosaics:
+            return self.mosaics.index.name(i - self.queries)
+        region = self[i]
+        return f"{region.name}: {region.query} {region.boxes.tolist()}"
+
+    def read(self, i: int) -> Tensor:
+        """The picture, uint8 [3, H, W]; ImageError if it cannot be read."""
+        if i >= self.queries and self.mosaics:
+            return self.mosaics.index.read(i - self.queries)
+        return self[i].open()
+
+    def spread(self, limit: int) -> list[int]:
+        """At most `limit` numbers, evenly spread."""
+        count = min(limit, len(self))
+        return [i * len(self) // count for i in range(count)]
+
+
+class QueryImages(Dataset[Sample]):
+    """Pictures with queries and boxes; item p is a function of (seed, p) alone.
+
+    An epoch holds every query once, in an order of its own. Half of the queries become "null" with the whole
+    picture as their box (3.1), and are augmented as images without queries are. The other pictures are
+    squashed to a square, since a square cut out of them could lose what is asked for; of each side at least
+    `crop_scale` is kept, and more than half of every box. They are mirrored unless the text speaks of left or
+    right, and never made grey: a text may name a colour.
+
+    Args:
+        regions: what is asked.
+        size: side of the samples in pixels.
+        seed: not negative.
+        augmentation: what is done to each picture.
+        mosaics: drawn instead of a query's picture for a share of the samples, see `Mosaics`.
+        mosaic_share: this share.
+
+    Raises:
+        TrainingError: if there is nothing to ask.
+    """
+
+    def __init__(
+        self,
+        regions: Sequence[Regions],
+        size: int,
+        seed: int,
+        *,
+        augmentation: Augmentation,
+        mosaics: Mosaics | None = None,
+        mosaic_share: float = 0.0,
+    ) -> None:
+        if seed < 0:
+            raise TrainingError(f"seed must be at least 0, got {seed}")
+        self.size, self.seed, self.augmentation = size, seed, augmentation
+        self.mosaics, self.mosaic_share = mosaics, mosaic_share
+        self.index = QueryIndex(regions, mosaics)
+        self.report = [line for part in regions for line in part.report()]
+        self.report += mosaics.report if mosaics else []
+        self._order: tuple[int, npt.NDArray[np.int64]] | None = None
+        if not len(self) and (mosaics is None or mosaic_share < 1):
+            raise TrainingError("there are no queries: give --queries, or mosaics: 1 and labelled --data")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_order": None}
+
+    def __len__(self) -> int:
+        """Queries, which is the number of positions in an epoch."""
+        return self.index.queries
+
+    def __getitem__(self, position: int) -> Sample:
+        """The sample at a position.
+
+        Raises:
+            TrainingError: if no picture can be read, or 10,000 in a row cannot.
+        """
+        random = np.random.default_rng((self.seed, 9, position))
+        null, mosaic = random.random() < NULL_SHARE, random.random() < self.mosaic_share
+        whole = torch.tensor([WHOLE])
+        if mosaic and self.mosaics:
+            made = self.mosaics[position]
+            name = f"mosaic {position}"
+            query, boxes = (None, whole) if null else (made.query, made.boxes)
+            return Sample(made.pixels, name, made.skipped, query, boxes)
+        epoch, start = divmod(position, len(self))
+        if self._order is None or self._order[0] != epoch:
+            self._order = epoch, np.random.default_rng((self.seed, 10, epoch)).permutation(len(self))
+        skipped: dict[str, str] = {}
+        for k in range(min(len(self), PATIENCE)):
+            region = self.index[int(self._order[1][(start + k) % len(self)])]
+            try:
+                pixels = region.open().permute(1, 2, 0).numpy()
+            except ImageError as error:
+                skipped[region.name] = str(error)
+                continue
+            if null or region.query is None:
+                out, query, boxes = self.augmentation(pixels, self.size, random), None, whole
+            else:
+                mirror = not _SIDES.search(region.query)
+                query = region.query
+                out, boxes = self.augmentation.squashed(pixels, region.boxes, self.size, random, mirror)
+            return Sample(torch.from_numpy(out.transpose(2, 0, 1).copy()), region.name, skipped, query, boxes)
+        raise TrainingError(
+            f"the pictures of {min(len(self), PATIENCE)} queries in a row cannot be read; give other "
+            f"training data (the last: {list(skipped.values())[-1]})"
+        )
+
+
+def understood(tokenizer: QueryTokenizer, batch: Batch) -> tuple[Query, list[Tensor], dict[str, str]]:
+    """What a model reads of a batch's queries, on the CPU, and the boxes that belong to it.
+
+    A text that the tokenizer refuses, such as one that is too long, is trained as "null".
+
+    Returns:
+        (Query, list, dict): the queries, float32 [n, 4] for each image, and what was refused with its reason.
+    """
+    assert batch.boxes is not None
+    texts, boxes, refused = list(batch.queries), list(batch.boxes), dict[str, str]()
+    for i, text in enumerate(texts):
+        try:
+            tokenizer([text])
+        except QueryError as error:
+            texts[i], boxes[i] = None, torch.tensor([WHOLE])
+            refused[f"{batch.names[i]}: {text}"] = (
+                f'{text!r} about {batch.names[i]!r} becomes "null": {error}'
+            )
+    return tokenizer(texts), boxes, refused
