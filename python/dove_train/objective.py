@@ -97,10 +97,8 @@ class Objective:
         else:
             loss = relevant_loss(outputs.reconstruction, pixels, boxes, distance)
             mask = outside(boxes, pixels.shape[-1], len(pixels)).to(pixels.device)
-            background, has_outside = (
-                irrelevant_loss(outputs.reconstruction, pixels, mask),
-                mask.flatten(1).any(1),
-            )
+            background = irrelevant_loss(outputs.reconstruction, pixels, mask)
+            has_outside = mask.flatten(1).any(1)
             each = query_loss(loss, background)
         tally: dict[str, Tensor] = {"images": torch.full_like(loss, 1.0), "loss": loss}
         if s.loss_scale == "relative":

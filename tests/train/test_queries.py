@@ -335,6 +335,20 @@ def test_a_start_without_query_weights_gets_new_ones(tmp_path: Path, given: dict
     )
 
 
+def test_a_run_on_mosaics_alone(tmp_path: Path, given: dict[str, Any]) -> None:
+    for label, level in (("cat", 0), ("dog", 200)):
+        (tmp_path / "data" / label).mkdir(parents=True)
+        Image.new("RGB", (20, 20), (level, 0, 0)).save(tmp_path / "data" / label / "0.png")
+    changes = {"queries": [], "data": [str(tmp_path / "data")], "mosaics": 1, "steps": 1}
+    run = new_run(tmp_path / "run", given, **changes)
+    train(run)
+    assert len(steps_of(tmp_path / "run")) == 1 and run.position == 2
+    assert run.images.report == [f"{tmp_path / 'data'}: mosaics of 2 pictures with 2 labels"]
+    Image.new("RGB", (20, 20)).save(tmp_path / "data" / "cat" / "1.png")
+    with pytest.raises(TrainingError, match="2 training images before, 3 now"):
+        new_run(tmp_path / "run", given, **changes).start()
+
+
 def test_what_a_run_cannot_ask_is_found_out_before_it(tmp_path: Path, given: dict[str, Any]) -> None:
     with pytest.raises(TrainingError, match=r"needs a model that reads queries .* and has no linear code"):
         new_run(tmp_path / "a", given, preset="dove-tiny", shape=SHAPE, tokenizer="")
