@@ -49,7 +49,8 @@ def test_command_measures_and_records(name: str, options: tuple[str, ...], tmp_p
     assert record["rows"]
     for row in record["rows"]:
         assert all(ratio["median"] > 0 for ratio in row["speedup"].values())
-        assert name != "training" or min(row["peak_mib"].values()) > 1
+        # On 32 x 32 pixels a step may need no more than what importing had taken and given back.
+        assert name != "training" or set(row["peak_mib"]) == set(training.NAMES)
 
 
 def test_make_bench_runs_what_is_tested_here() -> None:
