@@ -168,7 +168,7 @@ def make_pass(
         if not model.config.query_vocab_size or model.config.shortcut:
             raise TrainingError(
                 "a stage of path 'query' needs a model that reads queries (--preset dove-base-q, or --shape "
-                "query_vocab_size=N query_length=N) and has no linear code, which knows whole pictures only"
+                "query_vocab_size=N query_length=N) and has no linear code, whose tokens follow a relevance"
             )
         model.queries(None, 1)  # a tokenizer that is missing or damaged says so now
     if model.config.shortcut and settings.target_length:
