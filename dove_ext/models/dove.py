@@ -156,8 +156,7 @@ class DoveModel(Pretrained):
         quality = self.shortcut.quality(code, worth, lost)
         margin = self.shortcut.margin(latents, worth, lost)
         base = self.shortcut.with_quality(code, quality)
-        sent = self.shortcut.with_quality(code, quality, torch.full_like(quality, WHOLE))
-        return Condition(latents, base, sent, quality, margin, lost, None)
+        return Condition(latents, base, F.pad(base, (0, 1), value=WHOLE), quality, margin, lost, None)
 
     def about(self, condition: Condition, relevance: Tensor | None) -> Condition:
         """The same condition, with tokens that are about the places that matter (`RegionCode`).
@@ -172,14 +171,15 @@ class DoveModel(Pretrained):
         """
         if relevance is None:
             return condition
-        if self.region is None or self.shortcut is None or condition.lost is None:
+        if self.region is None or self.shortcut is None or condition.base is None or condition.lost is None:
             raise ValueError(
                 "this model has no code for regions (it needs shortcut=True, an even grid and a hidden width "
                 "that is a multiple of 4); leave relevance out"
             )
         latents, worth, lost = condition.latents, self.vqgan.worth, condition.lost
+        fixed = condition.base[..., : self.shortcut.width]
         code, quality, address = full_precision(
-            self.region.select, self.shortcut, latents, relevance, worth, lost
+            self.region.select, self.shortcut, latents, fixed, relevance, worth, lost
         )
         margin = self.shortcut.margin(latents, worth, lost, relevance)
         sent = self.shortcut.with_quality(code, quality, address)

@@ -72,25 +72,32 @@ class RegionCode(nn.Module):
     @torch.no_grad()
     def fit(self, shortcut: FrequencyShortcut, latents: Tensor) -> Tensor:
         """Sum over images of the squares that the coarse picture leaves in latents [B, P, C]: [C]."""
-        return (latents - self._coarse(shortcut, latents)[:, -1]).square().mean(1).sum(0)
+        return (latents - self._coarse(shortcut, shortcut.code(latents))[:, -1]).square().mean(1).sum(0)
 
-    def _coarse(self, shortcut: FrequencyShortcut, latents: Tensor) -> Tensor:
-        """Latents of the first 1, 2, ... `first` tokens of the fixed order: [B, first, P, C]."""
-        code = shortcut.code(latents)[:, : self.first].flatten(0, 1)
-        steps = code.new_zeros(code.shape[0], self.num_tokens, self.width)
-        at = torch.arange(self.first, device=code.device).repeat(latents.shape[0])
-        steps[torch.arange(len(steps), device=code.device), at] = code
+    def _coarse(self, shortcut: FrequencyShortcut, code: Tensor) -> Tensor:
+        """Latents of the first 1, 2, ... `first` tokens of the code [B, K, width]: [B, first, P, C]."""
+        first = code[:, : self.first].flatten(0, 1)
+        steps = code.new_zeros(first.shape[0], self.num_tokens, self.width)
+        at = torch.arange(self.first, device=code.device).repeat(code.shape[0])
+        steps[torch.arange(len(steps), device=code.device), at] = first
         return shortcut.latents(steps).unflatten(0, (-1, self.first)).cumsum(1)
 
     @torch.no_grad()
     def select(
-        self, shortcut: FrequencyShortcut, latents: Tensor, relevance: Tensor, worth: Tensor, lost: Tensor
+        self,
+        shortcut: FrequencyShortcut,
+        latents: Tensor,
+        fixed: Tensor,
+        relevance: Tensor,
+        worth: Tensor,
+        lost: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The tokens of what matters, most important first.
 
         Args:
             shortcut: holds the coarse picture.
             latents: [B, P, C].
+            fixed: [B, K, width], the shortcut's code of them.
             relevance: float32 [B, P], not negative, somewhere above 0.
             worth: float32 [C], `VQGAN.worth`.
             lost: float32 [B, P], as for `FrequencyShortcut.quality`.
@@ -109,7 +116,7 @@ class RegionCode(nn.Module):
                 "use the model in float32"
             )
         count, slots = latents.shape[0], self.num_tokens
-        coarse = self._coarse(shortcut, latents)
+        coarse = self._coarse(shortcut, fixed)
         left = latents - coarse[:, -1]
         squares = left.float().square() * worth
         cells = relevance[..., None] + _ELSEWHERE * relevance.amax(1)[:, None, None]
@@ -117,7 +124,7 @@ class RegionCode(nn.Module):
         order = claim.argsort(dim=1, descending=True, stable=True)
         sent = order[:, : slots - self.first]
         code = latents.new_zeros(count, slots, self.width)
-        code[:, : self.first] = shortcut.code(latents)[:, : self.first]
+        code[:, : self.first] = fixed[:, : self.first]
         end = self.first + sent.shape[1]
         values = self.blocks(left / self.spread)
         code[:, self.first : end] = values.gather(1, sent[..., None].expand(-1, -1, self.width))

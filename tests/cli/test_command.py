@@ -16,11 +16,11 @@ from PIL import Image
 
 import dove_ext
 from dove_ext import DoveConfig, DoveModel, StackConfig, VQGANConfig
-from dove_ext.cli import main
 from dove_ext.cli.outputs import output_names
 from dove_ext.images import read_image
 from dove_ext.images.sheet import CAPTION, GAP, GROUP_GAP, MARGIN, ROW_GAP, TILE, Row, draw_sheet
 from dove_ext.tokens import DoveTokens
+from tests.cli.called import run
 from tests.cli.stand_in import SIZE, SLOTS, PatchModel
 
 ROW = TILE + CAPTION + ROW_GAP
@@ -46,13 +46,6 @@ def photos(tmp_path: Path) -> Path:
     (folder / "notes.txt").write_text("not a picture")
     (folder / ".hidden.png").write_text("not a picture")
     return folder
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int, str, str]:
-    code = main([str(a) for a in arguments])
-    captured = capsys.readouterr()
-    assert "Traceback" not in captured.err
-    return code, captured.out, captured.err
 
 
 # --- The command itself -----------------------------------------------------------------------------------

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from dove_ext import DoveModel, DoveTokens
-from dove_ext.cli import main
 from dove_ext.images import read_image
 from dove_ext.images.sheet import GAP, GROUP_GAP, MARGIN, TILE, Row, draw_sheet
+from tests.cli.called import run
 from tests.conftest import import_or_skip
 from tests.models.micro import asked, micro, photos, stop_at_share
 
@@ -31,13 +31,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.fromarray(picture.permute(1, 2, 0).numpy()).save(folder / "pictures" / f"{i}.png")
     stop_at_share(asked(folder)).save_pretrained(folder / "model")
     return folder
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int, str, str]:
-    code = main([str(a) for a in arguments])
-    captured = capsys.readouterr()
-    assert "Traceback" not in captured.err
-    return code, captured.out, captured.err
 
 
 def test_encode(folder: Path, tmp_path: Path, capsys: Any) -> None:

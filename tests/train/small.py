@@ -8,7 +8,11 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from dove_train.run import Run
 from dove_train.settings import Settings, make_settings
+from dove_train.train import train
 
 PHOTOS = Path(__file__).parents[2] / "examples" / "photos"
 
@@ -103,3 +107,17 @@ def asked_shard(
 def settings(**changes: Any) -> Settings:
     """The same as `Settings`."""
     return make_settings(recipe(**changes), "recipe")
+
+
+def run_to_a_checkpoint(run: Run, step: int | None = None) -> None:
+    """Train, and stop where a kill could: right behind the first checkpoint, or that of a step."""
+    save = run.save
+
+    def save_and_stop(*args: Any) -> None:
+        save(*args)
+        if step is None or run.step == step:
+            raise InterruptedError
+
+    run.save = save_and_stop  # type: ignore[method-assign]
+    with pytest.raises(InterruptedError):
+        train(run)

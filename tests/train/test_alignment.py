@@ -17,7 +17,7 @@ from dove_train.run import Run
 from dove_train.stage_run import StageRun
 from dove_train.stages import make_pass, parts_of, trained_parameters
 from dove_train.train import train, train_stages
-from tests.train.small import recipe, settings
+from tests.train.small import recipe, run_to_a_checkpoint, settings
 
 STAGES = {
     "features": {"steps": 4, "path": "features", "train": ["features"], "learning_rate": 1e-2},
@@ -175,19 +175,7 @@ def test_a_resumed_stage_goes_on_to_the_bit(tmp_path: Path, mobilenet_file: Path
     whole = new_run(tmp_path / "a", mobilenet_file, stages=stages)
     train(whole)
     first = new_run(tmp_path / "b", mobilenet_file, stages=stages, checkpoint_every=stop)
-    save = first.save
-
-    class StopError(Exception):
-        pass
-
-    def save_and_stop(*args: Any) -> None:
-        save(*args)
-        if first.step == stop:
-            raise StopError
-
-    first.save = save_and_stop  # type: ignore[method-assign]
-    with pytest.raises(StopError):
-        train(first)
+    run_to_a_checkpoint(first, stop)
     second = new_run(tmp_path / "b", mobilenet_file, stages=stages)
     state = second.start()
     assert second.step == stop and (state is None) == (stop == 2)

@@ -24,7 +24,7 @@ from dove_train.stage_run import StageRun
 from dove_train.stages import trained_parameters
 from dove_train.train import train, train_stages
 from tests.forks import Forks
-from tests.train.small import PARTS, PHOTOS, SHAPE, recipe, settings
+from tests.train.small import PARTS, PHOTOS, SHAPE, recipe, run_to_a_checkpoint, settings
 
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -107,19 +107,6 @@ def test_a_stage_starts_from_the_average_of_the_one_before(tmp_path: Path) -> No
     assert (run.averaged.values[name] - now).norm() < 0.5 * (averaged[name] - now).norm()
 
 
-def run_to_the_first_checkpoint(run: Run) -> None:
-    """Stop where a kill could, right behind it."""
-    save = run.save
-
-    def save_and_stop(*args: Any) -> None:
-        save(*args)
-        raise InterruptedError
-
-    run.save = save_and_stop  # type: ignore[method-assign]
-    with pytest.raises(InterruptedError):
-        train(run)
-
-
 @pytest.mark.parametrize("changes", [
     {},
     {"shape": {**recipe()["shape"], "gaussian": True}, "kl_weight": 1e-3},
@@ -129,7 +116,7 @@ def test_resumed_run_equals_uninterrupted_run(tmp_path: Path, changes: dict[str,
     whole = new_run(tmp_path / "a", **changes)
     train(whole)
     first = new_run(tmp_path / "b", **changes, checkpoint_every=2)
-    run_to_the_first_checkpoint(first)
+    run_to_a_checkpoint(first)
     second = new_run(tmp_path / "b", **changes)
     state = second.start()
     assert second.step == 2
@@ -340,7 +327,7 @@ def test_one_slow_step_does_not_shorten_a_stage(tmp_path: Path, monkeypatch: pyt
 def test_a_resumed_stage_keeps_its_plan_whatever_the_minutes(tmp_path: Path) -> None:
     stages = {"joint": {"steps": 50, "train": ["head"]}, "head": {"steps": 50, "train": ["head"]}}
     first = new_run(tmp_path, minutes=100.0, stages=stages, checkpoint_every=25)
-    run_to_the_first_checkpoint(first)
+    run_to_a_checkpoint(first)
     second = new_run(tmp_path, minutes=0.001, stages=stages)
     state = second.start()
     assert second.step == 25
