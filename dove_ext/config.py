@@ -19,6 +19,7 @@ MAX_SLOTS = 65536
 # Likewise for a model's sizes, so that no tensor's size overflows, and for layers and blocks, each of which
 # takes time to build even where it takes no memory.
 _LARGEST, _COARSEST, _DEEPEST = 2**20, 2**16, 256
+_WIDEST = 8  # scale of a backbone
 
 
 def _require(config: Any, minimum: int, *names: str, most: int = _LARGEST) -> None:
@@ -121,6 +122,27 @@ class StackConfig:
         return int(self.head_dim * self.rotary_fraction)
 
 
+def _relevance_stack() -> StackConfig:
+    return StackConfig(hidden=128, layers=1, heads=4, mlp=512)
+
+
+@dataclass(frozen=True)
+class RelevanceConfig:
+    """Where a query points (`models.relevance`); the backbone is EfficientNet-Lite2's shape."""
+
+    backbone_width: float = 1.1  # scale of EfficientNet-Lite's widths
+    backbone_depth: float = 1.2  # and of its number of blocks
+    word_width: int = 128
+    stack: StackConfig = field(default_factory=_relevance_stack)  # over what the backbone sees
+    around: int = 32  # channels of the convolutions that look at a place's neighbours
+
+    def __post_init__(self) -> None:
+        for name in ("backbone_width", "backbone_depth"):
+            if not 0 < getattr(self, name) <= _WIDEST:
+                raise ValueError(f"{name} must be above 0 and at most {_WIDEST}, got {getattr(self, name)}")
+        _require(self, 1, "word_width", "around")
+
+
 @dataclass(frozen=True)
 class DoveConfig:
     """A DOVE model. The defaults are the paper's (2.1, A.1)."""
@@ -142,6 +164,7 @@ class DoveConfig:
     gaussian: bool = False  # DOVE (Gaussian), appendix D: tokens through mean and log-variance heads
     query_vocab_size: int = 0  # text vocabulary of a query (Q-DOVE, 2.3); 0: the model has no query weights
     query_length: int = 0  # the most text tokens of a query; above 0 just where the model has query weights
+    relevance: RelevanceConfig | None = None  # queries choose places (`models.relevance`), not the generator
 
     def __post_init__(self) -> None:
         _require(self, 1, "image_size")
@@ -186,6 +209,10 @@ class DoveConfig:
             raise ValueError(
                 "semantic_width needs shortcut=True: without it the hidden states are the tokens"
             )
+        if self.relevance is not None and not (self.shortcut and self.query_vocab_size):
+            raise ValueError("relevance needs shortcut=True and query_vocab_size above 0")
+        if self.relevance is not None and self.image_size % 32:
+            raise ValueError(f"relevance needs an image_size that is a multiple of 32, got {self.image_size}")
         if not 0 < self.promised_psnr < 100:
             raise ValueError(f"promised_psnr must be between 0 and 100 dB, got {self.promised_psnr}")
         if not 0 < self.eos_prior < 1:
@@ -205,6 +232,11 @@ class DoveConfig:
     def token_width(self) -> int:
         """D: width of a token; with `shortcut` its code, quality and address, and what the generator adds."""
         return self.generator.hidden + (2 + self.semantic_width if self.shortcut else 0)
+
+    @property
+    def query_width(self) -> int:
+        """Width of a query's embeddings."""
+        return self.generator.hidden if self.relevance is None else self.relevance.word_width
 
     @property
     def promise(self) -> float | None:
@@ -300,6 +332,14 @@ PRESETS: dict[str, DoveConfig] = {
         semantic_width=254,
     ),
 }
+# The same with a map of where a query points; the words are its tokenizer's.
+PRESETS["dove-tiny-q"] = dataclasses.replace(
+    PRESETS["dove-tiny"],
+    name="dove-tiny-q",
+    query_vocab_size=18432,
+    query_length=64,
+    relevance=RelevanceConfig(),
+)
 
 
 # The fixed-length baselines: a VQGAN alone, with its quantiser.
@@ -313,7 +353,7 @@ DEFAULT_MODEL = "dove-tiny"  # what `dove_ext.encode` and the `dove` command use
 
 
 def preset(name: str) -> DoveConfig:
-    """A preset's configuration by name ("dove-base", "dove-base-q", "dove-tiny").
+    """A preset's configuration by name ("dove-base", "dove-base-q", "dove-tiny", "dove-tiny-q").
 
     Raises:
         ValueError: listing the known names.

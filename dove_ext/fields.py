@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import is_dataclass
 from difflib import get_close_matches
+from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
@@ -29,7 +30,8 @@ def build(cls: type[T], values: Mapping[str, Any], words: Mapping[type, str] | N
     """A dataclass from plain values.
 
     Fields are of bool, int, float (whole numbers are taken, too), str, a `Literal` of one type, dict, a list
-    or tuple of one type (of text, a single one may stand for the list), or again a dataclass.
+    or tuple of one type (of text, a single one may stand for the list), or again a dataclass; or one of these
+    or None.
 
     Args:
         cls: the dataclass; its type hints are what is asked for.
@@ -50,6 +52,10 @@ def build(cls: type[T], values: Mapping[str, Any], words: Mapping[type, str] | N
 
 
 def _checked(name: str, value: Any, hint: Any, words: Mapping[type, str]) -> Any:
+    if get_origin(hint) is UnionType:  # of a type and None
+        if value is None:
+            return None
+        hint = next(kind for kind in get_args(hint) if kind is not NoneType)
     kind: Any = get_origin(hint) or hint
     items = get_args(hint)
     if kind is Literal:

@@ -19,7 +19,7 @@ from dove_ext.checkpoints.read import read_foreign
 from dove_ext.config import DoveConfig, preset
 from dove_ext.errors import CheckpointError, OutputError
 from dove_ext.models.dove import DoveModel
-from dove_ext.models.pretrained import CONFIG, WEIGHTS, find_model, fit_weights, load_config, read_weights
+from dove_ext.models.pretrained import CONFIG, WEIGHTS, find_model, fit_weights, load_config, read_all_weights
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def convert(
         model = DoveModel(config)
     if folder is not None:
         # A codebook of another size has no place in the new configuration; it comes from the file anyway.
-        kept = {n: t for n, t in read_weights(folder / WEIGHTS).items() if n not in given}
+        kept = {n: t for n, t in read_all_weights(folder).items() if n not in given}
         fit_weights(model, {**kept, **given}, str(folder / WEIGHTS))
         model.load_state_dict({**kept, **given})
         model.load_files(folder)

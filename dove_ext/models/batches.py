@@ -28,12 +28,14 @@ class Encoded(NamedTuple):
         lengths: int32 [B], 1..n.
         p_eos: float32 [B, K] where it is wanted, else None.
         psnr: float32 [B], what the lengths reach, where a quality was asked for, else None.
+        relevance: float32 [B, P], how much each place counts, where not all count alike; else None.
     """
 
     tokens: Tensor
     lengths: Tensor
     p_eos: Tensor | None = None
     psnr: Tensor | None = None
+    relevance: Tensor | None = None
 
     def of_first(self, count: int) -> Encoded:
         """Those of the first `count` images."""
@@ -71,7 +73,7 @@ def join(batches: Sequence[Encoded], rule: LengthRule, unread: Sequence[tuple[st
         ImageError: if one of these ranges is no picture's.
     """
     lengths = torch.cat([batch.lengths for batch in batches])
-    p_eos, psnr = (_together([batch[i] for batch in batches]) for i in (2, 3))
+    p_eos, psnr, relevance = (_together([batch[i] for batch in batches]) for i in (2, 3, 4))
     if rule.token_budget is not None and p_eos is not None:
         # Whose tokens they are is known on the device alone; their sum is known here.
         lengths = lengths_for_budget(p_eos, rule.token_budget)
@@ -95,7 +97,7 @@ def join(batches: Sequence[Encoded], rule: LengthRule, unread: Sequence[tuple[st
         else ops.pack(batch.tokens, ops.lengths_to_cu_seqlens(part), total)
         for batch, part, total in zip(batches, parts, kept, strict=True)
     ]
-    return Encoded(torch.cat(tokens), lengths, p_eos, psnr)
+    return Encoded(torch.cat(tokens), lengths, p_eos, psnr, relevance)
 
 
 def _together(parts: Sequence[Tensor | None]) -> Tensor | None:

@@ -25,8 +25,9 @@ from dove_ext.models.pretrained import TOKENIZER, Pretrained, require_indices
 from dove_ext.models.quality import shortest_reaching
 from dove_ext.models.query import Query
 from dove_ext.models.region import COARSE, WHOLE, RegionCode, cell_weights, pixel_weights
+from dove_ext.models.relevance import RelevanceMap
 from dove_ext.models.shortcut import FrequencyShortcut
-from dove_ext.models.text import Asked, QueryTokenizer, queries
+from dove_ext.models.text import Asked, QueryTokenizer, is_null, queries
 from dove_ext.models.vqgan import VQGAN
 from dove_ext.tokens import DoveTokens
 from dove_ext.tokens.lengths import LengthRule
@@ -99,6 +100,10 @@ class DoveModel(Pretrained):
             shape = c.grid, c.vqgan.latent_channels, c.num_tokens, c.generator.hidden, 3 * c.image_size**2
             self.shortcut = FrequencyShortcut(*shape)
             self.region = RegionCode(*shape) if RegionCode.fits(c.grid, c.generator.hidden) else None
+        self.relevance: RelevanceMap | None = None
+        if c.relevance is not None:
+            self.relevance = RelevanceMap(c.relevance, c.grid, c.query_vocab_size)
+            self.relevance.reset_parameters()
         self.tokenizer: QueryTokenizer | None = None
         self._graphs = EncodeGraphs()
         self.generator.reset_parameters()
@@ -114,14 +119,22 @@ class DoveModel(Pretrained):
 
         Args:
             pixels: [B, 3, S, S] in [-1, 1].
-            query: between H_v and the time positions, on the pixels' device (Q-DOVE, 2.3). None: the query
-                "null" of a model with query weights, none of others.
+            query: between H_v and the time positions, on the pixels' device (Q-DOVE, 2.3); in a model with a
+                relevance map what this is asked. None: the query "null" of a model with query weights, none
+                of others.
             relevance: as for `about`.
 
         Raises:
-            ValueError: as `about`.
+            ValueError: as `about`, or if a relevance map is given both.
         """
-        return self.about(self._asked(self._unasked(pixels), query), relevance)
+        condition = self._unasked(pixels)
+        if self.relevance is None or query is None:
+            return self.about(self._asked(condition, query), relevance)
+        if relevance is not None:
+            raise ValueError(
+                "a query says where the picture matters, and so does a relevance; leave one of them out"
+            )
+        return self._asked(condition._replace(sight=self.relevance.see(pixels)), query)
 
     def condition_on(
         self, latents: Tensor, query: Query | None = None, *, lost: Tensor | None = None
@@ -133,10 +146,19 @@ class DoveModel(Pretrained):
             query: as for `condition`.
             lost: float32 [B, P], for a model with the linear shortcut: the mean squared error of each patch
                 in the picture of all latents, in pixels of [-1, 1]; None: they hold the whole picture.
+
+        Raises:
+            ValueError: if a relevance map is asked a query: it sees pictures.
         """
         return self._asked(self._unasked_on(latents, lost), query)
 
     def _asked(self, condition: Condition, query: Query | None) -> Condition:
+        if self.relevance is not None:
+            if query is None:
+                return condition
+            if condition.sight is None:
+                raise ValueError("this model's queries are asked of pictures; use `condition` with pixels")
+            return self.about(condition, self.relevance.weights(condition.sight, query))
         if query is None and (null := self.queries(None, len(condition.latents))) is not None:
             query = null.to(condition.latents.device)
         return condition._replace(query=query)
@@ -164,7 +186,7 @@ class DoveModel(Pretrained):
         Args:
             condition: of this model's linear shortcut.
             relevance: float32 [B, P], how much each place of the grid counts, not negative and somewhere
-                above 0; None: the whole picture, the condition as it is.
+                above 0; None, or the same everywhere: the whole picture, with tokens as without it.
 
         Raises:
             ValueError: if this model cannot code regions.
@@ -183,10 +205,20 @@ class DoveModel(Pretrained):
         )
         margin = self.shortcut.margin(latents, worth, lost, relevance)
         sent = self.shortcut.with_quality(code, quality, address)
-        return condition._replace(sent=sent, quality=quality, margin=margin)
+        whole = relevance.amin(1) == relevance.amax(1)
+        if condition.sent is not None and condition.quality is not None and condition.margin is not None:
+            sent = condition.sent.where(whole[:, None, None], sent)
+            quality = condition.quality.where(whole[:, None], quality)
+            margin = condition.margin.where(whole, margin)
+        return condition._replace(sent=sent, quality=quality, margin=margin, relevance=relevance)
 
     def queries(self, query: Asked, count: int) -> Query | None:
-        """What stands between so many images and their time positions, see `models.text.queries`."""
+        """What stands between so many images and their time positions, see `models.text.queries`.
+
+        A model with a relevance map has nothing there; its queries are what the map is asked, if anything.
+        """
+        if self.relevance is not None and is_null(query):
+            return None
         return queries(query, count, self.config, self.tokenizer)
 
     def generate(
@@ -269,6 +301,7 @@ class DoveModel(Pretrained):
         token_budget: int | None = None,
         target_psnr: float | None = None,
         return_p_eos: bool = False,
+        return_relevance: bool = False,
         query: Asked = None,
         relevance: Any = None,
         fit: Literal["crop", "squash", "pad"] = "crop",
@@ -296,6 +329,8 @@ class DoveModel(Pretrained):
                 is `psnr` of the result. Costs about nine reconstructions; on a CPU about three of a model
                 with the linear code, which knows its quality.
             return_p_eos: keep the p_eos curve [B, K] with the tokens; all K positions are run then.
+            return_relevance: keep how much each place counted, [B, h, w], with the tokens: what a model with
+                a relevance map made of the query, or the relevance that was given, on the model's grid.
             query: what the tokens are to tell of (Q-DOVE, 2.3), for a model with query weights: a text for
                 all images, or a list with one an image; "null" and None mean the whole picture. Or a `Query`
                 of ids or embeddings. Queries of several lengths may share a batch: no image's tokens depend
@@ -303,7 +338,8 @@ class DoveModel(Pretrained):
             relevance: where the pictures matter: an array [B, h, w], or [h, w] for all, of values from 0,
                 over the square that the model sees; a mask will do. The tokens are then a coarse picture and
                 behind it the places that matter, most important first (`models.region`), and every promise of
-                quality is one of these places: errors count by relevance. It runs without a CUDA graph.
+                quality is one of these places: errors count by relevance. It runs without a CUDA graph. A map
+                that is the same everywhere asks for the whole picture.
             fit: how an image becomes square, see `prepare_images`. Not for a prefix, whose images are.
             batch_size: images that run at once.
             block_size: time positions that run at once before the model looks for EOS, where it looks before
@@ -349,15 +385,24 @@ class DoveModel(Pretrained):
         count = pixels.shape[0]
         rule.check(self.config.num_tokens, count)
         asked = self.queries(query, count)
-        cells = None
+        cells, mapped = None, self.relevance is not None and asked is not None
         if relevance is not None:
+            if mapped:
+                raise ValueError(
+                    "a query says where the picture matters, and so does a relevance; leave one of them out"
+                )
             cells = cell_weights(relevance, count, self.config.grid, self.device)
-            if cuda_graph:
-                raise ValueError("a relevance runs without a CUDA graph; leave cuda_graph out")
+        if return_relevance and cells is None and self.relevance is None:
+            raise ValueError(
+                f"{self.config.name!r} has no relevance map; give a relevance, or leave return_relevance out"
+            )
+        if cuda_graph and (mapped or cells is not None):
+            raise ValueError("a relevance runs without a CUDA graph; leave cuda_graph out")
         whole_curve = return_p_eos or rule.token_budget is not None
         graph = (
             seen is None
             and cells is None
+            and not mapped
             and (self.device.type == "cuda" if cuda_graph is None else cuda_graph)
         )
         at_once = graph or whole_curve or rule.num_tokens is not None or rule.target_psnr is not None
@@ -378,8 +423,8 @@ class DoveModel(Pretrained):
             where = None if cells is None else cells[part]
             if seen is not None:
                 here = seen.rows(part).to(self.device)
-                condition = self.about(here.condition._replace(query=asking), where)
-                batches.append(self._encode_condition(condition, here.pixels, relevance=where, **how))
+                condition = self.about(self._asked(here.condition, asking), where)
+                batches.append(self._encode_condition(condition, here.pixels, **how))
             elif where is not None:
                 batches.append(self._encode_batch(pixels[part], asking, relevance=where, **how))
             else:
@@ -391,7 +436,15 @@ class DoveModel(Pretrained):
             num_slots=self.config.num_tokens,
             p_eos=encoded.p_eos if return_p_eos else None,
             psnr=encoded.psnr,
+            relevance=self._maps(encoded.relevance, count) if return_relevance else None,
             model=self.config.name,
+        )
+
+    def _maps(self, cells: Tensor | None, count: int) -> Tensor:
+        """Relevance of cells [B, P] as maps [B, h, w]; where none was asked for, all count alike."""
+        grid = self.config.grid
+        return (
+            torch.ones(count, grid, grid, device=self.device) if cells is None else cells.view(-1, grid, grid)
         )
 
     def _encode_batch(
@@ -407,12 +460,7 @@ class DoveModel(Pretrained):
         """Square images to tokens, packed unless a budget is shared with other batches."""
         condition = self.condition(normalise(pixels).to(self.dtype), query, relevance)
         return self._encode_condition(
-            condition,
-            pixels,
-            rule=rule,
-            whole_curve=whole_curve,
-            block_size=block_size,
-            relevance=relevance,
+            condition, pixels, rule=rule, whole_curve=whole_curve, block_size=block_size
         )
 
     def _encode_condition(
@@ -423,7 +471,6 @@ class DoveModel(Pretrained):
         rule: LengthRule,
         whole_curve: bool,
         block_size: int | None,
-        relevance: Tensor | None = None,
     ) -> Encoded:
         """`_encode_batch` of images whose condition is there."""
         most = rule.most(self.config.num_tokens)
@@ -433,8 +480,8 @@ class DoveModel(Pretrained):
                 pixels = normalise(pixels).to(self.dtype)
                 tokens = F.pad(encoded.tokens, (0, 0, 0, self.config.num_tokens - encoded.tokens.shape[1]))
                 expected = None if self.shortcut is None else self.shortcut.quality_of(tokens)
-                side = self.config.vqgan.downsampling
-                weight = None if relevance is None else pixel_weights(relevance, side)
+                side, cells = self.config.vqgan.downsampling, condition.relevance
+                weight = None if cells is None else pixel_weights(cells, side)
                 lengths, psnr = shortest_reaching(
                     self.render, tokens, pixels, rule.target_psnr, most=most, expected=expected, weight=weight
                 )
@@ -445,6 +492,7 @@ class DoveModel(Pretrained):
                 condition, limit=most, threshold=rule.eos_threshold, block=block_size
             )
             encoded = Encoded(self.generator.tokens(hidden, condition), lengths, None)
+        encoded = encoded._replace(relevance=condition.relevance)
         return encoded if rule.token_budget is not None else packed(encoded)
 
     @torch.no_grad()
@@ -509,10 +557,12 @@ class DoveModel(Pretrained):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         pixels, unread = square_images(images, self.config.image_size, fit=fit, device=self.device)
-        parts = [
-            self.generator.see(self._unasked(normalise(part).to(self.dtype)))
-            for part in pixels.split(batch_size)
-        ]
+        parts = []
+        for part in pixels.split(batch_size):
+            normal = normalise(part).to(self.dtype)
+            seen = self.generator.see(self._unasked(normal))
+            sight = None if self.relevance is None else self.relevance.see(normal)
+            parts.append(seen._replace(sight=sight))
         check_ranges([(name, values.tolist()) for name, values in unread])
         return Prefix.of(self, self.dtype, pixels, parts)
 

@@ -45,6 +45,9 @@ class Condition(NamedTuple):
         query: of a text (Q-DOVE), or None.
         seen: where the stack has been over the images already (`Generator.see`), the keys, not rotated, and
             values of their positions in all layers, [B, layers, 2, P, heads, head_dim]; or None.
+        relevance: float32 [B, P], how much each place counts in `sent`, `quality` and `margin`; None: all
+            alike.
+        sight: where images were looked at for queries (`RelevanceMap.see`), [B, P, width]; or None.
     """
 
     latents: Tensor
@@ -55,6 +58,8 @@ class Condition(NamedTuple):
     lost: Tensor | None
     query: Query | None
     seen: Tensor | None = None
+    relevance: Tensor | None = None
+    sight: Tensor | None = None
 
 
 class StopCheck:
@@ -97,7 +102,8 @@ class Generator(nn.Module):
         self.from_latent = nn.Linear(config.vqgan.latent_channels, width)
         self.times: Tensor
         self.register_buffer("times", time_encodings(config.num_tokens, width), persistent=False)
-        self.embed_in = nn.Embedding(config.query_vocab_size, width) if config.query_vocab_size else None
+        reads = config.query_vocab_size and config.relevance is None
+        self.embed_in = nn.Embedding(config.query_vocab_size, width) if reads else None
         self.stack = Stack(config.generator)
         self.embed_out = nn.Linear(width + shortcut, config.vocab_size, bias=config.head_bias)
         self.from_token = nn.Linear(width + 1, width) if shortcut else None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -21,6 +22,7 @@ Model = TypeVar("Model", bound="Pretrained")
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 TOKENIZER = "tokenizer.json"  # of text queries, in the folder of a model that reads them
+BASE, BASE_DIGEST = "base", "base_sha256"  # metadata of weights that another model's complete
 
 
 def shipped_folder(name: str) -> Path | None:
@@ -108,6 +110,48 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} cannot be read ({error}); download or save the model again") from error
 
 
+def read_all_weights(folder: Path) -> dict[str, Tensor]:
+    """Tensors of a model's folder, and those of the shipped model that it builds on, if it does.
+
+    Raises:
+        CheckpointError: if a file is missing, truncated or not safetensors, or was made for another version
+            of the model that it builds on.
+    """
+    path = folder / WEIGHTS
+    own = read_weights(path)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+    name = metadata.get(BASE)
+    if name is None:
+        return own
+    base = shipped_folder(name)
+    if base is None:
+        raise CheckpointError(f"{path} builds on {name!r}, which does not come with this dove_ext; update it")
+    if metadata.get(BASE_DIGEST) != sha256((base / WEIGHTS).read_bytes()).hexdigest():
+        raise CheckpointError(
+            f"{path} builds on another {name!r} than comes with this dove_ext; take both of one version"
+        )
+    return {**read_weights(base / WEIGHTS), **own}
+
+
+def _without(weights: dict[str, Tensor], base: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors that a shipped model does not have as they are, and what the file says about the others."""
+    folder = shipped_folder(base)
+    if folder is None:
+        raise ValueError(f"{base!r} does not come with dove_ext; leave base out")
+    shipped = read_weights(folder / WEIGHTS)
+    missing = sorted(set(shipped) - set(weights))
+    if missing:
+        raise ValueError(f"{base!r} has {missing[0]!r}, which this model has no place for; leave base out")
+    own = {
+        name: tensor
+        for name, tensor in weights.items()
+        if name not in shipped or not torch.equal(tensor.float(), shipped[name].float())
+    }
+    digest = sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    return own, {BASE: base, BASE_DIGEST: digest}
+
+
 class Pretrained(nn.Module):
     """A model that is loaded from and saved to a model folder; subclasses name their configuration.
 
@@ -150,7 +194,7 @@ class Pretrained(nn.Module):
             raise ValueError(f"on the CPU dtype must be torch.float32 or torch.bfloat16, got {dtype}")
         folder = find_model(name_or_path, revision)
         config = load_config(folder, cls.config_class)
-        weights = read_weights(folder / WEIGHTS)
+        weights = read_all_weights(folder)
         with torch.device("meta"):  # a config.json that asks for terabytes is refused before it gets them
             fit_weights(cls(config), weights, str(folder / WEIGHTS))
         with torch.device("cpu"):  # whatever default device and dtype a caller has set: nothing is rounded
@@ -160,7 +204,12 @@ class Pretrained(nn.Module):
         return model.to(device=device, dtype=dtype).eval()
 
     def save_pretrained(
-        self, folder: str | Path, *, card: str | None = None, dtype: torch.dtype | None = None
+        self,
+        folder: str | Path,
+        *,
+        card: str | None = None,
+        dtype: torch.dtype | None = None,
+        base: str | None = None,
     ) -> None:
         """Write config.json, model.safetensors and README.md, each complete or not at all.
 
@@ -170,9 +219,12 @@ class Pretrained(nn.Module):
             folder: made if it is missing.
             card: text of README.md; a short one is written if None.
             dtype: floating dtype of the saved weights (None: as they are).
+            base: a shipped model's name: tensors that this one shares with it are left out of the file, and
+                read from there. None: the file holds all.
 
         Raises:
-            ValueError: if `dtype` is no floating dtype or does not hold the weights.
+            ValueError: if `dtype` is no floating dtype or does not hold the weights, or `base` does not ship
+                or has tensors that this model has not.
             OutputError: if a file cannot be written.
         """
         if dtype is not None:
@@ -187,9 +239,13 @@ class Pretrained(nn.Module):
         for name, tensor in weights.items():
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                 raise ValueError(f"{name!r} is not finite as {tensor.dtype}; save in a wider dtype")
+        about = {"format": "pt"}
+        if base is not None:
+            weights, more = _without(weights, base)
+            about |= more
         with atomic_write(folder / WEIGHTS) as temporary:
             # Not save_file: it replaces the file, and the new one is readable by its owner alone.
-            temporary.write_bytes(save(weights, metadata={"format": "pt"}))
+            temporary.write_bytes(save(weights, metadata=about))
         with atomic_write(folder / CONFIG) as temporary:
             temporary.write_text(self.config.to_json(), encoding="utf-8")
         texts = {CARD: card if card is not None else self.card(), **self.more_files()}

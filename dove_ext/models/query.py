@@ -19,7 +19,7 @@ class Query(NamedTuple):
 
     Attributes:
         values: ids int64 [B, Q] of a model with query weights, or embeddings [B, Q, hidden] of any model's
-            generator.
+            generator; of a model with a relevance map, embeddings of words, [B, Q, word_width].
         lengths: int32 [B], 1..Q; what stands behind them changes nothing, but ids have to be ids there, too.
             None: all rows are whole.
     """
@@ -62,7 +62,7 @@ class Query(NamedTuple):
         Raises:
             QueryError: saying what does not fit.
         """
-        values, lengths, width = self.values, self.lengths, config.generator.hidden
+        values, lengths, width = self.values, self.lengths, config.query_width
         ids = not values.is_floating_point()
         if ids and not config.query_vocab_size:
             raise QueryError(

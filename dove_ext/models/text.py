@@ -130,6 +130,13 @@ def no_weights(config: DoveConfig, what: str) -> str:
     )
 
 
+def is_null(query: Asked) -> bool:
+    """Whether nothing but the whole picture is asked for."""
+    if query is None or isinstance(query, str):
+        return query in (None, NULL)
+    return not isinstance(query, Query) and len(query) > 0 and all(text in (None, NULL) for text in query)
+
+
 def queries(query: Asked, count: int, config: DoveConfig, tokenizer: QueryTokenizer | None) -> Query | None:
     """What stands between images and their time positions (Q-DOVE, 2.3).
 

@@ -44,6 +44,8 @@ class DoveTokens:
             whole curve, so `truncate` leaves it as it is.
         psnr: float32 [B], how close the model's reconstruction from exactly these tokens is to the image, in
             dB, where `encode` was given a `target_psnr`, or None. `truncate` drops it.
+        relevance: float32 [B, h, w] of values 0 to 1, how much each place of the image counted, where
+            `encode` was to `return_relevance`, or None.
         model: name of the model that made the tokens, or None if it is not known.
         names: one name an image (the `dove` command stores file names here), or None.
 
@@ -59,6 +61,7 @@ class DoveTokens:
     model: str | None = None
     names: tuple[str, ...] | None = None
     psnr: Tensor | None = None
+    relevance: Tensor | None = None
 
     def __post_init__(self) -> None:
         tokens, cu_seqlens = self.tokens, self.cu_seqlens
@@ -66,7 +69,8 @@ class DoveTokens:
             raise TokensError(f"tokens must be floating point [T, D], got {describe(tokens)}")
         if cu_seqlens.dim() != 1 or cu_seqlens.dtype != torch.int32 or cu_seqlens.numel() == 0:
             raise TokensError(f"cu_seqlens must be int32 [B + 1], got {describe(cu_seqlens)}")
-        devices = {str(t.device) for t in (tokens, cu_seqlens, self.p_eos, self.psnr) if t is not None}
+        beside = (self.p_eos, self.psnr, self.relevance)
+        devices = {str(t.device) for t in (tokens, cu_seqlens, *beside) if t is not None}
         if len(devices) > 1:
             raise TokensError(f"the tensors are on {' and '.join(sorted(devices))}; move them to one device")
         object.__setattr__(self, "num_slots", plain_int(self.num_slots))
@@ -79,6 +83,9 @@ class DoveTokens:
             raise TokensError(f"p_eos must be float32 {list(shape)}, got {describe(self.p_eos)}")
         if self.psnr is not None and (self.psnr.shape != shape[:1] or self.psnr.dtype != torch.float32):
             raise TokensError(f"psnr must be float32 [{len(self)}], got {describe(self.psnr)}")
+        maps = self.relevance
+        if maps is not None and (maps.dim() != 3 or len(maps) != len(self) or maps.dtype != torch.float32):
+            raise TokensError(f"relevance must be float32 [{len(self)}, h, w], got {describe(maps)}")
         if self.names is not None and len(self.names) != len(self):
             raise TokensError(f"there are {len(self.names)} names for {len(self)} images; give one each")
         if cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
@@ -181,6 +188,7 @@ class DoveTokens:
             cu_seqlens=offsets_of([len(part) for part in parts], self.device),
             p_eos=None if self.p_eos is None else self.p_eos[chosen],
             psnr=None if self.psnr is None else self.psnr[chosen],
+            relevance=None if self.relevance is None else self.relevance[chosen],
             names=None if self.names is None else tuple(self.names[b] for b in chosen),
         )
 
@@ -297,10 +305,10 @@ class DoveTokens:
     def cat(batches: Sequence[DoveTokens]) -> DoveTokens:
         """Join batches of one model.
 
-        `p_eos`, `psnr` and `names` are kept if every batch has them, else None.
+        `p_eos`, `psnr`, `relevance` and `names` are kept if every batch has them, else None.
 
         Raises:
-            TokensError: if the list is empty, or model, width, slots, dtype or device differ.
+            TokensError: if the list is empty, or model, width, slots, dtype, device or maps' shapes differ.
         """
         if not batches:
             raise TokensError("there are no tokens to join; give at least one DoveTokens")
@@ -312,6 +320,9 @@ class DoveTokens:
                     raise TokensError(f"cannot join tokens whose {name} differs: {a!r} and {b!r}")
         curves = [b.p_eos for b in batches if b.p_eos is not None]
         reached = [b.psnr for b in batches if b.psnr is not None]
+        maps = [b.relevance for b in batches if b.relevance is not None]
+        if len({m.shape[1:] for m in maps}) > 1:
+            raise TokensError("cannot join tokens whose relevance has maps of different shapes")
         names = [b.names for b in batches if b.names is not None]
         return replace(
             first,
@@ -319,6 +330,7 @@ class DoveTokens:
             cu_seqlens=cumulate(torch.cat([b.lengths for b in batches])),
             p_eos=torch.cat(curves) if len(curves) == len(batches) else None,
             psnr=torch.cat(reached) if len(reached) == len(batches) else None,
+            relevance=torch.cat(maps) if len(maps) == len(batches) else None,
             names=tuple(n for part in names for n in part) if len(names) == len(batches) else None,
         )
 
@@ -344,8 +356,9 @@ class DoveTokens:
         return self._map(lambda t: t.pin_memory(), self.tokens.pin_memory())
 
     def _map(self, change: Any, tokens: Tensor) -> DoveTokens:
-        p_eos, psnr = (None if t is None else change(t) for t in (self.p_eos, self.psnr))
-        return replace(self, tokens=tokens, cu_seqlens=change(self.cu_seqlens), p_eos=p_eos, psnr=psnr)
+        beside = {name: getattr(self, name) for name in _TENSORS[1:]}
+        changed = {name: change(tensor) for name, tensor in beside.items() if tensor is not None}
+        return replace(self, tokens=tokens, **changed)
 
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled or copied: of a view just its own values, not the batch behind it."""
@@ -383,7 +396,7 @@ class DoveTokens:
             raise TokensError(f"{str(path)!r} is not valid: {error}") from error
 
 
-_TENSORS = ("tokens", "cu_seqlens", "p_eos", "psnr")
+_TENSORS = ("tokens", "cu_seqlens", "p_eos", "psnr", "relevance")
 _REST = ("num_slots", "model", "names")
 
 

@@ -6,7 +6,8 @@ tokens      [T, D]    float32, float16, bfloat16 or float64
 cu_seqlens  [B + 1]   int32
 p_eos       [B, K]    float32, optional
 psnr        [B]       float32, optional (version 2)
-metadata    format "dove-tokens", version "1" or "2", num_slots K, optionally model and names (a JSON list)
+relevance   [B, h, w] float32, optional (version 3)
+metadata    format "dove-tokens", version "1" to "3", num_slots K, optionally model and names (a JSON list)
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ from dove_ext.config import MAX_SLOTS
 from dove_ext.errors import TokensError
 
 FORMAT = "dove-tokens"
-VERSIONS = ("1", "2")
+VERSIONS = ("1", "2", "3")
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-_RANKS = {"tokens": 2, "cu_seqlens": 1, "p_eos": 2, "psnr": 1}
+_RANKS = {"tokens": 2, "cu_seqlens": 1, "p_eos": 2, "psnr": 1, "relevance": 3}
 
 
 def save_fields(path: str | os.PathLike[str], fields: Mapping[str, Any]) -> None:
@@ -45,7 +46,8 @@ def save_fields(path: str | os.PathLike[str], fields: Mapping[str, Any]) -> None
     for text in (*(names or ()), "" if model is None else model):
         if not isinstance(text, str):
             raise TokensError(f"the batch to save is not valid: model and names must be str, got {text!r}")
-    version = VERSIONS["psnr" in tensors]  # what earlier programs can read stays readable for them
+    # What earlier programs can read stays readable for them.
+    version = VERSIONS[2 if "relevance" in tensors else "psnr" in tensors]
     metadata = {"format": FORMAT, "version": version, "num_slots": str(fields["num_slots"])}
     if model is not None:
         metadata["model"] = model
@@ -89,12 +91,12 @@ def _read(file: Any, name: str) -> dict[str, Any]:
         held = ", ".join(sorted(map(repr, file.keys()))[:5]) or "nothing"
         raise TokensError(f"{name} is a safetensors file, but not of DOVE tokens; it holds {held:.200}")
     if metadata.get("version") not in VERSIONS:
-        found, known = metadata.get("version"), " and ".join(map(repr, VERSIONS))
+        found, known = metadata.get("version"), ", ".join(map(repr, VERSIONS))
         raise TokensError(f"{name} has version {found!r} of the format, known are {known}; upgrade dove-ext")
     keys = set(file.keys())
     if not {"tokens", "cu_seqlens"} <= keys <= set(_RANKS):
         wanted, held = (
-            "'tokens', 'cu_seqlens' and optionally 'p_eos' and 'psnr'",
+            "'tokens', 'cu_seqlens' and optionally 'p_eos', 'psnr' and 'relevance'",
             ", ".join(map(repr, sorted(keys))),
         )
         raise TokensError(f"{name} must hold {wanted}, but it holds {held:.200}")
@@ -128,6 +130,9 @@ def _check_values(tensors: dict[str, Tensor], name: str) -> None:
     psnr = tensors.get("psnr")
     if psnr is not None and not psnr.isfinite().all():
         raise TokensError(f"{name} is not valid: its psnr holds NaN or infinite values")
+    maps = tensors.get("relevance")
+    if maps is not None and not ((maps >= 0) & (maps <= 1)).all():
+        raise TokensError(f"{name} is not valid: its relevance holds values outside of 0 to 1")
 
 
 def _slots(text: str | None, name: str) -> int:

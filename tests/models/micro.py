@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dove_ext.config import DoveConfig, StackConfig, VQGANConfig
+from dove_ext.config import DoveConfig, RelevanceConfig, StackConfig, VQGANConfig
 from dove_ext.models.dove import DoveModel
 
 STACK = StackConfig(hidden=64, layers=2, heads=2, mlp=128)
@@ -33,6 +33,7 @@ MICRO = DoveConfig(
 )
 SLOTS = MICRO.num_tokens
 assert SLOTS == 64
+GRID = MICRO.grid
 
 
 def micro(**changes: Any) -> DoveModel:
@@ -104,6 +105,33 @@ def asked(folder: Path, **changes: Any) -> DoveModel:
     """A model with query weights and a tokenizer, whose tokens depend on the query."""
     model = micro(**{"query_vocab_size": 276, "query_length": 12, **changes})
     (folder / "tokenizer.json").write_text(words(), encoding="utf-8")
+    model.load_tokenizer(folder / "tokenizer.json")
+    return model
+
+
+def pointing(folder: Path, **changes: Any) -> DoveModel:
+    """A `linear` model with a relevance map that queries move: "null", and the words of its tokenizer."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    known = ["<unk>", "null", "the", "dog", "table", "on"]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(known)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
+    shape = RelevanceConfig(
+        backbone_width=0.1,
+        backbone_depth=0.4,
+        word_width=16,
+        stack=StackConfig(hidden=32, layers=1, heads=2, mlp=64),
+        around=8,
+    )
+    model = linear(query_vocab_size=len(known), query_length=12, relevance=shape, **changes)
+    assert model.relevance is not None
+    with torch.no_grad():
+        for weight in (model.relevance.words.weight, model.relevance.places):
+            torch.nn.init.normal_(weight)
+        for convolution in model.relevance.modules():
+            if isinstance(convolution, torch.nn.Conv2d):
+                torch.nn.init.kaiming_normal_(convolution.weight)
     model.load_tokenizer(folder / "tokenizer.json")
     return model
 

@@ -83,7 +83,7 @@ def test_a_shared_budget_is_queued_without_a_wait(on_fake_cuda: DoveModel) -> No
             on_fake_cuda._encode_batch(part, None, rule=rule, whole_curve=True, block_size=None)
             for part in pixels.split(2)
         ]
-        tokens, lengths, p_eos, _ = join(batches, rule, [])
+        tokens, lengths, p_eos, *_ = join(batches, rule, [])
     assert tokens.shape == (50, 64) and lengths.shape == (3,) and p_eos is not None
 
 
@@ -128,7 +128,7 @@ def packed_with_room(lengths: list[int], fill: float) -> Encoded:
 
 
 def test_room_behind_the_tokens_is_cut_off() -> None:
-    tokens, lengths, p_eos, _ = join(
+    tokens, lengths, p_eos, *_ = join(
         [packed_with_room([2, 3], 0.0), packed_with_room([1], 10.0).of_first(1)], LengthRule(), []
     )
     assert tokens[:, 0].tolist() == [0, 0, 1, 1, 1, 10]
