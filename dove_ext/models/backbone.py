@@ -129,7 +129,6 @@ class Backbone(nn.Module):
 
         Args:
             pixels: [B, 3, S, S] in [-1, 1], S a multiple of 32.
-
         """
         x, found = F.relu6(self.stem(pixels)), []
         for i, block in enumerate(self.blocks):
