@@ -46,7 +46,7 @@ class RelevanceMap(nn.Module):
         self.backbone = Backbone(config.backbone_width, config.backbone_depth)
         self.norm = nn.LayerNorm(self.backbone.features)
         self.from_features = nn.Linear(self.backbone.features, width)
-        self.places = nn.Parameter(torch.zeros(grid**2, width))
+        self.places = nn.Embedding(grid**2, width)
         self.stack = Stack(config.stack)
         self.words = nn.Embedding(vocab_size, config.word_width)
         self.from_words = nn.Linear(config.word_width, 2 * width)
@@ -70,7 +70,7 @@ class RelevanceMap(nn.Module):
 
     def places_of(self, features: Tensor) -> Tensor:
         """`see` of `features`."""
-        return self.stack(self.from_features(self.norm(features)) + self.places, prefix=None)
+        return self.stack(self.from_features(self.norm(features)) + self.places.weight, prefix=None)
 
     def meaning(self, query: Query) -> Tensor:
         """Mean of the words of each query, of length 1: [B, word_width].
@@ -107,19 +107,20 @@ class RelevanceMap(nn.Module):
         """
         chance = self.logits(seen, self.meaning(query)).float().sigmoid()
         weights = (chance + FLOOR) / (1 + FLOOR)
-        if query.values.is_floating_point():
-            return weights
-        null = query.values[:, 0] == NULL_WORD
-        if query.lengths is not None:
-            null = null & (query.lengths == 1)
-        elif query.values.shape[1] > 1:
-            null = torch.zeros_like(null)
-        return torch.where(null[:, None], torch.ones_like(weights), weights)
+        return torch.where(self.is_null(query)[:, None], torch.ones_like(weights), weights)
+
+    def is_null(self, query: Query) -> Tensor:
+        """Where the whole picture is asked for, by the word "null" alone: bool [B]."""
+        values, lengths = query
+        alone = values.shape[1] == 1 if lengths is None else lengths == 1
+        if values.is_floating_point():
+            return torch.zeros(len(values), dtype=torch.bool, device=values.device)
+        return (values[:, 0] == NULL_WORD) & alone
 
     def reset_parameters(self) -> None:
         """Initialise for training: a match of places and words, with nothing around it yet."""
         self.stack.reset_parameters()
-        nn.init.trunc_normal_(self.places, std=0.02)
+        nn.init.trunc_normal_(self.places.weight, std=0.02)
         nn.init.zeros_(self.to_change.weight)
         assert self.to_change.bias is not None
         nn.init.zeros_(self.to_change.bias)

@@ -39,6 +39,7 @@ class Sample:
     skipped: dict[str, str] = field(default_factory=dict)  # unreadable images it stands in for: name, reason
     query: str | None = None  # what is asked for; None: the whole image
     boxes: Tensor | None = None  # float32 [n, 4], where that is, in fractions; None where nobody asks
+    more: list[tuple[str, Tensor]] = field(default_factory=list)  # further queries, and their boxes
 
 
 @dataclass
@@ -50,6 +51,7 @@ class Batch:
     skipped: dict[str, str]  # as in Sample, of all B
     queries: list[str | None]  # as in Sample
     boxes: list[Tensor] | None  # of each image; None where nobody asks
+    more: list[list[tuple[str, Tensor]]] = field(default_factory=list)  # of each image, as in Sample
 
 
 class TrainingImages(Dataset[Sample]):
@@ -231,7 +233,8 @@ class _Batches(Dataset["Batch | DoveError"]):
         skipped = {name: reason for sample in samples for name, reason in sample.skipped.items()}
         pixels, names = torch.stack([s.pixels for s in samples]), [s.name for s in samples]
         boxes = [s.boxes for s in samples if s.boxes is not None]
-        return Batch(pixels, names, skipped, [s.query for s in samples], boxes or None)
+        more = [s.more for s in samples]
+        return Batch(pixels, names, skipped, [s.query for s in samples], boxes or None, more)
 
 
 def _as_it_is(batch: Batch | DoveError) -> Batch | DoveError:

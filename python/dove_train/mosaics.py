@@ -40,6 +40,7 @@ class Mosaic(NamedTuple):
         names: of the pictures, row by row.
         labels: of the tiles, row by row.
         skipped: pictures that could not be read, and why; others of their labels stand in for them.
+        others: queries about the other labels, in random order, with their boxes.
     """
 
     pixels: Tensor
@@ -48,6 +49,7 @@ class Mosaic(NamedTuple):
     names: list[str]
     labels: list[str]
     skipped: dict[str, str]
+    others: list[tuple[str, Tensor]]
 
 
 class Mosaics:
@@ -129,14 +131,22 @@ class Mosaics:
         picture, rest = np.concatenate(rows), self.size - along * side
         picture = np.pad(picture, ((0, rest), (0, rest), (0, 0)), mode="edge")
         asked = str(random.choice(sorted(set(labels))))
-        boxes = [_tile(i, along, side / self.size) for i in range(len(labels)) if labels[i] == asked]
+        boxes = {
+            name: torch.tensor(
+                [_tile(i, along, side / self.size) for i in range(len(labels)) if labels[i] == name]
+            )
+            for name in dict.fromkeys(labels)
+        }
+        query = query_for(asked, len(boxes[asked]), random)
+        others = [str(name) for name in random.permutation(sorted(set(labels) - {asked}))]
         return Mosaic(
             torch.from_numpy(picture.transpose(2, 0, 1).copy()),
-            query_for(asked, len(boxes), random),
-            torch.tensor(boxes),
+            query,
+            boxes[asked],
             names,
             labels,
             skipped,
+            [(query_for(name, len(boxes[name]), random), boxes[name]) for name in others],
         )
 
     def _read(self, label: str, random: np.random.Generator, skipped: dict[str, str]) -> tuple[Pixels, str]:

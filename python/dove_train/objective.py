@@ -20,6 +20,7 @@ from dove_train.losses import (
     reconstruction_loss,
     sampled_eos_loss,
 )
+from dove_train.pointing import pointing_loss
 from dove_train.region_losses import irrelevant_loss, length_penalty, outside, query_loss, relevant_loss
 from dove_train.settings import Settings
 from dove_train.stages import Outputs
@@ -82,8 +83,11 @@ class Objective:
         s = self.settings
         images = s.batch_size * s.accumulate
         if outputs.reconstruction is None:
-            assert outputs.alignment is not None
-            loss = outputs.alignment
+            if outputs.pointed is not None and boxes is not None:
+                loss = pointing_loss(outputs.pointed, boxes)
+            else:
+                assert outputs.alignment is not None
+                loss = outputs.alignment
             return loss.sum() / images, {"images": torch.ones_like(loss).sum(), "loss": loss.detach().sum()}
         distance = partial(
             reconstruction_loss,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,14 @@ class QueryIndex:
             i -= len(part)
         raise IndexError("there is no such query")
 
+    def beside(self, i: int) -> list[Region]:
+        """The other queries about the same picture."""
+        for part in self.regions:
+            if i < len(part):
+                return [part[k] for k in part.beside(i)]
+            i -= len(part)
+        raise IndexError("there is no such query")
+
     def name(self, i: int) -> str:
         """The picture, and what is asked about it."""
         if i >= self.queries and self.mosaics:
@@ -99,11 +108,11 @@ class QueryIndex:
 class QueryImages(Dataset[Sample]):
     """Pictures with queries and boxes; item p is a function of (seed, p) alone.
 
-    An epoch holds every query once, in an order of its own. Half of the queries become "null" with the whole
-    picture as their box (3.1), and are augmented as images without queries are. The other pictures are
-    squashed to a square, since a square cut out of them could lose what is asked for; of each side at least
-    `crop_scale` is kept, and more than half of every box. They are mirrored unless the text speaks of left or
-    right, and never made grey: a text may name a colour.
+    An epoch holds every query once, in an order of its own. A share of the queries, half in the paper, become
+    "null" with the whole picture as their box (3.1), and are augmented as images without queries are. The
+    other pictures are squashed to a square, since a square cut out of them could lose what is asked for; of
+    each side at least `crop_scale` is kept, and more than half of every box. They are mirrored unless a text
+    speaks of left or right, and never made grey: a text may name a colour.
 
     Args:
         regions: what is asked.
@@ -112,6 +121,8 @@ class QueryImages(Dataset[Sample]):
         augmentation: what is done to each picture.
         mosaics: drawn instead of a query's picture for a share of the samples, see `Mosaics`.
         mosaic_share: this share.
+        null_share: of the queries, which become "null".
+        more: up to so many further queries about each picture that is asked about, drawn from the others.
 
     Raises:
         TrainingError: if there is nothing to ask.
@@ -126,11 +137,14 @@ class QueryImages(Dataset[Sample]):
         augmentation: Augmentation,
         mosaics: Mosaics | None = None,
         mosaic_share: float = 0.0,
+        null_share: float = NULL_SHARE,
+        more: int = 0,
     ) -> None:
         if seed < 0:
             raise TrainingError(f"seed must be at least 0, got {seed}")
         self.size, self.seed, self.augmentation = size, seed, augmentation
         self.mosaics, self.mosaic_share = mosaics, mosaic_share
+        self.null_share, self.more = null_share, more
         self.index = QueryIndex(regions, mosaics)
         self.report = [line for part in regions for line in part.report()]
         self.report += mosaics.report if mosaics else []
@@ -152,35 +166,50 @@ class QueryImages(Dataset[Sample]):
             TrainingError: if no picture can be read, or 10,000 in a row cannot.
         """
         random = np.random.default_rng((self.seed, 9, position))
-        null, mosaic = random.random() < NULL_SHARE, random.random() < self.mosaic_share
+        null, mosaic = random.random() < self.null_share, random.random() < self.mosaic_share
         whole = torch.tensor([WHOLE])
         if mosaic and self.mosaics:
             made = self.mosaics[position]
             name = f"mosaic {position}"
             query, boxes = (None, whole) if null else (made.query, made.boxes)
-            return Sample(made.pixels, name, made.skipped, query, boxes)
+            more = [] if null else made.others[: self.more]
+            return Sample(made.pixels, name, made.skipped, query, boxes, more)
         epoch, start = divmod(position, len(self))
         if self._order is None or self._order[0] != epoch:
             self._order = epoch, np.random.default_rng((self.seed, 10, epoch)).permutation(len(self))
         skipped: dict[str, str] = {}
         for k in range(min(len(self), PATIENCE)):
-            region = self.index[int(self._order[1][(start + k) % len(self)])]
+            number = int(self._order[1][(start + k) % len(self)])
+            region = self.index[number]
             try:
                 pixels = region.open().permute(1, 2, 0).numpy()
             except ImageError as error:
                 skipped[region.name] = str(error)
                 continue
+            further: list[tuple[str, Tensor]] = []
             if null or region.query is None:
                 out, query, boxes = self.augmentation(pixels, self.size, random), None, whole
             else:
-                mirror = not _SIDES.search(region.query)
-                query = region.query
-                out, boxes = self.augmentation.squashed(pixels, region.boxes, self.size, random, mirror)
-            return Sample(torch.from_numpy(out.transpose(2, 0, 1).copy()), region.name, skipped, query, boxes)
+                query, more = region.query, self._more(number, random)
+                mirror = not any(_SIDES.search(text) for text in (query, *(text for text, _ in more)))
+                places = [region.boxes, *(boxes for _, boxes in more)]
+                out, boxes = self.augmentation.squashed(pixels, torch.cat(places), self.size, random, mirror)
+                boxes, *others = boxes.split([len(part) for part in places])
+                further = [(text, part) for (text, _), part in zip(more, others, strict=True)]
+            picture = torch.from_numpy(out.transpose(2, 0, 1).copy())
+            return Sample(picture, region.name, skipped, query, boxes, further)
         raise TrainingError(
             f"the pictures of {min(len(self), PATIENCE)} queries in a row cannot be read; give other "
             f"training data (the last: {list(skipped.values())[-1]})"
         )
+
+    def _more(self, number: int, random: np.random.Generator) -> list[tuple[str, Tensor]]:
+        """Further queries about the picture of a query, and their boxes."""
+        if not self.more:
+            return []
+        others = self.index.beside(number)
+        chosen = random.permutation(len(others))[: self.more]
+        return [(text, others[i].boxes) for i in chosen if (text := others[i].query) is not None]
 
 
 def understood(tokenizer: QueryTokenizer, batch: Batch) -> tuple[Query, list[Tensor], dict[str, str]]:
@@ -202,3 +231,18 @@ def understood(tokenizer: QueryTokenizer, batch: Batch) -> tuple[Query, list[Ten
                 f'{text!r} about {batch.names[i]!r} becomes "null": {error}'
             )
     return tokenizer(texts), boxes, refused
+
+
+def every_query(batch: Batch) -> tuple[Batch, list[int]]:
+    """A batch with a row for every query about its images, and which image a row is about.
+
+    Its pixels stay those of the images.
+    """
+    assert batch.boxes is not None
+    owners, texts, boxes = list(range(len(batch.names))), list(batch.queries), list(batch.boxes)
+    for i, further in enumerate(batch.more):
+        for text, own in further:
+            owners.append(i)
+            texts.append(text)
+            boxes.append(own)
+    return replace(batch, names=[batch.names[i] for i in owners], queries=texts, boxes=boxes, more=[]), owners

@@ -71,6 +71,15 @@ class Regions(Sequence[Region]):
         picture = self._picture[i]
         return Region(self.index.name(picture), partial(self.index.read, picture), text or None, boxes)
 
+    def beside(self, i: int) -> list[int]:
+        """The places of the other queries about the same picture that stand around query i."""
+        first = last = i
+        while first and self._picture[first - 1] == self._picture[i]:
+            first -= 1
+        while last + 1 < len(self) and self._picture[last + 1] == self._picture[i]:
+            last += 1
+        return [k for k in range(first, last + 1) if k != i]
+
     def add(self, picture: int, query: str | None, boxes: Sequence[Box], example: str) -> None:
         """Add a query; one that has no text, or no box within its picture, is counted instead.
 

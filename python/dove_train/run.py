@@ -22,6 +22,7 @@ from dove_train.fingerprint import fingerprint, require_same_data
 from dove_train.initialise import fit_linear_code, has_closed_form
 from dove_train.mosaics import Mosaics
 from dove_train.objective import Objective
+from dove_train.pointing import MORE_QUERIES
 from dove_train.progress import Reporter
 from dove_train.queries import QueryImages, folders, read_queries
 from dove_train.schedule import Schedule
@@ -223,4 +224,6 @@ def query_images(settings: Settings, size: int) -> QueryImages:
         augmentation=augmentation,
         mosaics=mosaics,
         mosaic_share=settings.mosaics,
+        # A map needs no practice in the whole picture, and sees a picture once for all queries about it.
+        **({"null_share": 0.0, "more": MORE_QUERIES} if settings.points else {}),
     )

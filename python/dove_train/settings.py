@@ -14,11 +14,11 @@ T = TypeVar("T")
 # What a stage may train, see `stages.parts_of`.
 PART_NAMES = (
     "encoder", "decoder", "codebook", "linear", "generator", "features", "upper_layers", "last_layer",
-    "tokens", "token_decoder", "head", "query",
+    "tokens", "token_decoder", "head", "query", "relevance",
 )  # fmt: skip
 # Of these, what each path runs through.
 PATHS = {
-    "tokens": tuple(name for name in PART_NAMES if name not in ("codebook", "query")),
+    "tokens": tuple(name for name in PART_NAMES if name not in ("codebook", "query", "relevance")),
     "autoencoder": ("encoder", "decoder", "codebook", "linear"),
     "features": ("features", "upper_layers", "last_layer", "tokens"),
     "query": tuple(name for name in PART_NAMES if name not in ("codebook", "linear")),
@@ -49,7 +49,7 @@ class Stage:
         "tokens",
         "'tokens': the whole model at sampled lengths; 'autoencoder': the VQGAN alone; 'features': the "
         "generator alone: image positions and, if tokens are trained, tokens distilled from MobileNetV2; "
-        "'query': the whole model on pictures with queries and boxes (Q-DOVE)",
+        "'query': on pictures with queries and boxes (Q-DOVE) the whole model, or a relevance map alone",
     )
     learning_rate: float = _setting(0.0, "peak of AdamW's learning rate (0: the run's)")
     crop: int = _setting(0, "path 'autoencoder': side of random square crops, in pixels (0: whole images)")
@@ -77,6 +77,8 @@ class Stage:
                 )
         if self.crop and self.path != "autoencoder":
             raise TrainingError("a stage's crop needs path: autoencoder; all other paths take whole images")
+        if self.path == "query" and "relevance" in self.train and self.train != ["relevance"]:
+            raise TrainingError("a relevance map is trained by itself: give the stage train: [relevance]")
         _at_least(self, 0, "steps", "learning_rate", "crop")
 
 
@@ -119,6 +121,12 @@ class Settings:
     perceptual_weights: str = _setting("", "file with its backbone (empty: from its package, or downloaded)")
     alignment_weights: str = _setting(
         "", "path 'features': torchvision's file of MobileNetV2 (empty: from its package)"
+    )
+    classifier: str = _setting(
+        "", "relevance map: file of EfficientNet-Lite2, backbone and teacher (empty: from its package)"
+    )
+    sentence_encoder: str = _setting(
+        "", "relevance map of a start without one: folder of an encoder that embeds its words"
     )
     gan_weight: float = _setting(0.0, "weight of the adversarial loss; the paper's is 5e-10; 0 leaves it out")
     gan_start: int = _setting(0, "step at which the adversarial loss sets in")
@@ -182,6 +190,8 @@ class Settings:
                 "stages of path 'query' read queries, all others images; train these in a run of their own, "
                 "and start the other one from its model (start_from)"
             )
+        if self.asks and not self.points and any("relevance" in s.train for s in self.stages.values()):
+            raise TrainingError("a relevance map is trained in a run of its own; start that from this model")
         strange = ("drawn", "min_side", "synsets") if self.asks else ("queries", "mosaics")
         if self.asks and not self.mosaics:
             strange = (*strange, "data")
@@ -203,6 +213,11 @@ class Settings:
     def asks(self) -> bool:
         """Whether the stages train on queries (Q-DOVE)."""
         return any(stage.path == "query" for stage in self.stages.values())
+
+    @property
+    def points(self) -> bool:
+        """Whether they train a relevance map alone."""
+        return self.asks and all(stage.train == ["relevance"] for stage in self.stages.values())
 
 
 def _at_least(settings: Any, least: float, *names: str) -> None:

@@ -18,7 +18,7 @@ from dove_train.data import Batch, batches, to_range
 from dove_train.distributed import whole
 from dove_train.length_sampling import sample_lengths
 from dove_train.optimizer import eos_weight, learning_rate, load_optimizer, make_optimizer, optimizer_state
-from dove_train.queries import understood
+from dove_train.queries import every_query, understood
 from dove_train.run import Run
 from dove_train.schedule import PACE_STEPS, Place
 from dove_train.settings import TrainingError
@@ -221,8 +221,14 @@ class StageRun:
             return Asked(), {}
         tokenizer = self.run.model.tokenizer
         assert isinstance(tokenizer, QueryTokenizer)
+        owners: list[int] | None = None
+        if self.stage.train == ["relevance"]:
+            batch, owners = every_query(batch)
         query, boxes, refused = understood(tokenizer, batch)
-        return Asked((tuple(query.to(self.run.world.device)),), boxes), refused
+        asked: tuple[Any, ...] = tuple(query.to(self.run.world.device))
+        if owners is not None:
+            asked = (*asked, torch.tensor(owners, device=self.run.world.device))
+        return Asked((asked,), boxes), refused
 
     def forward_backward(
         self, pixels: Tensor, plan: StepPlan, part: int, asked: Asked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -13,10 +14,12 @@ from torch.utils.checkpoint import checkpoint
 from dove_ext.errors import CheckpointError
 from dove_ext.models.dove import DoveModel
 from dove_ext.models.query import Query
+from dove_ext.models.relevance import RelevanceMap
 from dove_ext.models.stack import Layer
 from dove_ext.models.vqgan import VQGAN, Level
 from dove_train.alignment import Alignment
 from dove_train.length_sampling import DEFAULT_TARGET
+from dove_train.pointing import ClassEvidence, Pointed, classifier_file, point, read_classifier
 from dove_train.settings import Settings, Stage, TrainingError
 
 
@@ -33,6 +36,7 @@ class Outputs(NamedTuple):
     indices: Tensor | None = None  # int64 [B, P]
     alignment: Tensor | None = None  # float32 [B], distance from the backbone's features
     margin: Tensor | None = None  # float32 [B], dB above the promised PSNR that the pictures need
+    pointed: Pointed | None = None  # a relevance map's answers
 
 
 class TokensPass(nn.Module):
@@ -132,9 +136,36 @@ class FeaturesPass(nn.Module):
         return Outputs(alignment=self.alignment(states, sharp, said))
 
 
+class RelevancePass(nn.Module):
+    """Image and query -> relevance of each place, beside what the map's teacher sees."""
+
+    def __init__(self, relevance: RelevanceMap, teacher: ClassEvidence) -> None:
+        super().__init__()
+        self.relevance, self.teacher = relevance, teacher
+
+    def forward(
+        self,
+        pixels: Tensor,
+        lengths: Tensor | None,
+        total: int | None = None,
+        query: tuple[Tensor, Tensor | None, Tensor] | None = None,
+    ) -> Outputs:
+        """One pass over [B, 3, S, S] in [-1, 1].
+
+        Args:
+            pixels: [B, 3, S, S] in [-1, 1].
+            lengths: means nothing here.
+            total: likewise.
+            query: fields of a `Query` of N rows, and the image of each, int64 [N].
+        """
+        assert query is not None
+        *asked, owners = query
+        return Outputs(pointed=point(self.relevance, self.teacher, pixels, Query(*asked), owners))
+
+
 def make_pass(
     model: DoveModel | VQGAN, stage: Stage, settings: Settings
-) -> TokensPass | AutoencoderPass | FeaturesPass:
+) -> TokensPass | AutoencoderPass | FeaturesPass | RelevancePass:
     """The path that a stage trains.
 
     Raises:
@@ -164,11 +195,14 @@ def make_pass(
             raise TrainingError(
                 f"a stage of path 'features' needs MobileNetV2 (--alignment-weights): {error}"
             ) from error
+    if stage.train == ["relevance"]:
+        return _relevance_pass(model, settings)
     if stage.path == "query":
         if not model.config.query_vocab_size or model.config.shortcut:
             raise TrainingError(
                 "a stage of path 'query' needs a model that reads queries (--preset dove-base-q, or --shape "
-                "query_vocab_size=N query_length=N) and has no linear code, whose tokens follow a relevance"
+                "query_vocab_size=N query_length=N) and has no linear code; of a model with a relevance map "
+                "give it train: [relevance]"
             )
         model.queries(None, 1)  # a tokenizer that is missing or damaged says so now
     if model.config.shortcut and settings.target_length:
@@ -185,6 +219,22 @@ def make_pass(
         )
     renders = {"decoder", "token_decoder", "encoder", "linear"}
     return TokensPass(model, around_stops=model.config.shortcut and not renders & set(stage.train))
+
+
+def _relevance_pass(model: DoveModel, settings: Settings) -> RelevancePass:
+    relevance, tokenizer = model.relevance, model.tokenizer
+    if relevance is None or tokenizer is None:
+        raise TrainingError(
+            "a stage trains 'relevance', which needs a model with a relevance map and its tokenizer "
+            "(--preset dove-tiny-q)"
+        )
+    try:
+        # The backbone is the file's already; it is read again for the classifier's end.
+        backbone = copy.deepcopy(relevance.backbone)
+        classifier = read_classifier(classifier_file(settings.classifier), backbone)
+    except CheckpointError as error:
+        raise TrainingError(f"a stage that trains a relevance map needs its classifier: {error}") from error
+    return RelevancePass(relevance, ClassEvidence(classifier, tokenizer).to(model.device))
 
 
 def parts_of(model: DoveModel | VQGAN) -> dict[str, list[nn.Module | None]]:
@@ -219,6 +269,9 @@ def parts_of(model: DoveModel | VQGAN) -> dict[str, list[nn.Module | None]]:
         parts["token_decoder"] = [model.token_decoder]
         parts["head"] = [generator.embed_out]
         parts["query"] = [generator.embed_in]
+        if model.relevance is not None:  # words and backbone stay as they were made
+            fixed = (model.relevance.backbone, model.relevance.words)
+            parts["relevance"] = [m for m in model.relevance.children() if m not in fixed]
     return parts
 
 

