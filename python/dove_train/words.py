@@ -52,13 +52,13 @@ def make_words(encoder: Path, texts: Iterable[str], size: int, width: int) -> tu
     ends = [*ends, *letters]
     names = _words(texts, set(known))
     first = NULL_WORD + 1 + 256
-    common = known[: size - first - len(names) - len(ends)]
-    short = size - first - len(names) - len(ends) - len(common)
-    if size <= first + len(names) + len(ends) or short:
+    fixed = first + len(names) + len(ends)
+    if not fixed < size <= fixed + len(known):
         raise TrainingError(
             f"query_vocab_size {size} cannot be filled: with {len(names)} words of names and {len(ends)} "
-            f"pieces it must be between {first + len(names) + len(ends) + 1} and {size - short}"
+            f"pieces it must be {fixed + 1} to {fixed + len(known)}"
         )
+    common = known[: size - fixed]
     words = [*common, *names]
     of_words = embed(words)
     of_ends = embed(ends)
