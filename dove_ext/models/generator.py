@@ -13,6 +13,7 @@ from dove_ext import ops
 from dove_ext.config import DoveConfig
 from dove_ext.models.cache import KeyValueCache
 from dove_ext.models.precision import operands
+from dove_ext.models.pretrained import computed
 from dove_ext.models.query import Query, at_times, followed, outputs
 from dove_ext.models.stack import Stack
 from dove_ext.ops.backend import autocasts
@@ -101,7 +102,8 @@ class Generator(nn.Module):
         width, shortcut = config.generator.hidden, config.shortcut
         self.from_latent = nn.Linear(config.vqgan.latent_channels, width)
         self.times: Tensor
-        self.register_buffer("times", time_encodings(config.num_tokens, width), persistent=False)
+        times = computed(lambda: time_encodings(config.num_tokens, width), config.num_tokens, width)
+        self.register_buffer("times", times, persistent=False)
         reads = config.query_vocab_size and config.relevance is None
         self.embed_in = nn.Embedding(config.query_vocab_size, width) if reads else None
         self.stack = Stack(config.generator)
@@ -114,7 +116,8 @@ class Generator(nn.Module):
         # Rows of the vocabulary that beat EOS most often, for ops.eos_scan; any set of rows is correct.
         witnesses = min(256, config.vocab_size - 1) if config.vocab_size > 2 else 0
         self.witness: Tensor
-        self.register_buffer("witness", torch.arange(1, witnesses + 1, dtype=torch.int32))
+        first = computed(lambda: torch.arange(1, witnesses + 1).int(), witnesses, dtype=torch.int32)
+        self.register_buffer("witness", first)
 
     @property
     def prefix(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from dove_ext.atomic import atomic_write, make_writable_folder
 from dove_ext.config import PRESETS, DoveConfig, VQGANConfig
@@ -152,6 +154,32 @@ def _without(weights: dict[str, Tensor], base: str) -> tuple[dict[str, Tensor], 
     return own, {BASE: base, BASE_DIGEST: digest}
 
 
+_FILLING = {
+    nn.init.normal_, nn.init.uniform_, nn.init.trunc_normal_, nn.init.kaiming_uniform_, Tensor.normal_,
+    Tensor.uniform_,
+}  # fmt: skip
+
+
+def computed(compute: Callable[[], Tensor], *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """What a new model computes; on the meta device only its shape.
+
+    Arithmetic and random numbers load PyTorch's compiler there, to find out a shape: it takes seconds.
+    """
+    if torch.get_default_device().type == "meta":
+        return torch.empty(shape, dtype=dtype)
+    return compute()
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """On the meta device, where there is nothing to fill: no random numbers (see `computed`)."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _FILLING:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
 class Pretrained(nn.Module):
     """A model that is loaded from and saved to a model folder; subclasses name their configuration.
 
@@ -195,7 +223,8 @@ class Pretrained(nn.Module):
         folder = find_model(name_or_path, revision)
         config = load_config(folder, cls.config_class)
         weights = read_all_weights(folder)
-        with torch.device("meta"):  # a config.json that asks for terabytes is refused before it gets them
+        with torch.device("meta"), _NothingDrawn():
+            # A config.json that asks for terabytes is refused before it gets them.
             fit_weights(cls(config), weights, str(folder / WEIGHTS))
         with torch.device("cpu"):  # whatever default device and dtype a caller has set: nothing is rounded
             model = cls(config).float()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dove_ext.metrics.pixel import psnr_of_mse
+from dove_ext.models.pretrained import computed
 
 BEST_QUALITY = 80.0  # dB; beyond it float32 sums say little, and no picture of 8 bits
 CONCENTRATION = 16.0  # dB; how far the worst patch's error may be above the mean one
@@ -49,14 +50,18 @@ class FrequencyShortcut(nn.Module):
         self.pixels = pixels
         self.coefficients = grid * grid * latent_channels
         self.kept = min(self.coefficients, num_tokens * width)
-        self.basis = nn.Parameter(dct_basis(grid))
-        rows, columns = torch.arange(grid).repeat_interleave(grid), torch.arange(grid).repeat(grid)
-        by_frequency = (rows**2 + columns**2).argsort(stable=True)
-        pairs = by_frequency[:, None] * latent_channels + torch.arange(latent_channels)
+        self.basis = nn.Parameter(computed(lambda: dct_basis(grid), grid**2, grid**2))
         self.order: Tensor
         self.scale: Tensor
-        self.register_buffer("order", pairs.flatten()[: self.kept].int())
+        order = computed(lambda: self._by_frequency(grid), self.kept, dtype=torch.int32)
+        self.register_buffer("order", order)
         self.register_buffer("scale", torch.ones(self.kept))
+
+    def _by_frequency(self, grid: int) -> Tensor:
+        rows, columns = torch.arange(grid).repeat_interleave(grid), torch.arange(grid).repeat(grid)
+        by_frequency = (rows**2 + columns**2).argsort(stable=True)
+        pairs = by_frequency[:, None] * self.latent_channels + torch.arange(self.latent_channels)
+        return pairs.flatten()[: self.kept].int()
 
     def transform(self, latents: Tensor) -> Tensor:
         """All coefficients of latents [B, P, C]: [B, P * C], frequency by frequency."""

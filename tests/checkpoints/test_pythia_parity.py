@@ -11,11 +11,11 @@ import torch
 from dove_ext.checkpoints.convert import convert
 from tests.checkpoints.public_checkpoints import CONFIG
 
-transformers = pytest.importorskip("transformers", reason="the parity test needs transformers")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def neox() -> Any:
+    transformers = pytest.importorskip("transformers", reason="the parity test needs transformers")
     stack = CONFIG.generator
     torch.manual_seed(5)
     shape = transformers.GPTNeoXConfig(

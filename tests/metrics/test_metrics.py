@@ -307,10 +307,11 @@ def test_without_torchvision(monkeypatch: pytest.MonkeyPatch, error: Exception, 
 
 
 def test_the_library_needs_no_torchvision() -> None:
-    """Neither the metrics of pixels nor the demo's verbs import it."""
+    """Neither the metrics of pixels nor the demo's verbs import it; nor do they load PyTorch's compiler."""
     code = (
         "import sys; sys.modules['torchvision'] = sys.modules['lpips'] = None; import dove_ext.metrics, "
-        "dove_ext.api, dove_ext.images.sheet, dove_ext.cli.encode, dove_ext.cli.reconstruct"
+        "dove_ext.api, dove_ext.images.sheet, dove_ext.cli.encode, dove_ext.cli.reconstruct; "
+        "dove_ext.load_model(); assert 'torch._dynamo' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
