@@ -538,8 +538,8 @@ class DoveModel(Pretrained):
         """Look at images once, for as many queries as one likes (Q-DOVE, 2.3).
 
         `encode(prefix, query=...)` gives the tokens of `encode(images, query=...)`, to rounding, and runs
-        neither the encoder nor the image positions of the generator again. Models without query weights have
-        prefixes, too. On a GPU a prefix runs without a CUDA graph; what that costs is not measured yet.
+        neither the encoder nor the image positions of the generator again; of a model with a relevance map
+        nothing but the map's last part. Models without query weights have prefixes, too. On a GPU a prefix runs without a CUDA graph; what that costs is not measured yet.
 
         Args:
             images: as for `encode`.
@@ -560,9 +560,13 @@ class DoveModel(Pretrained):
         parts = []
         for part in pixels.split(batch_size):
             normal = normalise(part).to(self.dtype)
-            seen = self.generator.see(self._unasked(normal))
-            sight = None if self.relevance is None else self.relevance.see(normal)
-            parts.append(seen._replace(sight=sight))
+            condition = self._unasked(normal)
+            if self.relevance is None:
+                parts.append(self.generator.see(condition))
+                continue
+            # Its queries say which code is sent, not what the generator reads.
+            states = self.generator.states(condition, self.config.num_tokens)
+            parts.append(condition._replace(sight=self.relevance.see(normal), states=states))
         check_ranges([(name, values.tolist()) for name, values in unread])
         return Prefix.of(self, self.dtype, pixels, parts)
 

@@ -49,6 +49,8 @@ class Condition(NamedTuple):
         relevance: float32 [B, P], how much each place counts in `sent`, `quality` and `margin`; None: all
             alike.
         sight: where images were looked at for queries (`RelevanceMap.see`), [B, P, width]; or None.
+        states: where no query changes them, the hidden states of all K time positions (`Generator.states`),
+            [B, K, hidden]; or None.
     """
 
     latents: Tensor
@@ -61,6 +63,7 @@ class Condition(NamedTuple):
     seen: Tensor | None = None
     relevance: Tensor | None = None
     sight: Tensor | None = None
+    states: Tensor | None = None
 
 
 class StopCheck:
@@ -198,11 +201,17 @@ class Generator(nn.Module):
         With the linear shortcut [B, count, hidden + 1], see `beside_quality`.
         """
         count = self.config.num_tokens if count is None else count
+        return self.beside_quality(self.states(condition, count), condition)
+
+    def states(self, condition: Condition, count: int) -> Tensor:
+        """Last hidden states at the first `count` time positions: [B, count, hidden]."""
+        if condition.states is not None:
+            return condition.states[:, :count]
         x = self.sequence(condition)
         x = self._inputs(x, self.positions(0, count, x, condition), condition)
         cache = None if condition.seen is None else self._cache(condition, x, 0)
         states = self.stack(x, prefix=self.prefix, cache=cache, last=outputs(condition.query, count))
-        return self.beside_quality(at_times(states, condition.query, count), condition)
+        return at_times(states, condition.query, count)
 
     def beside_quality(self, hidden: Tensor, condition: Condition, start: int = 0) -> Tensor:
         """What the stop head reads: with the linear shortcut the code's quality stands beside a hidden state.
@@ -363,6 +372,9 @@ class Generator(nn.Module):
             (Tensor, Tensor): what `forward` gives for the n <= limit positions that ran, and each image's
             length int32 [B], 1..limit, as `lengths` gives it.
         """
+        if condition.states is not None:
+            there = self(condition, limit)
+            return there, self.lengths(there, threshold)
         x, query = self.sequence(condition), condition.query
         cache = self._cache(condition, x, limit)
         # first_stop reports the index behind a block's last position when the block holds no stop.
