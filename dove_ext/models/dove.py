@@ -539,7 +539,8 @@ class DoveModel(Pretrained):
 
         `encode(prefix, query=...)` gives the tokens of `encode(images, query=...)`, to rounding, and runs
         neither the encoder nor the image positions of the generator again; of a model with a relevance map
-        nothing but the map's last part. Models without query weights have prefixes, too. On a GPU a prefix runs without a CUDA graph; what that costs is not measured yet.
+        nothing but the map's last part. Models without query weights have prefixes, too. On a GPU a prefix
+        runs without a CUDA graph; what that costs is not measured yet.
 
         Args:
             images: as for `encode`.
