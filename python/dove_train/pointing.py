@@ -1,9 +1,9 @@
 """Training of a relevance map: which cells a query's boxes cover, and what a classifier sees at each place.
 
 The paper trains where to look by Eq. 5 to 7 alone, on ten million boxes (2.3). Here the map is trained for
-itself: whatever it names is coded exactly. Beside its queries each picture is asked for one of the 1,000
-classes of the classifier whose layers are the map's backbone: the class's name is the query, its probability
-at each place the answer. That needs no boxes, and gives words that no box has.
+itself: whatever it names is coded exactly. Beside its queries each picture is asked for some of the
+1,000 classes of the classifier whose layers are the map's backbone: a class's name is the query, its
+probability at each place the answer. That needs no boxes, and gives words that no box has.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ CLASSES = 1000
 WIDTH = 1280  # of the classifier's last layer
 DICE_WEIGHT = 0.5
 CLASS_WEIGHT = 0.5  # of the class's loss beside that of the queries
-STRONGEST_SHARE = 0.7  # of the images are asked for their strongest class, others for any
+ASKED = 3  # classes for each image: the strongest at a random place each, or
+ANY_SHARE = 0.25  # of them any class
+SURE = 0.3  # a class whose probability is nowhere larger is not taken to be there
 MORE_QUERIES = 3  # about a picture, besides the one that it was drawn for
 _FINE = 8  # samples along a cell, by which its covered share is found
 _EPSILON = 1e-3  # of TensorFlow's batch norms
@@ -68,11 +70,11 @@ class Classifier(nn.Module):
         self.features = features
         self.requires_grad_(False)
 
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits at places [B, P, classes] and of images [B, classes], of features [B, P, ...]."""
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits of the classes at each place, [B, P, classes] of [B, P, ...]; their mean is the image's."""
         last = features[..., -self.features :]
-        inner = F.relu6(F.linear(last, self.head.weight.flatten(1), self.head.bias))
-        return self.classes(inner), self.classes(inner.mean(1))
+        out: Tensor = self.classes(F.relu6(F.linear(last, self.head.weight.flatten(1), self.head.bias)))
+        return out
 
 
 def read_classifier(path: Path, backbone: Backbone) -> Classifier:
@@ -138,36 +140,40 @@ class ClassEvidence(nn.Module):
 
     @torch.no_grad()
     def forward(self, features: Tensor) -> tuple[Query, Tensor, Tensor]:
-        """A class for each image, where it is, and how certain that is.
+        """Classes for each image, where they are, and how certain that is.
 
         Args:
             features: [B, P, ...] of `RelevanceMap.features`.
 
         Returns:
-            (Query, Tensor, Tensor): the names; float32 [B, P], the class's probability at each place as a
-            share of the largest of any class at any; and float32 [B], the probability that the image is of
-            its strongest class, or 1 where another one is asked for, which it mostly does not show.
+            (Query, Tensor, Tensor): `ASKED` names for each image, those of an image side by side; float32
+            [B * ASKED, P], the class's probability at each place as a share of its largest, or of `SURE`
+            where that is more; and float32 [B * ASKED], how certain the classifier is of the class where it
+            was seen, or 1 where it was drawn from all: it is mostly nowhere.
         """
-        places, image = (logits.float().softmax(-1) for logits in self.classifier(features))
-        certain, chosen = image.max(-1)
-        any_class = torch.rand(len(image), device=image.device) >= STRONGEST_SHARE
-        drawn = torch.randint(CLASSES, chosen.shape, device=image.device)
-        chosen = torch.where(any_class, drawn, chosen)
-        share = places.gather(2, chosen[:, None, None].expand(-1, places.shape[1], 1))[..., 0]
-        share = share / places.amax((1, 2)).clamp_min(1e-6)[:, None]
+        places = self.classifier(features).float().softmax(-1)
+        count, positions, _ = places.shape
+        image = torch.arange(count, device=places.device).repeat_interleave(ASKED)
+        at = torch.randint(positions, image.shape, device=image.device)
+        certain, chosen = places[image, at].max(-1)
+        absent = torch.rand(image.shape, device=image.device) < ANY_SHARE
+        chosen = torch.where(absent, torch.randint(CLASSES, image.shape, device=image.device), chosen)
+        share = places[image[:, None], torch.arange(positions, device=image.device), chosen[:, None]]
+        share = share / share.amax(1, keepdim=True).clamp_min(SURE)
         query = Query(self.names[chosen], self.name_lengths[chosen])
-        return query, share, torch.where(any_class, torch.ones_like(certain), certain)
+        return query, share, torch.where(absent, torch.ones_like(certain), certain)
 
 
 class Pointed(NamedTuple):
-    """A map's answers about B images: to N queries, and to one class's name for each image.
+    """A map's answers about B images: to N queries, and to the names of M classes for each image.
 
     Attributes:
         logits: [N, P] of `RelevanceMap.logits`.
         owners: int64 [N], the image of each.
-        class_logits: [B, P].
-        evidence: float32 [B, P], what the latter should be.
-        certain: float32 [B], how much that counts.
+        class_logits: [B * M, P].
+        evidence: float32 [B * M, P], what the latter should be.
+        certain: float32 [B * M], how much that counts.
+        images: B.
     """
 
     logits: Tensor
@@ -175,6 +181,7 @@ class Pointed(NamedTuple):
     class_logits: Tensor
     evidence: Tensor
     certain: Tensor
+    images: int
 
 
 def point(
@@ -184,7 +191,7 @@ def point(
 
     Args:
         relevance: is asked.
-        teacher: names a class for each image.
+        teacher: names classes for each image.
         pixels: [B, 3, S, S] in [-1, 1].
         query: N of them.
         owners: int64 [N], the image that each is about.
@@ -194,7 +201,9 @@ def point(
     names, evidence, certain = teacher(features)
     seen = relevance.places_of(features)
     logits = relevance.logits(seen[owners], relevance.meaning(query))
-    return Pointed(logits, owners, relevance.logits(seen, relevance.meaning(names)), evidence, certain)
+    of_classes = seen.repeat_interleave(len(names.values) // len(seen), 0)
+    class_logits = relevance.logits(of_classes, relevance.meaning(names))
+    return Pointed(logits, owners, class_logits, evidence, certain, len(pixels))
 
 
 def covered(boxes: Boxes, count: int, grid: int) -> Tensor:
@@ -204,7 +213,7 @@ def covered(boxes: Boxes, count: int, grid: int) -> Tensor:
 
 
 def pointing_loss(pointed: Pointed, boxes: Sequence[Tensor]) -> Tensor:
-    """Mean over an image's queries, and half as much for the class: float32 [B].
+    """Mean over an image's queries, and half as much for its classes: float32 [B].
 
     Args:
         pointed: of B images.
@@ -213,9 +222,10 @@ def pointing_loss(pointed: Pointed, boxes: Sequence[Tensor]) -> Tensor:
     grid = math.isqrt(pointed.logits.shape[1])
     wanted = covered(boxes, len(boxes), grid).to(pointed.logits.device)
     each, owners = map_loss(pointed.logits, wanted), pointed.owners
-    own = torch.zeros_like(pointed.certain).index_add(0, owners, each)
+    own = each.new_zeros(pointed.images).index_add(0, owners, each)
     own = own / torch.bincount(owners, minlength=len(own)).clamp_min(1)
-    return own + CLASS_WEIGHT * pointed.certain * map_loss(pointed.class_logits, pointed.evidence)
+    classes = pointed.certain * map_loss(pointed.class_logits, pointed.evidence)
+    return own + CLASS_WEIGHT * classes.unflatten(0, (pointed.images, -1)).mean(1)
 
 
 def map_loss(logits: Tensor, wanted: Tensor) -> Tensor:
