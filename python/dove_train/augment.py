@@ -6,14 +6,12 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
 
+from dove_ext.images.mosaics import Pixels
 from dove_train.settings import TrainingError
-
-Pixels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)

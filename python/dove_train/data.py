@@ -23,7 +23,8 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from dove_ext.errors import DoveError, ImageError
 from dove_ext.images import drawn
 from dove_ext.images.index import ImageIndex
-from dove_train.augment import Augmentation, Pixels, shrink
+from dove_ext.images.mosaics import Pixels
+from dove_train.augment import Augmentation, shrink
 from dove_train.settings import TrainingError
 
 # So many unusable images in a row end a run: going through a million of them would look like a hang.

@@ -6,7 +6,8 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-from dove_train.regions import Regions, find_pictures
+from dove_ext.images.regions import Regions
+from dove_train.regions import find_pictures, require_some
 from dove_train.settings import TrainingError
 
 _EDGES = ("XMin", "YMin", "XMax", "YMax")
@@ -58,7 +59,7 @@ def read_open_images(root: Path) -> Regions:
     places = {index.locate(i).inside.rpartition("/")[2].rpartition(".")[0]: i for i in range(len(index))}
     for path in relations:
         _add_relations(path, regions, places, names)
-    return regions.require_some()
+    return require_some(regions)
 
 
 def _names(path: Path) -> Iterator[tuple[str, str]]:
@@ -90,9 +91,9 @@ def _add_relations(path: Path, regions: Regions, places: dict[str, int], names: 
             ) from error
         example = f"{path.name}, line {line}"
         if image not in places:
-            regions.count("relations left out: their picture is not there", f"{example}, {image}")
+            regions.leave_out("relations left out: their picture is not there", f"{example}, {image}")
         elif unnamed := next((label for label in (first, second) if label not in names), None):
-            regions.count("relations left out: no description names their class", f"{example}, {unnamed}")
+            regions.leave_out("relations left out: no description names their class", f"{example}, {unnamed}")
         elif relation == "is":
             regions.add(places[image], attribute(names[first], names[second]), [numbers[:4]], example)
         else:

@@ -15,13 +15,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dove_ext.errors import ImageError, QueryError
+from dove_ext.images.regions import WHOLE, Region, Regions
 from dove_ext.models.query import Query
 from dove_ext.models.text import QueryTokenizer
 from dove_train.augment import Augmentation
 from dove_train.data import PATIENCE, Batch, Sample
 from dove_train.mosaics import Mosaics
 from dove_train.open_images import read_open_images
-from dove_train.regions import WHOLE, Region, Regions, read_shards
+from dove_train.regions import read_shards
 from dove_train.settings import TrainingError
 from dove_train.visual_genome import read_visual_genome
 

@@ -6,7 +6,6 @@ asked for, its box is 0, 0, 1, 1: Eq. 5 is then L_rec of the image, and there is
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dove_ext.images.regions import pixel_box
 from dove_train.losses import earlier_eos_loss
 
 LAMBDA_OUTSIDE = 1e-10
@@ -24,33 +24,6 @@ Boxes: TypeAlias = Tensor | Sequence[Tensor]
 
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """L_rec: reconstructions and images, both [N, 3, S, S], to [N]."""
-
-
-def pixel_box(box: Sequence[float], size: int) -> tuple[int, int, int, int]:
-    """The pixels of a box, left, top, right and bottom, the last two behind its last pixel.
-
-    Edges are rounded to whole pixels. A box that would hold none is widened to the pixel of its centre.
-
-    Args:
-        box: x0, y0, x1, y1 with 0 <= x0 <= x1 <= 1, likewise y.
-        size: side of the image in pixels.
-
-    Raises:
-        ValueError: if the box is none of the image's.
-    """
-    x0, y0, x1, y1 = map(float, box)
-    if not (0 <= x0 <= x1 <= 1 and 0 <= y0 <= y1 <= 1):
-        raise ValueError(f"a box must be fractions x0 <= x1, y0 <= y1 in 0..1, got {[x0, y0, x1, y1]}")
-    (left, right), (top, bottom) = _pixels(x0, x1, size), _pixels(y0, y1, size)
-    return left, top, right, bottom
-
-
-def _pixels(start: float, end: float, size: int) -> tuple[int, int]:
-    first, behind = math.floor(start * size + 0.5), math.floor(end * size + 0.5)
-    if behind > first:
-        return first, behind
-    centre = min(int((start + end) / 2 * size), size - 1)
-    return centre, centre + 1
 
 
 def relevant_loss(reconstruction: Tensor, pixels: Tensor, boxes: Boxes, loss: Loss) -> Tensor:

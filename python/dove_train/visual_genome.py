@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dove_train.regions import Box, Regions, find_pictures
+from dove_ext.images.regions import Box, Regions
+from dove_train.regions import find_pictures, require_some
 from dove_train.settings import TrainingError
 
 PICTURES, REGIONS = "image_data.json", "region_descriptions.json"
@@ -53,13 +54,13 @@ def read_visual_genome(root: Path) -> Regions:
     mapping = _mapping(root / MAPPING)
     mapped = _add_regions(root / REGIONS, regions, known, set(mapping.values()))
     _add_questions(root / QUESTIONS, regions, known, mapping, mapped)
-    return regions.require_some()
+    return require_some(regions)
 
 
 def _pictures(path: Path, regions: Regions) -> dict[int, _Picture]:
     places = {}
-    for i in range(len(regions.index)):
-        places["/".join(regions.index.locate(i).inside.split("/")[-2:])] = i
+    for i in range(len(regions.pictures)):
+        places["/".join(regions.pictures.locate(i).inside.split("/")[-2:])] = i
     known = {}
     for number, record in _records(path):
         with _named(path, number):
@@ -129,13 +130,13 @@ def _add_questions(
                 if owner != image:
                     raise ValueError(f"{example} about picture {image} is mapped to a region of {owner}")
                 if box is None and identity in mapping:
-                    regions.count("questions whose region is not there: their objects are taken", example)
+                    regions.leave_out("questions whose region is not there: their objects are taken", example)
                 boxes = [box] if box is not None else []
                 if not boxes:
                     objects = [*(question.get("q_objects") or []), *(question.get("a_objects") or [])]
                     boxes = [picture.box(*(float(o[n]) for n in "xywh")) for o in objects]
                 if not boxes:
-                    regions.count('questions without region and objects: trained as "null"', example)
+                    regions.leave_out('questions without region and objects: trained as "null"', example)
                 regions.add(picture.place, text if boxes else None, boxes, example)
 
 
@@ -144,9 +145,11 @@ def _picture(
 ) -> _Picture | None:
     picture = known.get(identity)
     if picture is None:
-        regions.count(f"{kind} left out: {PICTURES} does not name their picture", f"{example}, {identity}")
+        regions.leave_out(
+            f"{kind} left out: {PICTURES} does not name their picture", f"{example}, {identity}"
+        )
     elif picture.place is None:
-        regions.count(f"{kind} left out: their picture is not there", f"{example}, {picture.file}")
+        regions.leave_out(f"{kind} left out: their picture is not there", f"{example}, {picture.file}")
     return picture
 
 

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dove_ext.images.mosaics import plural
 from dove_ext.models.relevance import NULL_WORD
 from dove_ext.models.text import NULL
-from dove_train.mosaics import plural
 from dove_train.settings import TrainingError
 
 MOST_NAMES = 3000  # words of names that the encoder's vocabulary has no entry for

@@ -13,9 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
+from dove_ext.images.mosaics import plural, query_for
+from dove_ext.images.regions import pixel_box
 from dove_train.augment import Augmentation
-from dove_train.mosaics import Mosaics, plural, query_for
-from dove_train.region_losses import pixel_box
+from dove_train.mosaics import Mosaics
 from dove_train.settings import TrainingError
 
 # Each picture has one colour, which tells its label and number.

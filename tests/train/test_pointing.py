@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from dove_ext import DoveModel
 from dove_ext.errors import CheckpointError
+from dove_ext.images.regions import Regions
 from dove_ext.models.backbone import STEM, Backbone
 from dove_ext.models.relevance import NULL_WORD
 from dove_train import build, pointing
@@ -21,7 +22,7 @@ from dove_train.data import Batch
 from dove_train.distributed import World
 from dove_train.pointing import CLASSES, WIDTH, Pointed, covered, map_loss, pointing_loss, read_classifier
 from dove_train.queries import QueryImages, every_query
-from dove_train.regions import Regions, find_pictures
+from dove_train.regions import find_pictures
 from dove_train.run import Run
 from dove_train.settings import TrainingError
 from dove_train.train import train, train_stages

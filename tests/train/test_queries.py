@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from dove_ext import DoveModel
+from dove_ext.images.regions import Regions, pixel_box
 from dove_ext.models.text import QueryTokenizer
 from dove_train.augment import Augmentation
 from dove_train.data import Batch, batches
@@ -22,8 +23,8 @@ from dove_train.losses import mean_squared_error, paper_eos_loss, sampled_eos_lo
 from dove_train.mosaics import Mosaics
 from dove_train.objective import Objective
 from dove_train.queries import QueryImages, folders, read_queries, understood
-from dove_train.region_losses import irrelevant_loss, length_penalty, outside, pixel_box, relevant_loss
-from dove_train.regions import Regions, find_pictures
+from dove_train.region_losses import irrelevant_loss, length_penalty, outside, relevant_loss
+from dove_train.regions import find_pictures
 from dove_train.run import Run
 from dove_train.settings import Settings, TrainingError, make_settings
 from dove_train.stages import Outputs

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from dove_ext.images.regions import pixel_box
 from dove_train.losses import mean_squared_error, paper_eos_loss, reconstruction_loss
 from dove_train.region_losses import (
     LAMBDA_OUTSIDE,
     irrelevant_loss,
     length_penalty,
     outside,
-    pixel_box,
     query_loss,
     relevant_loss,
 )

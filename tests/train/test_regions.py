@@ -14,9 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
+from dove_ext.images.regions import Regions
 from dove_train import visual_genome
 from dove_train.open_images import attribute, read_open_images
-from dove_train.regions import Regions, find_pictures, read_shards
+from dove_train.regions import find_pictures, read_shards
 from dove_train.settings import TrainingError
 from dove_train.visual_genome import read_visual_genome
 
