@@ -161,9 +161,8 @@ def read_shards(paths: Sequence[Path]) -> Regions:
 
 def _queries(note: dict[str, Any], name: str) -> list[tuple[str, list[Box]]]:
     try:
-        boxes: list[Box] = [
-            tuple(float(box[edge]) for edge in ("x0", "y0", "x1", "y1")) for box in note["boxes"]
-        ]
+        edges = ("x0", "y0", "x1", "y1")
+        boxes: list[Box] = [tuple(float(box[edge]) for edge in edges) for box in note["boxes"]]
         queries: list[tuple[str, list[Box]]] = []
         for query in note["queries"]:
             text, places = query["text"], query["boxes"]
@@ -203,3 +202,17 @@ def _pixels(start: float, end: float, size: int) -> tuple[int, int]:
         return first, behind
     centre = min(int((start + end) / 2 * size), size - 1)
     return centre, centre + 1
+
+
+def box_mask(boxes: Tensor, size: int) -> Tensor:
+    """The pixels of all boxes together: float32 [size, size], 1 inside and 0 outside.
+
+    Args:
+        boxes: [n, 4], as `Region.boxes`.
+        size: side of the image in pixels.
+    """
+    mask = torch.zeros(size, size)
+    for box in boxes.tolist():
+        left, top, right, bottom = pixel_box(box, size)
+        mask[top:bottom, left:right] = 1
+    return mask

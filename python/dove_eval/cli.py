@@ -21,7 +21,7 @@ from dove_ext.cli.pictures import Failures
 
 BESIDE = (
     "vqgan", "qdove", "null_query", "against", "counts", "perceptual", "perceptual_weights", "inception",
-    "codecs", "oracle", "layer",
+    "codecs", "oracle", "layer", "query_counts", "mosaic_data", "mosaics", "known",
 )  # fmt: skip
 
 
@@ -50,6 +50,8 @@ def _example(verb: str) -> str:
         return f"dove eval {verb} --labelled train.npz --labelled-test test.npz -o report/"
     if verb == "compare":
         return "dove eval compare --data photos/ --model dove-tiny --against runs/mine/model -o report/"
+    if verb == "query":
+        return "dove eval query --data boxes.tar --mosaic-data labelled.tar --model dove-tiny-q -o report/"
     return f"dove eval {verb} --data photos/ -o report/"
 
 
@@ -135,8 +137,7 @@ def run(args: Namespace) -> int:
             print(f"Not measured: {note}")
         folder = Path(settings.output)
         print(f"The report is {folder / 'report.html'}, its numbers {folder / 'report.json'}.")
-    found = evaluation.subjects
-    sets = [images for images in (found.images, found.labelled) if images is not None]
+    sets = evaluation.subjects.sets
     # Both may hold the same picture, which is told once.
     failed = list(dict.fromkeys(item for images in sets for item in images.failed.items()))
     return Failures("eval", failed).report(sum(map(len, sets)) - len(failed))

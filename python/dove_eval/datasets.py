@@ -159,7 +159,7 @@ def find_images(paths: Sequence[str | Path]) -> ImageSet:
     """
     distinct = list({Path(path).absolute(): path for path in paths}.values())
     found, files, left_out = list_items(distinct)
-    items = [replace(item, name=_escape(item.name)) for part in found for item in part]
+    items = [replace(item, name=escape(item.name)) for part in found for item in part]
     if not items:
         raise DatasetError(f"there are no images in {', '.join(map(str, distinct))}; give other paths")
     stamps = [_stamp(path, part) for path, part in zip(distinct, files, strict=True)]
@@ -168,8 +168,8 @@ def find_images(paths: Sequence[str | Path]) -> ImageSet:
         names[item.name] = names.get(item.name, 0) + 1
         if names[item.name] > 1:
             items[i] = replace(item, name=f"{item.name} ({names[item.name]})")
-    source = ", ".join(_escape(str(path)) for path in distinct)
-    return ImageSet(items, source, "\n".join(stamps), left_out=[_escape(text) for text in left_out])
+    source = ", ".join(escape(str(path)) for path in distinct)
+    return ImageSet(items, source, "\n".join(stamps), left_out=[escape(text) for text in left_out])
 
 
 def with_test_set(train: ImageSet, test: ImageSet) -> ImageSet:
@@ -195,7 +195,7 @@ def _stamp(path: str | Path, files: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     """Old file names may hold bytes that are no UTF-8, and a report cannot: they become escapes."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 

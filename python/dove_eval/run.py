@@ -15,6 +15,8 @@ from dove_eval import (
     length_study,
     oracle,
     probe,
+    query,
+    query_section,
     reconstruction,
     reconstruction_section,
     segment,
@@ -75,15 +77,18 @@ class Evaluation:
             sections.append(self.classify(extracted))
         if "probe" in wanted:
             sections.append(self.probe(extracted))
+        if "query" in wanted:
+            sections.append(self.query())
         if "compare" in wanted:
             sections.append(self.compare())
         images = found.images if found.images is not None else found.labelled
         assert images is not None
-        readable = "images" if wanted == ["segment"] else f"{len(images) - len(images.failed)} images"
+        kind = "queries" if wanted == ["query"] else "images"
+        readable = kind if wanted == ["segment"] else f"{len(images) - len(images.failed)} {kind}"
         subtitle = f"Measured on {readable} from {images.source}, {datetime.now(timezone.utc):%d %B %Y}."
         notes = list(found.notes)
-        for each in (found.images, found.labelled):
-            notes += [*unreadable(each), *each.left_out] if each is not None else []
+        for each in found.sets:
+            notes += [*unreadable(each), *each.left_out]
         return Report(f"{found.dove.name}: evaluation", subtitle, sections, self.origin(), notes)
 
     def wanted(self) -> list[str]:
@@ -92,6 +97,7 @@ class Evaluation:
             return [self.settings.measurement]
         wanted = ["reconstruction", "lengths", "segment"]
         wanted += ["classify", "probe"] if self.subjects.labelled is not None else []
+        wanted += ["query"] if self.subjects.questions else []
         return wanted + (["compare"] if self.subjects.against is not None else [])
 
     def reconstruction(self) -> Section:
@@ -142,6 +148,17 @@ class Evaluation:
         assert self.subjects.labelled is not None
         result = probe.measure(extracted, replace(LINEAR, seeds=self.settings.seeds))
         return probe.show(self.subjects.labelled, result, self.settings.fit)
+
+    def query(self) -> Section:
+        """What text queries bring."""
+        found, s = self.subjects, self.settings
+        results = {}
+        for questions in found.questions:
+            rows = query.measure(
+                questions, found.reader, found.query_counts, self.output, batch_size=s.batch_size
+            )
+            results[questions.kind] = query.summarise(questions, rows, found.query_counts, found.words)
+        return query_section.show(found.questions, results, found.reader, found.query_counts)
 
     def compare(self) -> Section:
         """Two models, paired."""

@@ -12,6 +12,8 @@ from dove_ext.config import DEFAULT_MODEL
 from dove_ext.errors import DoveError
 
 COUNTS = (16, 32, 64, 128, 256)  # token counts that curves are drawn through
+QUERY_COUNTS = (32, 48, 64)
+MOSAICS = 500
 # What can be measured: the verbs of `dove eval`.
 MEASUREMENTS = {
     "reconstruction": "quality against token count, beside VQGAN, JPEG and WebP",
@@ -19,13 +21,15 @@ MEASUREMENTS = {
     "classify": "an MLP on frozen tokens, at several token counts",
     "probe": "a linear layer on every hidden layer",
     "segment": "hidden features as pictures",
+    "query": "what a text query brings inside its boxes, on photographs and on mosaics",
     "compare": "two models on the same images, paired",
     "all": "everything that the data allows, as one report",
 }
 LABELS = ("classify", "probe")  # need classes
 UNLABELLED = tuple(name for name in MEASUREMENTS if name not in LABELS)
 CLASSES = (*LABELS, "all")
-ONE_MODEL = tuple(name for name in MEASUREMENTS if name != "compare")
+ONE_MODEL = tuple(name for name in MEASUREMENTS if name not in ("compare", "query"))
+ASKED = ("query", "all")
 QUALITY = ("reconstruction", "compare", "all")
 DISTANCES = {  # what a perceptual distance truly is
     "mobilenet": "MobileNetV2 feature distance",
@@ -74,7 +78,8 @@ class EvalSettings:
         ),
     )  # fmt: skip
     limit: int | None = field(
-        default=None, metadata=_about("use N images, evenly spread over the set", "N", of=UNLABELLED)
+        default=None,
+        metadata=_about("use N images (of `query`: queries), evenly spread over the set", "N", of=UNLABELLED),
     )
     labelled: Sequence[str | Path] = field(
         default=(),
@@ -95,7 +100,9 @@ class EvalSettings:
     )
     fit: str = field(
         default="crop",
-        metadata=_about("how a picture becomes square", choices=("crop", "squash", "pad")),
+        metadata=_about(
+            "how a picture becomes square", of=(*ONE_MODEL, "compare"), choices=("crop", "squash", "pad")
+        ),
     )
     # --- the model and what stands beside it ---
     model: str | Path = DEFAULT_MODEL
@@ -151,6 +158,25 @@ class EvalSettings:
         ),
     )  # fmt: skip
     seeds: int = field(default=3, metadata=_about("heads trained from N seeds", "N", of=CLASSES))
+    query_counts: Sequence[int] = field(
+        default=QUERY_COUNTS, metadata=_about("token counts at which queries are compared", "N", of=ASKED)
+    )
+    mosaic_data: Sequence[str | Path] = field(
+        default=(),
+        metadata=_about(
+            "pictures with classes, of which mosaics are made that are asked for one of them",
+            "PATH",
+            of=ASKED,
+        ),
+    )
+    mosaics: int = field(default=MOSAICS, metadata=_about("so many mosaics", "N", of=ASKED))
+    known: Sequence[str | Path] = field(
+        default=(),
+        metadata=_about(
+            "what the model was trained on: queries with a word that is not among its labels and queries are "
+            "measured apart", "PATH", of=ASKED,
+        ),
+    )  # fmt: skip
     layer: int | None = field(
         default=None,
         metadata=_about(
@@ -167,6 +193,8 @@ class EvalSettings:
             _check(item, value, self.measurement)
         if self.null_query and not self.qdove:
             raise EvaluationError("--null-query belongs to --qdove; give the model, too")
+        if self.mosaics != MOSAICS and not self.mosaic_data:
+            raise EvaluationError("--mosaics belongs to --mosaic-data; give pictures with classes, too")
         if self.labelled_test and not self.labelled:
             raise EvaluationError("--labelled-test belongs to --labelled; give images to train on, too")
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dove_eval import backbones
+from dove_eval import backbones, questions
 from dove_eval.backbones import Distance, Features
 from dove_eval.datasets import ImageSet, find_images, with_test_set
-from dove_eval.settings import QUALITY, EvalSettings
+from dove_eval.questions import Questions
+from dove_eval.settings import ASKED, ONE_MODEL, QUALITY, EvalSettings
 from dove_eval.systems import Dove, Vqgan
 from dove_ext.api import load_model
 from dove_ext.devices import find_device
@@ -32,6 +34,9 @@ class Subjects:
         against: a second model, or None.
         vqgan: the fixed-length baseline, but for `compare`.
         counts: token counts that the model can give.
+        questions: sets of queries with boxes, for `query`.
+        query_counts: token counts at which these are compared.
+        words: of the training data, see `questions.words_of`, or None.
         distance: the perceptual distance, or None.
         features: what a Frechet distance compares, or None.
         notes: a sentence for each thing that cannot be had and was not asked for by name.
@@ -44,9 +49,23 @@ class Subjects:
     against: Dove | None
     vqgan: Vqgan | None
     counts: tuple[int, ...]
+    questions: tuple[Questions, ...]
+    query_counts: tuple[int, ...]
+    words: frozenset[str] | None
     distance: Distance | None
     features: Features | None
     notes: tuple[str, ...]
+
+    @property
+    def reader(self) -> Dove:
+        """The model that is asked text queries."""
+        return self.dove if self.qdove is None else self.qdove
+
+    @property
+    def sets(self) -> list[ImageSet]:
+        """All sets of images."""
+        found = [self.images, self.labelled, *(questions.images for questions in self.questions)]
+        return list({id(images): images for images in found if images is not None}.values())
 
     @property
     def size(self) -> int:
@@ -61,7 +80,9 @@ def find_subjects(settings: EvalSettings) -> Subjects:
         DoveError: naming what cannot be found or does not fit together.
     """
     notes: list[str] = []
-    images = find_images(settings.data).limit(settings.limit) if settings.data else None
+    images = None
+    if settings.data and settings.measurement != "query":
+        images = find_images(settings.data).limit(settings.limit)
     labelled = _labelled(settings)
     if labelled is None and settings.measurement == "all":  # albums are folders, too: classes are not guessed
         notes.append("Classification and linear probe: give images with classes by --labelled.")
@@ -72,7 +93,7 @@ def find_subjects(settings: EvalSettings) -> Subjects:
         qdove = _second("qdove", str(settings.qdove), "qdove", settings, dove, loading)
     if settings.against is not None:
         against = _second("against", str(settings.against), "other", settings, dove, loading)
-    if settings.measurement != "compare":  # named after the model, whose name is known by now
+    if settings.measurement in ONE_MODEL:  # named after the model, whose name is known by now
         vqgan = _vqgan(settings, dove, loading)
     _check_layer(settings, dove, qdove)
     distance = features = None
@@ -80,8 +101,15 @@ def find_subjects(settings: EvalSettings) -> Subjects:
         distance, features = backbones.load(
             settings.perceptual, settings.perceptual_weights, settings.inception, notes
         )
-    counts = _counts(settings, dove)
-    return Subjects(images, labelled, dove, qdove, against, vqgan, counts, distance, features, tuple(notes))
+    counts = _counts(settings.counts, "--counts", dove, needed=settings.measurement in QUALITY)
+    asked = _questions(settings, qdove or dove)
+    query_counts = _counts(settings.query_counts, "--query-counts", qdove or dove, needed=bool(asked))
+    words = questions.words_of(settings.known) if settings.known and asked else None
+    images = asked[0].images if settings.measurement == "query" else images
+    return Subjects(
+        images, labelled, dove, qdove, against, vqgan, counts, asked, query_counts, words, distance, features,
+        tuple(notes),
+    )  # fmt: skip
 
 
 def _labelled(settings: EvalSettings) -> ImageSet | None:
@@ -136,14 +164,30 @@ def _check_layer(settings: EvalSettings, *systems: Dove | None) -> None:
             )
 
 
-def _counts(settings: EvalSettings, dove: Dove) -> tuple[int, ...]:
-    counts = tuple(sorted(set(dove.counts(settings.counts))))
-    if not counts and settings.measurement in QUALITY:
+def _counts(given: Sequence[int], option: str, dove: Dove, *, needed: bool) -> tuple[int, ...]:
+    counts = tuple(sorted(set(dove.counts(given))))
+    if not counts and needed:
         raise DoveError(
-            f"--counts {' '.join(map(str, settings.counts))} are all above the "
+            f"{option} {' '.join(map(str, given))} are all above the "
             f"{dove.model.config.num_tokens} tokens of {dove.name}"
         )
     return counts
+
+
+def _questions(settings: EvalSettings, dove: Dove) -> tuple[Questions, ...]:
+    """Of `query` those of the data, which must have some; of `all` those of its tar shards, if any."""
+    if settings.measurement not in ASKED:
+        return ()
+    model, needed = dove.model, settings.measurement == "query"
+    if not needed and not model.config.query_vocab_size:
+        return ()
+    questions.require_reader(model)
+    data = [path for path in settings.data if needed or str(path).endswith(".tar")]
+    regions = questions.read(data, needed=needed) if data else ()
+    found = [questions.of_shards(regions, data, model, settings.limit)] if len(regions) else []
+    if settings.mosaic_data:
+        found.append(questions.of_mosaics(settings.mosaic_data, settings.mosaics, model, settings.limit))
+    return tuple(found)
 
 
 def _apart(first: str, second: str) -> tuple[str, str]:

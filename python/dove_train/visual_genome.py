@@ -145,9 +145,8 @@ def _picture(
 ) -> _Picture | None:
     picture = known.get(identity)
     if picture is None:
-        regions.leave_out(
-            f"{kind} left out: {PICTURES} does not name their picture", f"{example}, {identity}"
-        )
+        what = f"{kind} left out: {PICTURES} does not name their picture"
+        regions.leave_out(what, f"{example}, {identity}")
     elif picture.place is None:
         regions.leave_out(f"{kind} left out: their picture is not there", f"{example}, {picture.file}")
     return picture
