@@ -111,8 +111,8 @@ def _reconstruct(
     for batch, images in read_batches(index, model.config.image_size, args.fit, together, failures):
         if args.query is not None:
             rows = _of_query(model, images, lengths, args)
-            for i, original, (null, own) in zip(batch, images, rows, strict=True):
-                yield i, Row(index.short_name(i), original, [null], own, args.query)
+            for i, original, (null, own, where) in zip(batch, images, rows, strict=True):
+                yield i, Row(index.short_name(i), original, [null], own, args.query, where)
             continue
         all_chosen = encode(model, images, lengths, batch_size=args.batch_size)
         for start in range(0, len(batch), args.batch_size):
@@ -131,14 +131,18 @@ def _reconstruct(
 
 def _of_query(
     model: DoveModel, images: Tensor, lengths: dict[str, Any], args: Namespace
-) -> Iterator[list[tuple[int, Tensor]]]:
-    """For each image count and picture of the query "null", and those of --query."""
+) -> Iterator[tuple[tuple[int, Tensor], tuple[int, Tensor], Tensor | None]]:
+    """For each image count and picture of the query "null", those of --query, and its map if there is one."""
     seen = model.prefix(images, batch_size=args.batch_size)
-    both = [encode(model, seen, lengths, batch_size=args.batch_size, query=q) for q in ("null", args.query)]
+    null = encode(model, seen, lengths, batch_size=args.batch_size, query="null")
+    how = {"batch_size": args.batch_size, "return_relevance": model.relevance is not None}
+    about = encode(model, seen, lengths, query=args.query, **how)
     for start in range(0, len(images), args.batch_size):
-        parts = [tokens[start : start + args.batch_size] for tokens in both]
+        parts = [tokens[start : start + args.batch_size] for tokens in (null, about)]
         decoded = [zip(part.lengths.tolist(), model.decode(part).cpu(), strict=True) for part in parts]
-        yield from (list(pair) for pair in zip(*decoded, strict=True))
+        maps = parts[1].relevance
+        where = [None] * len(parts[1]) if maps is None else maps.cpu()
+        yield from zip(*decoded, where, strict=True)
 
 
 def configure(parser: ArgumentParser) -> None:
@@ -154,7 +158,9 @@ def configure(parser: ArgumentParser) -> None:
         "which show it at 16, 32, 64 and 128 tokens, too (existing ones are replaced); made if it is missing",
     )
     add_query_option(
-        parser, "what the tokens are to tell of; sheets show it beside the whole picture's own tokens (null)"
+        parser,
+        "what the tokens are to tell of; sheets show it beside the whole picture's own tokens (null), and "
+        "where the model sees it, if it has a relevance map",
     )
     add_json_option(parser)
     add_length_options(parser)

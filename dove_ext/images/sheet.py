@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from dove_ext.images.files import to_pil
+from dove_ext.images.overlay import overlay
 from dove_ext.metrics.pixel import psnr
 
 TILE = 256
@@ -37,6 +38,8 @@ class Row:
         fixed: reconstructions at lengths that are the same for every image, as (count, image).
         chosen: reconstruction at the length that the image was given, as (count, image).
         query: of a text query the text: `chosen` is for it, and `fixed` is one entry, for the query "null".
+        relevance: of a model with a relevance map where it says that the query is, [h, w]; for all rows of a
+            sheet or for none.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Row:
     fixed: Sequence[tuple[int, Tensor]]
     chosen: tuple[int, Tensor]
     query: str | None = None
+    relevance: Tensor | None = None
 
     def decibel(self, image: Tensor) -> float:
         """PSNR of one of the reconstructions; infinite if it equals the original."""
@@ -53,6 +57,8 @@ class Row:
 def draw_sheet(rows: Sequence[Row]) -> Image.Image:
     """Draw one sheet: a row an image, with the original, the fixed lengths, and the chosen one in a frame.
 
+    Where there are relevance maps, they are drawn over the original once more, beside it.
+
     Args:
         rows: at least one, all with the same number of fixed lengths.
 
@@ -61,6 +67,7 @@ def draw_sheet(rows: Sequence[Row]) -> Image.Image:
     """
     columns = len(rows[0].fixed)
     width = 2 * MARGIN + (columns + 2) * TILE + max(columns - 1, 0) * GAP + (2 if columns else 1) * GROUP_GAP
+    width += 0 if rows[0].relevance is None else TILE + GAP
     # The last caption's own space stands in for part of the lower margin.
     height = MARGIN + len(rows) * (TILE + CAPTION) + (len(rows) - 1) * ROW_GAP + MARGIN // 2
     sheet = Image.new("RGB", (width, height), PAPER)
@@ -74,6 +81,10 @@ def _draw_row(sheet: Image.Image, draw: ImageDraw.ImageDraw, row: Row, top: int)
     left = MARGIN
     sheet.paste(_tile(row.original), (left, top))
     _caption(draw, left, top, "original", row.name, INK)
+    if row.relevance is not None:
+        left += TILE + GAP
+        sheet.paste(_tile(overlay(row.original[None], row.relevance[None])), (left, top))
+        _caption(draw, left, top, "map", row.query or "", INK, keep_start=True)
     left += TILE + GROUP_GAP
     for count, image in row.fixed:
         sheet.paste(_tile(image), (left, top))

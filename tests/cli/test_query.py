@@ -12,11 +12,12 @@ import torch
 from PIL import Image
 
 from dove_ext import DoveModel, DoveTokens
-from dove_ext.images import read_image
-from dove_ext.images.sheet import GAP, GROUP_GAP, MARGIN, TILE, Row, draw_sheet
+from dove_ext.images import read_image, to_pil
+from dove_ext.images.overlay import overlay
+from dove_ext.images.sheet import CAPTION, GAP, GROUP_GAP, MARGIN, ROW_GAP, TILE, Row, draw_sheet
 from tests.cli.called import run
 from tests.conftest import import_or_skip
-from tests.models.micro import asked, micro, photos, stop_at_share
+from tests.models.micro import asked, micro, photos, pointing, stop_at_share
 
 import_or_skip("tokenizers")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -67,6 +68,39 @@ def test_reconstruct_shows_original_null_and_query(
     assert Image.open(report["sheets"][0]).width == width
     code, out, _ = run(capsys, *given, "--query", "the dog")
     assert code == 0 and f"dB (null: {null.lengths[0]:>3} tokens" in out.splitlines()[0]
+
+
+@pytest.mark.parametrize("lengths", [(), ("--token-budget", "40")])
+def test_reconstruct_shows_where_a_model_with_a_map_sees_the_query(
+    folder: Path, tmp_path: Path, capsys: Any, lengths: tuple[str, ...]
+) -> None:
+    stop_at_share(pointing(tmp_path)).save_pretrained(tmp_path / "model")
+    given = (
+        "reconstruct",
+        folder / "pictures",
+        "--model",
+        tmp_path / "model",
+        "-o",
+        tmp_path / "out",
+        *lengths,
+    )
+    code, out, _ = run(capsys, *given, "--query", "the dog", "--batch-size", "2", "--json")
+    report = json.loads(out)
+    model = DoveModel.from_pretrained(tmp_path / "model")
+    paths = [folder / "pictures" / f"{i}.png" for i in range(3)]
+    rule = {"token_budget": 40} if lengths else {}
+    tokens = model.encode(paths, query="the dog", return_relevance=True, **rule)
+    assert code == 0 and [item["tokens"] for item in report["items"]] == tokens.lengths.tolist()
+    sheet = Image.open(report["sheets"][0])
+    assert sheet.width == 2 * MARGIN + 4 * TILE + 2 * GROUP_GAP + GAP
+    assert tokens.relevance is not None
+    originals = torch.stack([read_image(path) for path in paths]).float() / 255
+    left = MARGIN + TILE + GAP
+    for i, expected in enumerate(overlay(originals, tokens.relevance)):
+        top = MARGIN + i * (TILE + CAPTION + ROW_GAP)
+        drawn = np.asarray(sheet.crop((left, top, left + TILE, top + TILE))).astype(int)
+        enlarged = to_pil(expected)[0].resize((TILE, TILE), Image.Resampling.BICUBIC)
+        assert np.abs(drawn - np.asarray(enlarged)).max() <= 3, "a level of 8 bits, and what it moves nearby"
 
 
 def test_sheet_of_a_query() -> None:
