@@ -32,6 +32,11 @@ PHOTOS = Path(__file__).parents[2] / "examples" / "photos"
             {"measurement": "lengths", "data": "a", "codecs": False},
             "--no-codecs has no meaning for 'lengths'",
         ),
+        (
+            {"measurement": "query", "data": "a", "mosaics": 9},
+            "--mosaics belongs to --mosaic-data; give pictures",
+        ),
+        ({"measurement": "lengths", "data": "a", "known": "b"}, "--known has no meaning for 'lengths'"),
         ({"data": "a", "limit": 0}, "--limit must be at least 1, got 0"),
         ({"data": "a", "counts": [16, 0]}, "--counts must be at least 1, got 0"),
         ({"data": "a", "oracle": [0.5]}, "--oracle must be at least 1, got 0.5"),
