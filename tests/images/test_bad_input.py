@@ -248,7 +248,7 @@ def cu(*values: int) -> torch.Tensor:
 
 BAD_TOKEN_FILES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({}, {"format": "pt"}, "a safetensors file, but not of DOVE tokens; it holds 'cu_seqlens', 'tokens'"),
-    ({}, {"version": "3"}, "version '3' of the format, known are '1' and '2'; upgrade dove-ext"),
+    ({}, {"version": "4"}, "version '4' of the format, known are '1', '2', '3'; upgrade dove-ext"),
     ({}, {"num_slots": "0"}, "num_slots must be between 1 and 65536, it says '0'"),
     ({}, {"num_slots": "-3"}, "num_slots must be between"),
     ({}, {"num_slots": "9" * 5000}, "num_slots must be between"),
@@ -260,7 +260,7 @@ BAD_TOKEN_FILES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (
         {"extra": torch.ones(1)},
         {},
-        "must hold 'tokens', 'cu_seqlens' and optionally 'p_eos' and 'psnr', but it holds",
+        "must hold 'tokens', 'cu_seqlens' and optionally 'p_eos', 'psnr' and 'relevance', but it holds",
     ),
     ({"tokens": torch.ones(12)}, {}, "tokens must have 2 dimensions"),
     ({"tokens": torch.ones(4, 3, dtype=torch.int32)}, {}, "tokens of dtype torch.int32 are not supported"),
@@ -275,6 +275,9 @@ BAD_TOKEN_FILES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"p_eos": torch.ones(2, 8)}, {}, r"p_eos must be float32 \[2, 9\]"),
     ({"p_eos": torch.full((2, 9), 1.5)}, {}, "p_eos holds values that are not probabilities"),
     ({"p_eos": torch.full((2, 9), NAN)}, {}, "p_eos holds values that are not probabilities"),
+    ({"relevance": torch.ones(3, 4, 4)}, {}, r"relevance must be float32 \[2, h, w\]"),
+    ({"relevance": torch.full((2, 4, 4), 1.5)}, {}, "relevance holds values outside of 0 to 1"),
+    ({"relevance": torch.full((2, 4, 4), NAN)}, {}, "relevance holds values outside of 0 to 1"),
 ]
 
 
