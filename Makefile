@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
 CXX_SOURCES := $(shell find csrc examples -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test test-transformers lint format bench clean
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
 
 $(VENV)/.runtime: $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
@@ -26,6 +26,13 @@ demo: $(VENV)/.runtime  ## environment, install, and the photos of examples/ as 
 
 test: $(VENV)/.dev  ## environment, install, and all tests
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest tests --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+$(VENV)/.transformers: $(VENV)/.dev
+	$(BIN)/pip install --quiet --no-deps --upgrade --target $(VENV)/transformers "transformers==5.19.*"
+	touch $@
+
+test-transformers: $(VENV)/.transformers  ## tests/vlm with the oldest transformers that is supported
+	OMP_WAIT_POLICY=PASSIVE PYTHONPATH=$(VENV)/transformers $(BIN)/python -m pytest tests/vlm
 
 lint: $(VENV)/.dev  ## ruff, mypy and clang-format, as the pre-commit hooks run them
 	$(BIN)/ruff check .

@@ -23,3 +23,13 @@ def test_relevance(
     assert float(masked[-1]) < 0.8 * float(whole[-1])  # tokens at its own length
     with Image.open(sheet) as image:
         assert image.size == (3 * 256, 256)
+
+
+def test_vlm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    photo, folder = ROOT / "examples" / "photos" / "cat.jpg", tmp_path / "vlm"
+    monkeypatch.setattr(sys, "argv", ["vlm.py", str(photo), "-o", str(folder), "--max-tokens", "20"])
+    runpy.run_path(str(ROOT / "examples" / "vlm.py"), run_name="__main__")
+    tokens, shapes, answer = capsys.readouterr().out.splitlines()
+    assert tokens == "cat.jpg: 20 tokens of 512"
+    assert shapes.startswith("prompt [1, 3") and isinstance(answer, str)
+    assert {"config.json", "model.safetensors", "processor_config.json"} <= {f.name for f in folder.iterdir()}
