@@ -6,7 +6,7 @@ import dataclasses
 import pickle
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 
 from dove_ext.atomic import atomic_write
 from dove_ext.errors import OutputError
-from dove_train.settings import Settings, TrainingError
+from dove_train.settings import TrainingError
 
 FORMAT = "dove_train checkpoint 3"
 _NAME = re.compile(r"step-(\d+)\.pt")
@@ -99,15 +99,24 @@ def newest_checkpoint(folder: Path, warn: Callable[[str], None]) -> dict[str, An
     return None
 
 
-def require_same_run(state: dict[str, Any], settings: Settings, global_batch: int, where: Path) -> None:
+def require_same_run(
+    state: dict[str, Any], settings: Any, global_batch: int, where: Path, free: Set[str] = _FREE_SETTINGS
+) -> None:
     """Refuse to go on with a checkpoint whose settings would have made another run.
+
+    Args:
+        state: of the checkpoint.
+        settings: a dataclass, the run's.
+        global_batch: images of a step.
+        where: the checkpoints' folder, for the message.
+        free: the settings that may differ.
 
     Raises:
         TrainingError: naming the setting that differs.
     """
     for name, value in dataclasses.asdict(settings).items():
         before = state["settings"].get(name)
-        if name not in _FREE_SETTINGS and before != value:
+        if name not in free and before != value:
             raise TrainingError(
                 f"{where} was written with {name}={before}, this run has {name}={value}; use the same "
                 "settings or another output"

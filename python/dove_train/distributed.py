@@ -60,13 +60,13 @@ class World:
         if self.size > 1:
             dist.barrier()
 
-    def spread(self, module: nn.Module) -> nn.Module:
-        """DDP or FSDP2 around a pass; itself with one process."""
+    def spread(self, module: nn.Module, blocks: tuple[type[nn.Module], ...] = (Layer, Level)) -> nn.Module:
+        """DDP or FSDP2 around a pass, `blocks` in shards of their own; itself with one process."""
         if self.sharded:
             from torch.distributed.fsdp import fully_shard
 
             for part in module.modules():
-                if isinstance(part, (Layer, Level)):
+                if isinstance(part, blocks):
                     fully_shard(part)
             return fully_shard(module)
         return self.spread_whole(module)

@@ -18,12 +18,25 @@ RAMP_START, RAMP_END = 0.05, 0.25
 
 def make_optimizer(parameters: Iterable[nn.Parameter], settings: Settings) -> torch.optim.AdamW:
     """AdamW with weight decay on matrices and convolutions only."""
+    groups = make_groups(parameters, settings.weight_decay)
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.95))
+
+
+def make_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """AdamW's groups: matrices and convolutions decay, biases and gains do not."""
     every = list(parameters)
-    groups = [
-        {"params": [p for p in every if p.dim() > 1], "weight_decay": settings.weight_decay},
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in every if p.dim() > 1], "weight_decay": weight_decay},
         {"params": [p for p in every if p.dim() <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.learning_rate, betas=(0.9, 0.95))
+    return [group for group in groups if group["params"]]
+
+
+def warm_cosine(step: int, total: int, warmup: int) -> float:
+    """Share of the peak: linear warm-up over the first steps, then a cosine to 0 at the end (Table 8)."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / max(1, total - warmup))
 
 
 def learning_rate(settings: Settings, stage: Stage, step: int, total: int) -> float:

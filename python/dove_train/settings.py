@@ -293,11 +293,18 @@ def make_settings(values: dict[str, Any], source: str) -> Settings:
     stages = values.pop("stages", {})
     if not isinstance(stages, dict) or not all(isinstance(s, dict) for s in stages.values()):
         raise TrainingError(f"{source}: stages must be a mapping of names to stages")
-    built = {str(name): _build(Stage, stage, f"{source}: stage {name!r}") for name, stage in stages.items()}
-    return _build(Settings, {**values, "stages": built}, source)
+    built = {
+        str(name): build_settings(Stage, stage, f"{source}: stage {name!r}") for name, stage in stages.items()
+    }
+    return build_settings(Settings, {**values, "stages": built}, source)
 
 
-def _build(cls: type[T], values: dict[str, Any], source: str) -> T:
+def build_settings(cls: type[T], values: dict[str, Any], source: str) -> T:
+    """A dataclass of settings, this module's or another's, from plain values, each checked.
+
+    Raises:
+        TrainingError: naming `source` and the field that is unknown, of the wrong type or out of range.
+    """
     try:
         return build(cls, values, _KINDS)
     except UnknownFieldError as error:

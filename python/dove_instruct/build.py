@@ -1,0 +1,87 @@
+"""What a run begins with: encoder, language model, connector, and the processor that goes with them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+)
+
+from dove_instruct.prompts import chat_template
+from dove_instruct.settings import Settings
+from dove_train.settings import TrainingError
+from dove_vlm import DoveImageProcessor, DoveLlavaForConditionalGeneration, DoveLlavaProcessor
+
+
+def build(settings: Settings) -> tuple[DoveLlavaForConditionalGeneration, DoveLlavaProcessor]:
+    """Model, float32 on the CPU, and processor, whose image processor encodes with the model's own tower.
+
+    Raises:
+        TrainingError: if a part cannot be found or made.
+        CheckpointError: if there is no such encoder.
+    """
+    torch.manual_seed(settings.seed)
+    how: dict[str, Any] = {"fit": settings.fit, **settings.lengths}
+    try:
+        if settings.start_from:
+            before = AutoProcessor.from_pretrained(settings.start_from)
+            model = AutoModelForImageTextToText.from_pretrained(settings.start_from, dtype=torch.float32)
+            tokenizer = before.tokenizer
+            model.vision_tower.dove.tokenizer = before.image_processor.encoder.tokenizer
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(settings.tokenizer or settings.language_model)
+            language_model = _language_model(settings, len(tokenizer))
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise TrainingError(f"the language model or its tokenizer cannot be used: {reason}") from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    template = chat_template(settings.template, tokenizer.eos_token or "")
+    processor = DoveLlavaProcessor(DoveImageProcessor(None, **how), tokenizer, chat_template=template)
+    if not settings.start_from:
+        model = DoveLlavaForConditionalGeneration.from_vision_text_pretrained(
+            settings.encoder, language_model, image_token_id=processor.image_token_id
+        )
+    processor.image_processor.encoder = model.vision_tower
+    return model, processor
+
+
+def _language_model(settings: Settings, words: int) -> Any:
+    if settings.language_model:
+        return AutoModelForCausalLM.from_pretrained(settings.language_model, dtype=torch.float32)
+    fields = {"vocab_size": words, **settings.text_config}
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields))
+
+
+def set_trained(
+    model: DoveLlavaForConditionalGeneration, settings: Settings
+) -> dict[str, list[torch.nn.Parameter]]:
+    """Let gradients reach what is trained and nothing else.
+
+    Returns:
+        dict: the trained parameters, by the setting that names their learning rate.
+    """
+    model.requires_grad_(False)
+    model.multi_modal_projector.requires_grad_(True)
+    model.language_model.requires_grad_(settings.train_language_model)
+    if settings.train_encoder:
+        # Not all of the encoder makes tokens: decoder and stop head do not.
+        tower = model.vision_tower.requires_grad_(True)
+        size = tower.config.image_size
+        tower(torch.zeros(1, 3, size, size), num_image_tokens=[1]).pooler_output[0].sum().backward()
+        for parameter in tower.parameters():
+            parameter.requires_grad_(parameter.grad is not None)
+            parameter.grad = None
+    parts = {
+        "learning_rate": model.language_model,
+        "connector_learning_rate": model.multi_modal_projector,
+        "encoder_learning_rate": model.vision_tower,
+    }
+    trained = {name: [p for p in part.parameters() if p.requires_grad] for name, part in parts.items()}
+    return {name: parameters for name, parameters in trained.items() if parameters}

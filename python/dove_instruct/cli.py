@@ -1,0 +1,76 @@
+"""`dove vlm train`: a recipe, and what the command line changes in it."""
+
+from __future__ import annotations
+
+from argparse import SUPPRESS, ArgumentParser, Namespace
+from pathlib import Path
+
+from dove_ext.cli.command import EXIT_OK, Command
+from dove_instruct.settings import FIELDS, Settings, make_settings
+from dove_train.settings import TrainingError, parse_value, read_recipe
+
+
+def configure(parser: ArgumentParser) -> None:
+    """Add the verb's own verbs, each with its arguments."""
+    verbs = parser.add_subparsers(metavar="WHAT", dest="what", required=True)
+    train = verbs.add_parser("train", help="teach a language model to answer about pictures (B.1)")
+    train.add_argument("recipe", type=Path, metavar="RECIPE", help="YAML file of settings, as in recipes/")
+    train.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="run folder; an interrupted run in it goes on",
+    )
+    group = train.add_argument_group("settings", "override the recipe's")
+    for item in FIELDS:
+        flag = "--" + item.name.replace("_", "-")
+        if item.name == "data":
+            group.add_argument(flag, nargs="+", default=SUPPRESS, metavar="FILE", help=item.metadata["help"])
+        else:
+            text = item.metadata["help"].replace("%", "%%")
+            group.add_argument(flag, default=SUPPRESS, metavar="X", help=text)
+
+
+def settings_of(args: Namespace) -> Settings:
+    """The recipe with the command line's changes.
+
+    Raises:
+        TrainingError: naming what is missing, unknown or out of range.
+    """
+    values = read_recipe(args.recipe)
+    for item in FIELDS:
+        if item.name in args:
+            given = getattr(args, item.name)
+            text = isinstance(given, list) or item.type == "str"  # a path may look like a number
+            values[item.name] = given if text else parse_value(given, "--" + item.name.replace("_", "-"))
+    return make_settings(values, str(args.recipe))
+
+
+def run(args: Namespace) -> int:
+    """Train, and say where the model is."""
+    settings = settings_of(args)
+    from dove_ext.memory import keep_freed_memory, let_idle_threads_sleep
+
+    let_idle_threads_sleep()
+    try:
+        from dove_instruct.run import Run
+    except ImportError as error:
+        raise TrainingError(f"dove vlm needs: pip install 'dove-ext[vlm]' ({error})") from error
+    from dove_train.distributed import join
+
+    keep_freed_memory()
+    with join(settings.device, settings.parallel) as world:
+        training = Run(settings, args.output, world)
+        training.train()
+        training.report.say(f"the model is in {training.folder / 'model'}")
+    return EXIT_OK
+
+
+command = Command(
+    "put a language model behind the encoder: teach it to answer about pictures",
+    configure,
+    run,
+    example="dove vlm train recipes/vicuna-7b-dove.yaml --data llava.json --images data/ -o runs/vlm",
+)

@@ -1,0 +1,130 @@
+"""Everything an instruction-tuning run depends on, filled from recipes and command lines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from dove_train.settings import TrainingError, build_settings
+
+TEMPLATES = ("vicuna", "plain")
+LENGTHS = ("num_tokens", "max_tokens", "eos_threshold", "target_psnr")
+# What a resumed run may change: where things lie, and what decides no weight.
+FREE = {
+    "data", "images", "cache", "device", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints",
+    "max_unreadable", "tensorboard", "activation_checkpointing",
+}  # fmt: skip
+
+
+def _setting(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class Settings:
+    """One run. Recipes are YAML files of these fields; the command line overrides single ones.
+
+    The defaults are the paper's (Table 8), but for the encoder.
+    """
+
+    # --- the model ---
+    encoder: str = _setting("dove-tiny", "the dove model whose tokens are read: a name, folder or hub id")
+    language_model: str = _setting("", "causal language model of transformers: a folder or hub id")
+    text_config: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={"help": "in place of language_model: fields of a new one, such as model_type: llama"},
+    )
+    tokenizer: str = _setting("", "folder or hub id of the tokenizer (empty: the language model's)")
+    start_from: str = _setting("", "folder of a dove_vlm model to go on with, instead of these")
+    train_encoder: bool = _setting(False, "train the encoder, too: pictures instead of cached tokens")
+    train_language_model: bool = _setting(True, "train the language model; false: the connector alone")
+    # --- the data ---
+    data: list[str] = field(
+        default_factory=list, metadata={"help": "conversations: LLaVA's JSON, or JSON lines"}
+    )
+    images: str = _setting(
+        "", "folder that the images' names are relative to (empty: that of each data file)"
+    )
+    template: str = _setting("vicuna", "how turns are written: 'vicuna' or 'plain'")
+    max_length: int = _setting(
+        2048, "most tokens of a row, images included; what is longer is cut at its end"
+    )
+    lengths: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "how many tokens an image has: " + ", ".join(LENGTHS)}
+    )
+    fit: str = _setting("pad", "how a picture becomes square: 'pad', 'crop' or 'squash'")
+    ask: bool = _setting(False, "Q-DOVE: an image's tokens are asked for by the row's first question")
+    cache: str = _setting("", "folder of tokens that were encoded before (empty: in the run folder)")
+    max_unreadable: int = _setting(
+        100, "rows that are skipped for an unreadable image; one more ends the run"
+    )
+    packed: bool = _setting(False, "rows of a pass in one, without padding, instead of beside one another")
+    # --- optimisation ---
+    steps: int = _setting(5000, "optimiser steps")
+    global_batch: int = _setting(8, "rows a step, over all processes")
+    batch_size: int = _setting(1, "rows a process and a pass; it changes memory and time, and no result")
+    learning_rate: float = _setting(2e-5, "peak of the language model's")
+    connector_learning_rate: float = _setting(2e-4, "peak of the connector's")
+    encoder_learning_rate: float = _setting(2e-5, "peak of the encoder's, if it is trained")
+    warmup_steps: int = _setting(250, "linear warm-up, in steps; then a cosine to 0")
+    weight_decay: float = _setting(0.01, "AdamW's, of matrices")
+    clip: float = _setting(1.0, "largest norm of the gradient; a longer one is scaled down")
+    bf16: bool = _setting(True, "bfloat16 autocast, and cached tokens of 2 bytes a value")
+    # --- scale ---
+    device: str = _setting("auto", "'auto': the GPU of this process, if there is one; or cpu, cuda, ...")
+    parallel: str = _setting("ddp", "under torchrun: 'ddp' or 'fsdp2'")
+    activation_checkpointing: bool = _setting(False, "recompute activations in the backward pass")
+    # --- the run ---
+    seed: int = _setting(0, "seed of new weights and of the order of rows")
+    log_every: int = _setting(10, "steps between progress lines")
+    checkpoint_every: int = _setting(500, "steps between checkpoints")
+    keep_checkpoints: int = _setting(1, "newest checkpoints that are kept")
+    tensorboard: bool = _setting(False, "write tensorboard logs, too")
+
+    def __post_init__(self) -> None:
+        least = {
+            "max_length": 8,
+            **dict.fromkeys(("steps", "global_batch", "batch_size", "warmup_steps", "log_every"), 1),
+            **dict.fromkeys(("checkpoint_every", "keep_checkpoints"), 1),
+            **dict.fromkeys(("learning_rate", "connector_learning_rate", "encoder_learning_rate"), 0),
+            **dict.fromkeys(("weight_decay", "max_unreadable", "seed"), 0),
+        }
+        for name, bound in least.items():
+            if not bound <= getattr(self, name) < float("inf"):
+                raise TrainingError(f"{name} must be at least {bound}, got {getattr(self, name)}")
+        if not 0 < self.clip < float("inf"):
+            raise TrainingError(f"clip must be above 0, got {self.clip}")
+        choices = {"template": TEMPLATES, "parallel": ("ddp", "fsdp2"), "fit": ("pad", "crop", "squash")}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise TrainingError(
+                    f"{name} must be {' or '.join(map(repr, allowed))}, got {getattr(self, name)!r}"
+                )
+        for name in self.lengths:
+            if name not in LENGTHS:
+                raise TrainingError(f"lengths are chosen by {', '.join(LENGTHS)}; {name!r} is none of these")
+        if self.train_encoder and (self.ask or self.parallel == "fsdp2"):
+            other = "ask" if self.ask else "parallel: fsdp2"
+            raise TrainingError(f"a trained encoder cannot go with {other}; leave one out")
+
+
+def make_settings(values: dict[str, Any], source: str) -> Settings:
+    """Settings from plain values, each checked.
+
+    Raises:
+        TrainingError: naming the field that is unknown, of the wrong type, out of range or missing.
+    """
+    settings = build_settings(Settings, values, source)
+    if not settings.data:
+        raise TrainingError(f"{source}: there is no data: give --data a file of conversations")
+    sources = [bool(settings.language_model), bool(settings.text_config), bool(settings.start_from)]
+    if sum(sources) != 1:
+        raise TrainingError(
+            f"{source}: give one of language_model (trained), text_config (a new one) and start_from (all of it)"
+        )
+    if settings.text_config and not settings.tokenizer:
+        raise TrainingError(f"{source}: a new language model needs a tokenizer: give its folder")
+    return settings
+
+
+FIELDS = fields(Settings)

@@ -1,0 +1,144 @@
+"""LLaVA's rows and simple ones, what is learned of them, and what is said of rows that cannot be read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import ByT5Tokenizer
+
+from dove_instruct.conversations import Conversation, fingerprint, read_conversations
+from dove_instruct.prompts import SYSTEM, chat_template, tokenize
+from dove_train.settings import TrainingError
+from dove_vlm.collate import LEARN_NOT
+from tests.vlm.small import images, processor
+
+LLAVA: list[dict[str, Any]] = [
+    {"id": "000000033471", "image": "coco/train2017/000000033471.jpg", "conversations": [
+        {"from": "human", "value": "<image>\nWhat are the colors of the bus?"},
+        {"from": "gpt", "value": "White and red."},
+        {"from": "human", "value": "Is it moving?"}, {"from": "gpt", "value": "No."},
+    ]},
+    {"id": "wzCK2Y7_0", "model": "", "conversations": [
+        {"from": "human", "value": "Write a poem."}, {"from": "gpt", "value": "Roses."},
+    ]},
+]  # fmt: skip
+
+
+def read(tmp_path: Path, rows: Any, name: str = "rows.json", root: Path | None = None) -> list[Conversation]:
+    text = json.dumps(rows) if name.endswith(".json") else "".join(json.dumps(row) + "\n\n" for row in rows)
+    (tmp_path / name).write_text(text)
+    return read_conversations([tmp_path / name], root)
+
+
+def test_llavas_layout(tmp_path: Path) -> None:
+    first, second = read(tmp_path, LLAVA, root=tmp_path / "data")
+    assert first.images == (tmp_path / "data/coco/train2017/000000033471.jpg",)
+    assert first.turns[0] == ("<image>\nWhat are the colors of the bus?", "White and red.")
+    assert first.turns[1] == ("Is it moving?", "No.")
+    assert second.images == () and second.turns == (("Write a poem.", "Roses."),)
+    assert read(tmp_path, LLAVA, "rows.jsonl", tmp_path / "data")[0].turns == first.turns
+
+
+def test_simple_lines(tmp_path: Path) -> None:
+    rows = [
+        {"image": "a.jpg", "question": "What?", "answer": "This."},
+        {"image": ["a.jpg", "b.jpg"], "question": "Which of <image> and <image>?", "answer": "That."},
+        {"question": "Why?", "answer": "So."},
+    ]
+    one, two, none = read(tmp_path, rows, "rows.jsonl")
+    assert one.turns == (("<image>\nWhat?", "This."),) and one.images == (tmp_path / "a.jpg",)
+    assert len(two.images) == 2 and two.turns[0][0].startswith("Which")
+    assert none.images == ()
+    assert fingerprint([one, two]) != fingerprint([two, one]) == fingerprint([two, one])
+
+
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        (7, "row 0 is no JSON object"),
+        ({"question": "What?"}, "row 0 has neither conversations, nor question and answer"),
+        ({"image": 3, "question": "a", "answer": "b"}, "image must be a file's name"),
+        ({"image": "a", "question": "<image> <image>", "answer": "b"}, "has 2 <image> for 1 images"),
+        ({"question": "<image>", "answer": "b"}, "has 1 <image> for 0 images"),
+        ({"question": "a", "answer": "<image>"}, "has <image> in an answer"),
+        ({"conversations": []}, "ends without an answer"),
+        ({"conversations": [{"from": "human", "value": "a"}]}, "ends without an answer"),
+        ({"conversations": [{"from": "gpt", "value": "a"}]}, "turn 0 must be text of 'human'"),
+        ({"conversations": [{"from": "human", "value": 5}]}, "turn 0 must be text of 'human'"),
+    ],
+)
+def test_rows_that_cannot_be_read(tmp_path: Path, row: Any, sentence: str) -> None:
+    with pytest.raises(TrainingError, match=sentence):
+        read(tmp_path, [row])
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="cannot be read: No such file"):
+        read_conversations([tmp_path / "none.json"])
+    with pytest.raises(TrainingError, match="must be a JSON list"):
+        read(tmp_path, {"a": 1})
+    with pytest.raises(TrainingError, match="hold no conversation"):
+        read(tmp_path, [])
+    (tmp_path / "lines.json").write_text('{"a": 1}\n{"a": 2}\n')
+    with pytest.raises(TrainingError, match=r"is not JSON: .*; name JSON lines \.jsonl"):
+        read_conversations([tmp_path / "lines.json"])
+
+
+def tokens(row: Conversation, counts: list[int], template: str = "vicuna", most: int = 1000) -> Any:
+    tokenizer = ByT5Tokenizer()
+    ids, labels = tokenize(row, counts, tokenizer, template=template, image_token_id=5000, max_length=most)
+    assert len(ids) == len(labels)
+    learned = tokenizer.decode([label for label in labels if label != LEARN_NOT])
+    return tokenizer.decode([i for i in ids if i != 5000]), learned, ids
+
+
+def test_answers_alone_are_learned(tmp_path: Path) -> None:
+    first, second = read(tmp_path, LLAVA)
+    text, learned, ids = tokens(first, [3])
+    assert text == (
+        f"{SYSTEM} USER: \nWhat are the colors of the bus? ASSISTANT: White and red.</s>"
+        "USER: Is it moving? ASSISTANT: No.</s>"
+    )
+    assert learned == " White and red.</s> No.</s>"
+    assert ids.count(5000) == 3
+    assert tokens(second, [])[:2] == (f"{SYSTEM} USER: Write a poem. ASSISTANT: Roses.</s>", " Roses.</s>")
+    assert tokens(second, [], "plain")[0] == "Write a poem.\nRoses.</s>"
+
+
+def test_long_rows_lose_their_end_and_never_an_image(tmp_path: Path) -> None:
+    first, _ = read(tmp_path, LLAVA)
+    whole = tokens(first, [3])[2]
+    assert tokens(first, [3], most=len(whole) - 5)[2] == whole[:-5]
+    for most, counts in ((60, [3]), (len(whole), [10_000])):
+        with pytest.raises(TrainingError, match="not all of these or no answer is left at max_length"):
+            tokens(first, counts, most=most)
+
+
+@pytest.mark.parametrize("template", ["vicuna", "plain"])
+def test_the_chat_template_writes_what_was_learned(tmp_path: Path, template: str) -> None:
+    """A user's conversation is, token for token, the beginning of a training row."""
+    made = processor()
+    made.tokenizer = ByT5Tokenizer()
+    made = type(made)(made.image_processor, made.tokenizer, chat_template=chat_template(template, "</s>"))
+    first, _ = read(tmp_path, LLAVA)
+    picture = {"type": "image", "image": images(1)[0]}
+    asked = [
+        {"role": "user", "content": [picture, {"type": "text", "text": "What are the colors of the bus?"}]},
+        {"role": "assistant", "content": "White and red."},
+        {"role": "user", "content": "Is it moving?"},
+    ]
+    text = made.apply_chat_template(asked)
+    inputs = made(text=text, images=[picture["image"]], add_special_tokens=False)
+    ids, _ = tokenize(
+        first,
+        inputs["num_image_tokens"],
+        made.tokenizer,
+        template=template,
+        image_token_id=made.image_token_id,
+        max_length=5000,
+    )
+    found = inputs["input_ids"][0]
+    assert ids[: len(found)] == found and len(found) > len(ids) - 10

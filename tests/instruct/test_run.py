@@ -1,0 +1,172 @@
+"""Runs of `dove vlm train`: they learn, go on to the bit, and are the same however a step is cut."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from dove_train.settings import TrainingError
+from tests.instruct.small import ROWS, log, run, write_files
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_files(tmp_path_factory.mktemp("tune"))
+
+
+def weights(model: Any) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def test_it_learns_its_rows_and_saves_a_model_that_answers(files: Path, tmp_path: Path) -> None:
+    training = run(files, tmp_path, steps=40, global_batch=6, batch_size=6)
+    before = weights(training.model)
+    training.train()
+    losses = [line["loss"] for line in log(tmp_path)]
+    assert losses[-1] < 0.1 < 2 < losses[0]
+    after = weights(training.model)
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"multi_modal_projector", "language_model"}
+    processor = AutoProcessor.from_pretrained(tmp_path / "model")
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "model")
+    prompts = ["<s> <image> what is this ? \n", "<s> is <image> left of <image> ? \n", "<s> what is it ? \n"]
+    pictures = [[files / "0.png"], [files / "2.png", files / "3.png"], []]
+    inputs = processor(text=prompts, images=pictures, padding=True, return_tensors="pt")
+    answers = model.generate(**inputs, max_new_tokens=4, do_sample=False)[:, inputs["input_ids"].shape[1] :]
+    assert processor.batch_decode(answers, skip_special_tokens=True) == ["a red circle", "no", "a dog"]
+
+
+def test_a_stopped_run_goes_on_to_the_bit(files: Path, tmp_path: Path) -> None:
+    whole = run(files, tmp_path / "whole", checkpoint_every=2, keep_checkpoints=2)
+    whole.train()
+    shutil.copytree(tmp_path / "whole", tmp_path / "again")
+    shutil.rmtree(tmp_path / "again" / "model")
+    (tmp_path / "again" / "checkpoints" / "step-0000004.pt").unlink()
+    again = run(files, tmp_path / "again", checkpoint_every=2)
+    again.train()
+    expected, found = weights(whole.model), weights(again.model)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    timeless = [
+        [{k: v for k, v in line.items() if k != "rows/s"} for line in log(tmp_path / d)]
+        for d in ("whole", "again")
+    ]
+    assert timeless[0] == timeless[1] and len(timeless[0]) == 4
+
+
+def test_passes_and_packing_change_no_result(files: Path, tmp_path: Path) -> None:
+    """Every learned word of a step counts alike, however its rows are cut into passes."""
+    found = {}
+    for name, options in {"1": {"batch_size": 1}, "3": {"batch_size": 3}, "packed": {"packed": True}}.items():
+        training = run(files, tmp_path / name, **options)
+        training.train()
+        found[name] = [line["loss"] for line in log(tmp_path / name)]
+    for name in ("3", "packed"):
+        assert found[name] == pytest.approx(found["1"], rel=1e-3), name
+
+
+def test_tokens_of_a_frozen_encoder_are_made_once(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = run(files, tmp_path / "a", cache=str(tmp_path / "tokens"))
+    training.train()
+    assert len(list((tmp_path / "tokens").rglob("*.safetensors"))) == 5
+    again = run(files, tmp_path / "b", cache=str(tmp_path / "tokens"))
+    monkeypatch.setattr(type(again.encoder), "encode", None)
+    again.train()
+    assert [line["loss"] for line in log(tmp_path / "b")] == [line["loss"] for line in log(tmp_path / "a")]
+
+
+def test_other_tokens_are_other_files(files: Path, tmp_path: Path) -> None:
+    shared = str(tmp_path / "tokens")
+    first = run(files, tmp_path / "a", cache=shared).cache
+    image = files / "0.png"
+    places = {first.path(image, None), first.path(image, "the dog"), first.path(files / "1.png", None)}
+    for options in ({"lengths": {"max_tokens": 3}}, {"fit": "crop"}, {"bf16": True}):
+        places.add(run(files, tmp_path / "b", cache=shared, **options).cache.path(image, None))
+    assert len(places) == 6
+    (tokens,) = first([image])
+    first.path(image, None).write_bytes(b"torn")
+    assert torch.equal(first([image])[0], tokens)
+
+
+def test_the_encoder_is_trained_if_wanted(files: Path, tmp_path: Path) -> None:
+    training = run(files, tmp_path, train_encoder=True, encoder_learning_rate=1e-2, steps=2)
+    before = weights(training.model)
+    training.train()
+    after = weights(training.model)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert "vision_tower.dove.vqgan.encoder.conv_in.weight" in changed
+    assert "vision_tower.dove.generator.from_latent.weight" in changed
+    assert not any("decoder" in name for name in changed)  # no part of it makes tokens
+    processor = AutoProcessor.from_pretrained(tmp_path / "model")
+    saved = processor.image_processor.encoder.vqgan.encoder.conv_in.weight
+    assert torch.equal(saved, after["vision_tower.dove.vqgan.encoder.conv_in.weight"])
+    assert not (tmp_path / "tokens").exists()
+
+
+def test_the_connector_alone(files: Path, tmp_path: Path) -> None:
+    training = run(files, tmp_path, train_language_model=False, steps=1)
+    before = weights(training.model)
+    training.train()
+    after = weights(training.model)
+    assert {n.split(".")[0] for n in before if not torch.equal(before[n], after[n])} == {
+        "multi_modal_projector"
+    }
+
+
+def test_rates_of_table_8(files: Path, tmp_path: Path) -> None:
+    training = run(files, tmp_path, learning_rate=2e-5, connector_learning_rate=2e-4)
+    peaks = {(g["peak"], g["weight_decay"], len(g["params"])) for g in training.optimizer.param_groups}
+    assert {(2e-4, 0.01, 2), (2e-4, 0.0, 2)} <= peaks and {g[0] for g in peaks} == {2e-4, 2e-5}
+    assert all(group["betas"] == (0.9, 0.999) for group in training.optimizer.param_groups)
+    training.train()
+    rates = [line["lr"] for line in log(tmp_path)]
+    assert rates == pytest.approx([1e-5, 2e-5, 2e-5, 1e-5])  # two steps of warm-up, then half of a cosine
+
+
+def test_rows_with_unreadable_images_are_passed_over(files: Path, tmp_path: Path) -> None:
+    rows = [*ROWS, {"image": "gone.png", "question": "what is this ?", "answer": "a dog"}]
+    folder = write_files(tmp_path / "files", rows)
+    (folder / "1.png").write_bytes(b"no picture")
+    training = run(folder, tmp_path / "a", steps=2, global_batch=7)
+    training.train()
+    assert len(training.skipped) == 2
+    assert "gone.png' cannot be read: No such file" in " ".join(training.skipped.reasons.values())
+    with pytest.raises(TrainingError, match="max_unreadable is 1"):
+        run(folder, tmp_path / "b", steps=2, global_batch=7, max_unreadable=1).train()
+
+
+def test_start_from_a_tuned_model(files: Path, tmp_path: Path) -> None:
+    first = run(files, tmp_path / "a", steps=2)
+    first.train()
+    start = {"encoder": "", "text_config": {}, "tokenizer": "", "start_from": str(tmp_path / "a" / "model")}
+    second = run(files, tmp_path / "b", **start)
+    expected, found = weights(first.model), weights(second.model)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_bfloat16(files: Path, tmp_path: Path) -> None:
+    run(files, tmp_path, bf16=True, steps=2).train()
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "model")
+    assert model.dtype == torch.bfloat16
+    assert log(tmp_path)[-1]["loss"] < 10
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"learning_rate": 1.0}, "was written with learning_rate"),
+        ({"data": "other"}, "was written with other data"),
+    ],
+)
+def test_another_run_is_refused(files: Path, tmp_path: Path, changes: dict[str, Any], sentence: str) -> None:
+    run(files, tmp_path / "a", steps=1).train()
+    if "data" in changes:
+        changes = {"data": [str(write_files(tmp_path / "files", ROWS[:3]) / "rows.jsonl")]}
+    with pytest.raises(TrainingError, match=sentence):
+        run(files, tmp_path / "a", steps=1, **changes).train()
