@@ -13,8 +13,13 @@ SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
-# What stands in front of all, of each question, behind it, and in front of its answer, where learning begins.
+# What stands in front of all, of each question, behind it, and in front of its answer, which is learned.
 WORDING = {"vicuna": (f"{SYSTEM} ", "USER: ", " ASSISTANT:", " "), "plain": ("", "", "\n", "")}
+
+
+class LongRowError(TrainingError):
+    """A row of which too little is left at `max_length`."""
+
 
 _TEXT = (
     "{% if m.content is string %}{{ m.content }}{% else %}{% for c in m.content %}"
@@ -28,7 +33,8 @@ def chat_template(template: str, eos: str) -> str:
     system, user, assistant = map(repr, words)
     return (
         f"{{{{ {system} }}}}{{% for m in messages %}}{{% if m.role == 'user' %}}"
-        f"{{{{ {user} }}}}{_TEXT}{{{{ {assistant} }}}}{{% else %}}{gap}{_TEXT}{eos}{{% endif %}}{{% endfor %}}"
+        f"{{{{ {user} }}}}{_TEXT}{{{{ {assistant} }}}}"
+        f"{{% else %}}{gap}{_TEXT}{eos}{{% endif %}}{{% endfor %}}"
     )
 
 
@@ -52,7 +58,7 @@ def tokenize(
         max_length: what is behind so many tokens is cut off.
 
     Raises:
-        TrainingError: if nothing of an answer, or not all of an image, is left.
+        LongRowError: if nothing of an answer, or not all of an image, is left.
     """
     system, user, assistant, gap = WORDING[template]
     begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
@@ -79,7 +85,7 @@ def tokenize(
             labels.append(tokenizer.eos_token_id)
     kept, learned = ids[:max_length], labels[:max_length]
     if kept.count(image_token_id) < sum(counts) or all(label == LEARN_NOT for label in learned):
-        raise TrainingError(
+        raise LongRowError(
             f"{row.name} has {len(ids)} tokens, {sum(counts)} of images, and not all of these or no answer "
             f"is left at max_length {max_length}; raise it, or give lengths a max_tokens"
         )

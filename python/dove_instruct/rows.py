@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from dove_ext.errors import ImageError
+from dove_ext.errors import ImageError, QueryError
 from dove_instruct.conversations import PLACE, Conversation
-from dove_instruct.prompts import tokenize
+from dove_instruct.prompts import LongRowError, tokenize
 from dove_train.data import SkippedImages
 from dove_train.settings import TrainingError
 
@@ -21,7 +21,8 @@ Look = Callable[[Conversation, str | None], dict[str, Any]]
 class Rows:
     """Conversations as `input_ids`, `labels` and images; item p is a function of (seed, p) alone.
 
-    A row with an image that cannot be read is replaced by the next one of the epoch's order.
+    A row with an image that cannot be read, that is too long, or whose question is no query, is replaced by
+    the next one of the epoch's order.
 
     Args:
         conversations: all of them.
@@ -52,10 +53,9 @@ class Rows:
         """The row at a position; positions count without end, epoch after epoch.
 
         Raises:
-            TrainingError: if no row can be used, too many cannot, or one is too long.
-            QueryError: if its question is no query.
+            TrainingError: if no row can be used, or too many cannot.
         """
-        count = len(self.conversations)
+        count, reason = len(self.conversations), ""
         epoch, start = divmod(position, count)
         if self._order is None or self._order[0] != epoch:
             self._order = epoch, np.random.default_rng((self.seed, epoch)).permutation(count)
@@ -63,12 +63,14 @@ class Rows:
             row = self.conversations[int(self._order[1][(start + k) % count])]
             try:
                 seen = self.look(row, self._query(row))
-            except ImageError as error:
-                self.skipped.add({row.name: str(error)})
+                counts = seen.get("num_image_tokens", [])
+                ids, labels = tokenize(row, counts, self.tokenizer, **self.how)
+            except (ImageError, QueryError, LongRowError) as error:
+                reason = str(error)
+                self.skipped.add({row.name: reason})
                 continue
-            ids, labels = tokenize(row, seen.get("num_image_tokens", []), self.tokenizer, **self.how)
             return {"input_ids": torch.tensor(ids), "labels": torch.tensor(labels), **seen}
-        raise TrainingError(f"none of the {count} rows has images that can be read; give other --images")
+        raise TrainingError(f"none of the {count} rows can be used; the last: {reason}")
 
     def _query(self, row: Conversation) -> str | None:
         return row.turns[0][0].replace(PLACE, "").strip() or None if self.ask and row.images else None

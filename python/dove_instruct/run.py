@@ -66,6 +66,10 @@ class Run:
             self.encoder.tokenizer = self.model.vision_tower.dove.tokenizer
             self.processor.image_processor.encoder = self.encoder
         self.encoder.eval()
+        if settings.ask and not self.encoder.config.query_vocab_size:
+            raise TrainingError(
+                f"{settings.encoder!r} reads no queries; leave ask out, or take an encoder that does"
+            )
         self.cache: TokenCache | None = None
         if not settings.train_encoder:
             dtype = torch.bfloat16 if settings.bf16 else torch.float32
@@ -99,6 +103,8 @@ class Run:
         rate_of = {name: of_rate[id(p)] for name, p in self.model.named_parameters() if p.requires_grad}
         blocks = set(self.model.language_model._no_split_modules or ())
         kinds = tuple({type(part) for part in self.model.modules() if type(part).__name__ in blocks})
+        if self.world.sharded:
+            self.model.to(memory_format=torch.contiguous_format)  # FSDP2 shards no channels-last weights
         self.path = self.world.spread(self.model, kinds)
         # Only now: shards are parameters of their own.
         groups = []
@@ -275,7 +281,10 @@ class Run:
         """Write model/, which `AutoProcessor` and `AutoModelForImageTextToText` read; whole or not at all."""
         dtype = torch.bfloat16 if self.settings.bf16 else torch.float32
         weights = {
-            name: (x.to(dtype) if x.is_floating_point() else x).cpu() for name, x in self.weights().items()
+            name: (
+                x if name.startswith("vision_tower.") else x.to(dtype)
+            ).cpu()  # what encodes keeps its dtype
+            for name, x in self.weights().items()
         }
         if self.world.leads:
             with torch.device("meta"):

@@ -55,9 +55,7 @@ class Settings:
     fit: str = _setting("pad", "how a picture becomes square: 'pad', 'crop' or 'squash'")
     ask: bool = _setting(False, "Q-DOVE: an image's tokens are asked for by the row's first question")
     cache: str = _setting("", "folder of tokens that were encoded before (empty: in the run folder)")
-    max_unreadable: int = _setting(
-        100, "rows that are skipped for an unreadable image; one more ends the run"
-    )
+    max_unreadable: int = _setting(100, "rows skipped, unreadable or too long; one more ends the run")
     packed: bool = _setting(False, "rows of a pass in one, without padding, instead of beside one another")
     # --- optimisation ---
     steps: int = _setting(5000, "optimiser steps")
@@ -120,7 +118,7 @@ def make_settings(values: dict[str, Any], source: str) -> Settings:
     sources = [bool(settings.language_model), bool(settings.text_config), bool(settings.start_from)]
     if sum(sources) != 1:
         raise TrainingError(
-            f"{source}: give one of language_model (trained), text_config (a new one) and start_from (all of it)"
+            f"{source}: give one of language_model (trained), text_config (a new one) and start_from"
         )
     if settings.text_config and not settings.tokenizer:
         raise TrainingError(f"{source}: a new language model needs a tokenizer: give its folder")

@@ -64,6 +64,7 @@ class DoveLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
     main_input_name = "input_ids"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
+    _no_split_modules = ["DoveMultiModalProjector"]  # noqa: RUF012 (transformers' way)
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -79,9 +80,10 @@ class DoveLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         for given in (vision_tower, language_model):
             if given is not None:
                 keep_weights(given)
+        # First: a model's dtype is that of its first weight, and the encoder may keep a finer one.
+        self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
         self.vision_tower = vision_tower or AutoModel.from_config(config.vision_config)
         self.multi_modal_projector = DoveMultiModalProjector(config)
-        self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
         # Not all take positions, or spare logits that nobody reads.
         self._text_arguments = set(inspect.signature(self.language_model.forward).parameters)
         self.post_init()
@@ -211,6 +213,8 @@ class DoveLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """The images' features, made here or by the caller; None where there is no image."""
         given = (mm_encoder_outputs or {}).get("image")
         if pixel_values is None and image_tokens is None:
+            if given is not None and not hasattr(given, "pooler_output"):
+                raise ValueError("mm_encoder_outputs['image'] must be what get_image_features returns")
             if given is not None and not isinstance(given, PlacedFeatures):
                 check_counts([len(part) for part in given.pooler_output], num_image_tokens)
             return given
@@ -280,7 +284,7 @@ class DoveLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             rows = torch.cat(list(features.pooler_output)).to(inputs_embeds.device, inputs_embeds.dtype)
             inputs_embeds = inputs_embeds.masked_scatter(mask[..., None], rows)
         elif self.training:
-            inputs_embeds = inputs_embeds + self._no_image()
+            inputs_embeds = inputs_embeds + self._no_image().to(inputs_embeds.dtype)
         if position_ids is not None and "position_ids" in self._text_arguments:
             kwargs["position_ids"] = position_ids
             if attention_mask is None and _restarts(position_ids, kwargs):

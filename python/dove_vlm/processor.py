@@ -75,6 +75,11 @@ class DoveLlavaProcessor(ProcessorMixin):
         """What stands in a prompt for an image: the placeholder, once for each of its tokens."""
         return self.image_token * int(image_inputs["num_image_tokens"][image_idx])
 
+    def _get_num_multimodal_tokens(self, image_sizes: Any = None, **kwargs: Any) -> Any:
+        raise NotImplementedError(
+            "how many tokens an image has depends on what is in it, not on its size; call the processor"
+        )
+
     def _check_special_mm_tokens(self, text: list[str], text_inputs: Any, modalities: Any) -> None:
         try:
             super()._check_special_mm_tokens(text, text_inputs, modalities)

@@ -35,6 +35,7 @@ class DoveVisionModel(PreTrainedModel):
     base_model_prefix = "dove"
     main_input_name = "pixel_values"
     input_modalities = ("image",)
+    _no_split_modules = ["DoveModel"]  # noqa: RUF012 (transformers' way)
     # Attention is dove_ext's own, whatever is asked for.
     _supports_sdpa = True
     _supports_flash_attn = True

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PROGRAMS = ("dove_train", "dove_eval", "dove_vlm")
-BUILT_ON = {"dove_vlm": ("dove_train",)}  # the one program whose training is another's
+PROGRAMS = ("dove_train", "dove_eval", "dove_vlm", "dove_instruct")
+BUILT_ON = {"dove_instruct": ("dove_train", "dove_vlm")}  # one training library, not two
 HOMES = {
     "dove_ext": ROOT / "dove_ext",
     "benchmarks": ROOT / "benchmarks",

@@ -10,7 +10,7 @@ import pytest
 from transformers import ByT5Tokenizer
 
 from dove_instruct.conversations import Conversation, fingerprint, read_conversations
-from dove_instruct.prompts import SYSTEM, chat_template, tokenize
+from dove_instruct.prompts import SYSTEM, LongRowError, chat_template, tokenize
 from dove_train.settings import TrainingError
 from dove_vlm.collate import LEARN_NOT
 from tests.vlm.small import images, processor
@@ -113,7 +113,7 @@ def test_long_rows_lose_their_end_and_never_an_image(tmp_path: Path) -> None:
     whole = tokens(first, [3])[2]
     assert tokens(first, [3], most=len(whole) - 5)[2] == whole[:-5]
     for most, counts in ((60, [3]), (len(whole), [10_000])):
-        with pytest.raises(TrainingError, match="not all of these or no answer is left at max_length"):
+        with pytest.raises(LongRowError, match="not all of these or no answer is left at max_length"):
             tokens(first, counts, most=most)
 
 

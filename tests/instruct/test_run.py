@@ -12,6 +12,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from dove_train.settings import TrainingError
 from tests.instruct.small import ROWS, log, run, write_files
+from tests.models.micro import asked
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +142,42 @@ def test_rows_with_unreadable_images_are_passed_over(files: Path, tmp_path: Path
         run(folder, tmp_path / "b", steps=2, global_batch=7, max_unreadable=1).train()
 
 
+def test_rows_that_are_too_long_are_passed_over(files: Path, tmp_path: Path) -> None:
+    training = run(files, tmp_path, steps=1, global_batch=6, max_length=40)
+    training.train()
+    assert len(training.skipped) and "left at max_length 40" in next(iter(training.skipped.reasons.values()))
+    with pytest.raises(
+        TrainingError, match=r"none of the 6 rows can be used; the last: .* left at max_length 8"
+    ):
+        run(write_files(tmp_path / "files", [ROWS[0]] * 6), tmp_path / "b", max_length=8).train()
+
+
+def test_questions_ask_for_tokens(tmp_path: Path) -> None:
+    """Of a row's own first question, as Q-DOVE; a question that is too long is passed over."""
+    rows = [
+        {"image": "0.png", "question": "the dog", "answer": "yes"},
+        {"image": "1.png", "question": "the table " * 30, "answer": "no"},
+        {"question": "how many ?", "answer": "two"},
+    ]
+    files = write_files(tmp_path / "files", rows)
+    (tmp_path / "words").mkdir()
+    dove = asked(tmp_path / "words")
+    dove.save_pretrained(files / "encoder")
+    training = run(files, tmp_path / "a", ask=True, steps=1, global_batch=3, lengths={"num_tokens": 5})
+    training.train()
+    assert ["is too long" in x or "takes 12 at most" in x for x in training.skipped.reasons.values()] == [
+        True
+    ]
+    (tokens,) = training.cache([files / "0.png"], "the dog")
+    expected = dove.encode([files / "0.png"], query="the dog", num_tokens=5, fit="pad")
+    assert torch.equal(tokens, expected.tokens)
+    assert len(list((tmp_path / "a" / "tokens").rglob("*.safetensors"))) == 1
+    made = AutoProcessor.from_pretrained(tmp_path / "a" / "model")
+    assert torch.equal(
+        made.image_processor(files / "0.png", query="the dog")["image_tokens"], expected.tokens
+    )
+
+
 def test_start_from_a_tuned_model(files: Path, tmp_path: Path) -> None:
     first = run(files, tmp_path / "a", steps=2)
     first.train()
@@ -154,6 +191,9 @@ def test_bfloat16(files: Path, tmp_path: Path) -> None:
     run(files, tmp_path, bf16=True, steps=2).train()
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "model")
     assert model.dtype == torch.bfloat16
+    encoder = AutoProcessor.from_pretrained(tmp_path / "model").image_processor.encoder
+    expected = run(files, tmp_path / "same", bf16=True).encoder.generator.from_latent.weight
+    assert torch.equal(encoder.generator.from_latent.weight, expected)  # in float32
     assert log(tmp_path)[-1]["loss"] < 10
 
 

@@ -92,5 +92,7 @@ def test_what_else_does_not_fit_together() -> None:
         vlm(**text, pixel_values=torch.zeros(3, 3, 32, 32), num_image_tokens=counts[:2])
     with pytest.raises(ValueError, match="image 1 is to have 65 tokens; this model gives an image 1 to 64"):
         vlm.vision_tower(torch.zeros(2, 3, 32, 32), num_image_tokens=[3, 65])
+    with pytest.raises(ValueError, match="must be what get_image_features returns"):
+        vlm(**text, mm_encoder_outputs={"image": {"pooler_output": [tokens]}})
     with pytest.raises(ValueError, match="num_image_tokens says"):
         vlm(**text, image_tokens=encoder().encode(images(3)), num_image_tokens=counts + 1)

@@ -96,6 +96,12 @@ def test_other_refusals() -> None:
         processor()(text=[["<s>"]])
 
 
+def test_sizes_tell_no_counts() -> None:
+    """Engines that ask for the number of tokens by the size of a picture are told why there is none."""
+    with pytest.raises(NotImplementedError, match="depends on what is in it, not on its size"):
+        processor()._get_num_multimodal_tokens(image_sizes=[(32, 32)])
+
+
 def test_the_image_token_is_added_once_and_not_said() -> None:
     made = processor()
     assert made.image_token_id == PLACE and len(made.tokenizer) == PLACE + 1

@@ -70,6 +70,20 @@ def test_bfloat16(tmp_path: Path) -> None:
     assert batch(made)["image_tokens"].dtype == torch.float32
 
 
+def test_a_language_model_of_half_the_bytes_stays_so(tmp_path: Path) -> None:
+    """Beside an encoder in float32, which the processor reads as it was."""
+    vlm = model(llama().to(torch.bfloat16))
+    assert vlm.dtype == vlm.multi_modal_projector.linear_1.weight.dtype == torch.bfloat16
+    assert vlm.vision_tower.dove.dtype == torch.float32
+    assert vlm.train()(**processor()(text=PROMPTS[2], return_tensors="pt")).logits.dtype == torch.bfloat16
+    vlm.eval().save_pretrained(tmp_path)
+    processor().save_pretrained(tmp_path)
+    made, again = load(tmp_path)
+    assert {p.dtype for p in again.parameters()} == {torch.bfloat16}
+    assert torch.equal(batch(made)["image_tokens"], batch()["image_tokens"])
+    assert answers(again, batch(made)) == answers(vlm, batch())
+
+
 def test_the_processor_encodes_with_the_towers_weights(tmp_path: Path) -> None:
     """They may have been trained since it was made."""
     vlm = model(dove=micro())
