@@ -28,6 +28,7 @@ if _PROCESSES > 1:
 # Minutes, or a fixture of minutes: begun first, so that no process is left alone with one at the end.
 LONGEST = (
     "train/test_distributed.py",
+    "instruct/test_distributed.py",
     "simt/test_mutants.py",
     "simt/test_table.py",
     "train/test_run.py",

@@ -222,15 +222,29 @@ class Pretrained(nn.Module):
             raise ValueError(f"on the CPU dtype must be torch.float32 or torch.bfloat16, got {dtype}")
         folder = find_model(name_or_path, revision)
         config = load_config(folder, cls.config_class)
-        weights = read_all_weights(folder)
+        model = cls.of_weights(config, read_all_weights(folder), str(folder / WEIGHTS))
+        model.load_files(folder)
+        return model.to(device=device, dtype=dtype).eval()
+
+    @classmethod
+    def of_weights(cls: type[Model], config: Any, weights: dict[str, Tensor], source: str) -> Model:
+        """Build a model from its tensors, by the names of `state_dict`: float32 on the CPU, in training mode.
+
+        Args:
+            config: its configuration.
+            weights: all of its tensors, of any floating dtypes.
+            source: how an error calls their file.
+
+        Raises:
+            CheckpointError: if they do not fit the configuration, or are not finite.
+        """
         with torch.device("meta"), _NothingDrawn():
             # A config.json that asks for terabytes is refused before it gets them.
-            fit_weights(cls(config), weights, str(folder / WEIGHTS))
+            fit_weights(cls(config), weights, source)
         with torch.device("cpu"):  # whatever default device and dtype a caller has set: nothing is rounded
             model = cls(config).float()
         model.load_state_dict(weights)
-        model.load_files(folder)
-        return model.to(device=device, dtype=dtype).eval()
+        return model
 
     def save_pretrained(
         self,

@@ -6,14 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from dove_ext.errors import CheckpointError
 from dove_ext.models.dove import DoveModel
-from dove_ext.models.pretrained import TOKENIZER, fit_weights, shipped_folder
+from dove_ext.models.pretrained import TOKENIZER, shipped_folder
 from dove_vlm.configuration import DoveVisionConfig
 
 QUERY_TOKENIZER = "query_tokenizer.json"
@@ -62,12 +61,7 @@ class Checkpoint:
             return None
         vision = config.get("vision_config", config)
         shape = DoveVisionConfig(dove=vision["dove"]).shape
-        weights = _read(files, prefix)
-        with torch.device("meta"):
-            fit_weights(DoveModel(shape), weights, self.name)
-        with torch.device("cpu"):
-            dove = DoveModel(shape).float()
-        dove.load_state_dict(weights)
+        dove = DoveModel.of_weights(shape, _read(files, prefix), self.name)
         if shape.query_vocab_size and (tokenizer := self.file(QUERY_TOKENIZER)) is not None:
             dove.load_tokenizer(tokenizer)
         return dove.eval()

@@ -37,7 +37,6 @@ _ONE_SIDED: dict[str, Any] = {"global_batch": 2, "batch_size": 1, "steps": 3}
 RUNS: dict[str, dict[str, Any]] = {
     "ddp": {"parallel": "ddp", "steps": 3},
     "fsdp2": {"parallel": "fsdp2", "steps": 3, "checkpoint_every": 2},
-    "no image": {"parallel": "ddp", **_ONE_SIDED},
     "no image, fsdp2": {"parallel": "fsdp2", **_ONE_SIDED},
     "no image, encoder": {"parallel": "ddp", "train_encoder": True, **_ONE_SIDED},
 }
