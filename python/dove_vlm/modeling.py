@@ -10,40 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
-from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from dove_ext.models.dove import DoveModel
 from dove_ext.tokens import DoveTokens
 from dove_vlm.configuration import DoveLlavaConfig
+from dove_vlm.features import DoveMultiModalProjector, PlacedFeatures, packed_tokens
 from dove_vlm.placeholders import check_counts, check_places
-from dove_vlm.versions import SLICES_FEATURES, version
+from dove_vlm.versions import refuse_chunks
 from dove_vlm.vision import DoveVisionModel, keep_weights
-
-
-class DoveMultiModalProjector(nn.Module):
-    """The connector: tokens [T, D] of all images at once to the language model's width [T, hidden]."""
-
-    def __init__(self, config: DoveLlavaConfig) -> None:
-        super().__init__()
-        width, bias = config.text_config.hidden_size, config.multimodal_projector_bias
-        self.linear_1 = nn.Linear(config.vision_config.hidden_size, width, bias=bias)
-        self.act = ACT2FN[config.projector_hidden_act]
-        self.linear_2 = nn.Linear(width, width, bias=bias)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """See the class."""
-        return self.linear_2(self.act(self.linear_1(tokens.to(self.linear_1.weight.dtype))))
 
 
 def _restarts(position_ids: Tensor, kwargs: dict[str, Any]) -> bool:
     """Whether several prompts stand in a row that begins here; a GPU is waited for."""
     begins = kwargs.get("cache") is None and kwargs.get("past_key_values") is None
     return begins and position_ids.shape[-1] > 1 and bool((position_ids.diff() != 1).any())
-
-
-class PlacedFeatures(BaseModelOutputWithPooling):
-    """Features that `generate` has compared with all of the prompts; a chunk of these cannot be."""
 
 
 class DoveLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -174,34 +155,11 @@ class DoveLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             lengths = [len(part) for part in parts]
             tokens = torch.cat(parts)
         else:
-            tokens, lengths = self._packed(image_tokens, num_image_tokens)
+            width = self.config.vision_config.hidden_size
+            tokens, lengths = packed_tokens(image_tokens, num_image_tokens, width, self.device)
         # One product for all images of all rows: nothing is padded on the way.
         features = self.multi_modal_projector(tokens)
         return BaseModelOutputWithPooling(pooler_output=list(features.split(lengths)))
-
-    def _packed(
-        self, tokens: Tensor | DoveTokens | None, counts: Tensor | Sequence[int] | None
-    ) -> tuple[Tensor, list[int]]:
-        if isinstance(tokens, DoveTokens):
-            lengths = tokens.lengths.tolist()
-            check_counts(lengths, counts)
-            tokens = tokens.tokens.to(self.device)
-        elif counts is None:
-            raise ValueError("image_tokens needs num_image_tokens, how many of them each image has")
-        else:
-            lengths = [int(n) for n in counts]
-        width = self.config.vision_config.hidden_size
-        if tokens.dim() != 2 or tokens.shape[1] != width:
-            raise ValueError(
-                f"image_tokens must be [T, {width}] for this model, got {list(tokens.shape)}; encode with "
-                "the model's own processor"
-            )
-        if sum(lengths) != len(tokens):
-            raise ValueError(
-                f"num_image_tokens sums to {sum(lengths)}, but image_tokens has {len(tokens)} rows; pass "
-                "both of one call of the processor"
-            )
-        return tokens, lengths
 
     def _features(
         self,
@@ -331,7 +289,7 @@ class DoveLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         features = self._features(pixel_values, image_tokens, num_image_tokens, mm_encoder_outputs)
         if features is not None:
-            self._refuse_chunks(generation_config, kwargs)
+            refuse_chunks(generation_config or self.generation_config, kwargs)
             input_ids = kwargs.get("input_ids", inputs)
             embeds = kwargs.get("inputs_embeds")
             mask = self._placeholders(input_ids if embeds is None else None, embeds)
@@ -341,12 +299,3 @@ class DoveLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 "image": PlacedFeatures(pooler_output=list(features.pooler_output))
             }
         return super().generate(inputs, generation_config, **kwargs)
-
-    def _refuse_chunks(self, generation_config: Any, kwargs: dict[str, Any]) -> None:
-        config = generation_config or self.generation_config
-        size = kwargs.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
-        if size is not None and version() < SLICES_FEATURES:
-            raise ValueError(
-                "prefill_chunk_size with images needs transformers 5.23 or newer: older ones give every "
-                "chunk all features; leave it out, or update transformers"
-            )

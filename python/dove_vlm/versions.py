@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import transformers
 
 OLDEST = (5, 19)
@@ -34,4 +36,22 @@ def require_supported() -> None:
         raise ImportError(
             f"dove_vlm needs transformers {OLDEST[0]}.{OLDEST[1]} or newer, here is "
             f"{transformers.__version__}: pip install 'dove-ext[vlm]'"
+        )
+
+
+def refuse_chunks(generation_config: Any, kwargs: dict[str, Any]) -> None:
+    """Refuse a prefill in chunks with images where transformers would do it wrongly.
+
+    Args:
+        generation_config: of a model or a call.
+        kwargs: of the call, which win.
+
+    Raises:
+        ValueError: if `prefill_chunk_size` is given and this transformers is older than `SLICES_FEATURES`.
+    """
+    size = kwargs.get("prefill_chunk_size", getattr(generation_config, "prefill_chunk_size", None))
+    if size is not None and version() < SLICES_FEATURES:
+        raise ValueError(
+            "prefill_chunk_size with images needs transformers 5.23 or newer: older ones give every chunk "
+            "all features; leave it out, or update transformers"
         )

@@ -25,3 +25,13 @@ def test_a_torchvision_of_another_torch_is_named(tmp_path: Path, monkeypatch: py
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ImportError, match=r"torchvision does not fit this torch \(operator torchvision::nms"):
         versions.require_supported()
+
+
+def test_chunks_are_refused_where_they_would_be_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever version is here; what they give where they are right is in test_generate.py."""
+    monkeypatch.setattr(versions.transformers, "__version__", "5.22.2")
+    versions.refuse_chunks(None, {})
+    with pytest.raises(ValueError, match=r"needs transformers 5\.23 or newer"):
+        versions.refuse_chunks(None, {"prefill_chunk_size": 7})
+    monkeypatch.setattr(versions.transformers, "__version__", "5.23.0")
+    versions.refuse_chunks(None, {"prefill_chunk_size": 7})
