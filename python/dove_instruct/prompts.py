@@ -38,6 +38,14 @@ def chat_template(template: str, eos: str) -> str:
     )
 
 
+def beginning(tokenizer: Any) -> list[int]:
+    """What a tokenizer puts in front of every text; not all that know a first token do."""
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("a")["input_ids"]
+    start = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), 0)
+    return list(whole[:start])
+
+
 def tokenize(
     row: Conversation,
     counts: Sequence[int],
@@ -61,8 +69,8 @@ def tokenize(
         LongRowError: if nothing of an answer, or not all of an image, is left.
     """
     system, user, assistant, gap = WORDING[template]
-    begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    ids, labels = list(begin), [LEARN_NOT] * len(begin)
+    ids = beginning(tokenizer)
+    labels = [LEARN_NOT] * len(ids)
     numbers = iter(counts)
 
     def add(text: str, learned: bool) -> None:

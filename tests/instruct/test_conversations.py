@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 from transformers import ByT5Tokenizer
 
 from dove_instruct.conversations import Conversation, fingerprint, read_conversations
 from dove_instruct.prompts import SYSTEM, LongRowError, chat_template, tokenize
 from dove_train.settings import TrainingError
 from dove_vlm.collate import LEARN_NOT
-from tests.vlm.small import images, processor
+from tests.vlm.small import images, processor, tokenizer
 
 LLAVA: list[dict[str, Any]] = [
     {"id": "000000033471", "image": "coco/train2017/000000033471.jpg", "conversations": [
@@ -88,11 +89,11 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def tokens(row: Conversation, counts: list[int], template: str = "vicuna", most: int = 1000) -> Any:
-    tokenizer = ByT5Tokenizer()
-    ids, labels = tokenize(row, counts, tokenizer, template=template, image_token_id=5000, max_length=most)
+    words = ByT5Tokenizer()
+    ids, labels = tokenize(row, counts, words, template=template, image_token_id=5000, max_length=most)
     assert len(ids) == len(labels)
-    learned = tokenizer.decode([label for label in labels if label != LEARN_NOT])
-    return tokenizer.decode([i for i in ids if i != 5000]), learned, ids
+    learned = words.decode([label for label in labels if label != LEARN_NOT])
+    return words.decode([i for i in ids if i != 5000]), learned, ids
 
 
 def test_answers_alone_are_learned(tmp_path: Path) -> None:
@@ -106,6 +107,20 @@ def test_answers_alone_are_learned(tmp_path: Path) -> None:
     assert ids.count(5000) == 3
     assert tokens(second, [])[:2] == (f"{SYSTEM} USER: Write a poem. ASSISTANT: Roses.</s>", " Roses.</s>")
     assert tokens(second, [], "plain")[0] == "Write a poem.\nRoses.</s>"
+
+
+def test_rows_begin_as_the_tokenizer_lets_texts_begin() -> None:
+    """At an answer the processor writes the prompt: what it does not put in front must not be trained."""
+    row = Conversation("row", (), (("what is this ?", "a dog"),))
+    plain = tokenizer()  # it knows <s>, and puts it nowhere
+    with_start = tokenizer()
+    with_start.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    how = {"template": "plain", "image_token_id": 40, "max_length": 99}
+    ids, labels = tokenize(row, [], plain, **how)
+    assert tokenize(row, [], with_start, **how) == ([1, *ids], [LEARN_NOT, *labels])
+    assert ids[0] == plain.convert_tokens_to_ids("what")
 
 
 def test_long_rows_lose_their_end_and_never_an_image(tmp_path: Path) -> None:

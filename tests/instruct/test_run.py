@@ -35,7 +35,7 @@ def test_it_learns_its_rows_and_saves_a_model_that_answers(files: Path, tmp_path
     assert changed == {"multi_modal_projector", "language_model"}
     processor = AutoProcessor.from_pretrained(tmp_path / "model")
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "model")
-    prompts = ["<s> <image> what is this ? \n", "<s> is <image> left of <image> ? \n", "<s> what is it ? \n"]
+    prompts = ["<image> what is this ? \n", "is <image> left of <image> ? \n", "what is it ? \n"]
     pictures = [[files / "0.png"], [files / "2.png", files / "3.png"], []]
     inputs = processor(text=prompts, images=pictures, padding=True, return_tensors="pt")
     answers = model.generate(**inputs, max_new_tokens=4, do_sample=False)[:, inputs["input_ids"].shape[1] :]
