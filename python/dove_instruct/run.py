@@ -84,7 +84,7 @@ class Run:
             ask=settings.ask,
             skipped=self.skipped,
             template=settings.template,
-            image_token_id=self.processor.image_token_id,
+            image_token=self.processor.image_token,
             max_length=settings.max_length,
         )
         self.processor.tokenizer.padding_side = "right"

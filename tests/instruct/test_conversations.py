@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
-from transformers import ByT5Tokenizer
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from dove_instruct.conversations import Conversation, fingerprint, read_conversations
 from dove_instruct.prompts import SYSTEM, LongRowError, chat_template, tokenize
@@ -90,21 +92,23 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 def tokens(row: Conversation, counts: list[int], template: str = "vicuna", most: int = 1000) -> Any:
     words = ByT5Tokenizer()
-    ids, labels = tokenize(row, counts, words, template=template, image_token_id=5000, max_length=most)
+    words.add_tokens(["<image>"], special_tokens=True)
+    image = words.convert_tokens_to_ids("<image>")
+    ids, labels = tokenize(row, counts, words, template=template, image_token="<image>", max_length=most)
     assert len(ids) == len(labels)
     learned = words.decode([label for label in labels if label != LEARN_NOT])
-    return words.decode([i for i in ids if i != 5000]), learned, ids
+    return words.decode([i for i in ids if i != image]), learned, ids, image
 
 
 def test_answers_alone_are_learned(tmp_path: Path) -> None:
     first, second = read(tmp_path, LLAVA)
-    text, learned, ids = tokens(first, [3])
+    text, learned, ids, image = tokens(first, [3])
     assert text == (
         f"{SYSTEM} USER: \nWhat are the colors of the bus? ASSISTANT: White and red.</s>"
         "USER: Is it moving? ASSISTANT: No.</s>"
     )
     assert learned == " White and red.</s> No.</s>"
-    assert ids.count(5000) == 3
+    assert ids.count(image) == 3
     assert tokens(second, [])[:2] == (f"{SYSTEM} USER: Write a poem. ASSISTANT: Roses.</s>", " Roses.</s>")
     assert tokens(second, [], "plain")[0] == "Write a poem.\nRoses.</s>"
 
@@ -117,7 +121,7 @@ def test_rows_begin_as_the_tokenizer_lets_texts_begin() -> None:
     with_start.backend_tokenizer.post_processor = TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
     )
-    how = {"template": "plain", "image_token_id": 40, "max_length": 99}
+    how = {"template": "plain", "image_token": "<image>", "max_length": 99}
     ids, labels = tokenize(row, [], plain, **how)
     assert tokenize(row, [], with_start, **how) == ([1, *ids], [LEARN_NOT, *labels])
     assert ids[0] == plain.convert_tokens_to_ids("what")
@@ -132,12 +136,25 @@ def test_long_rows_lose_their_end_and_never_an_image(tmp_path: Path) -> None:
             tokens(first, counts, most=most)
 
 
+def pieces() -> PreTrainedTokenizerFast:
+    """As Llama's: a mark in front of every text, words with the space before them, <s> at the beginning."""
+    words = Tokenizer(models.BPE(unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    special = ["<pad>", "<s>", "</s>", "<unk>"]
+    trainer = trainers.BpeTrainer(vocab_size=160, special_tokens=special, show_progress=False)
+    words.train_from_iterator([SYSTEM, "USER: What are the colors? ASSISTANT: White and red."] * 3, trainer)
+    words.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<pad>"
+    )
+
+
+@pytest.mark.parametrize("words", [ByT5Tokenizer, pieces])
 @pytest.mark.parametrize("template", ["vicuna", "plain"])
-def test_the_chat_template_writes_what_was_learned(tmp_path: Path, template: str) -> None:
+def test_the_chat_template_writes_what_was_learned(tmp_path: Path, template: str, words: Any) -> None:
     """A user's conversation is, token for token, the beginning of a training row."""
     made = processor()
-    made.tokenizer = ByT5Tokenizer()
-    made = type(made)(made.image_processor, made.tokenizer, chat_template=chat_template(template, "</s>"))
+    made = type(made)(made.image_processor, words(), chat_template=chat_template(template, "</s>"))
     first, _ = read(tmp_path, LLAVA)
     picture = {"type": "image", "image": images(1)[0]}
     asked = [
@@ -146,14 +163,16 @@ def test_the_chat_template_writes_what_was_learned(tmp_path: Path, template: str
         {"role": "user", "content": "Is it moving?"},
     ]
     text = made.apply_chat_template(asked)
-    inputs = made(text=text, images=[picture["image"]], add_special_tokens=False)
-    ids, _ = tokenize(
+    inputs = made(text=text, images=[picture["image"]], add_special_tokens=words is pieces)
+    ids, labels = tokenize(
         first,
         inputs["num_image_tokens"],
         made.tokenizer,
         template=template,
-        image_token_id=made.image_token_id,
+        image_token=made.image_token,
         max_length=5000,
     )
     found = inputs["input_ids"][0]
     assert ids[: len(found)] == found and len(found) > len(ids) - 10
+    learned = made.decode([i for i in labels if i != LEARN_NOT])
+    assert re.sub(r"[\s\u2581]", "", learned) == "Whiteandred.</s>No.</s>"
