@@ -65,7 +65,7 @@ def test_contractions() -> None:
 @pytest.mark.parametrize(
     ("same", "expected"),
     # k of 10 people agree: k of them leave one out who agrees, the others one who does not.
-    [(0, 0), (1, (0 + 9 / 3) / 10), (2, (2 / 3 + 8 * 2 / 3) / 10), (3, (3 * 2 / 3 + 7) / 10), (4, 1), (10, 1)],
+    [(0, 0), (1, 9 / 3 / 10), (2, (2 / 3 + 8 * 2 / 3) / 10), (3, (3 * 2 / 3 + 7) / 10), (4, 1), (10, 1)],
 )  # fmt: skip
 def test_vqa_accuracy(same: int, expected: float) -> None:
     people = ["red"] * same + ["blue"] * (10 - same)
