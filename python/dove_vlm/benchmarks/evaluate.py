@@ -147,20 +147,26 @@ def _mean(scores: Sequence[float]) -> float:
 
 
 def table(results: Sequence[Result]) -> str:
-    """The paper's Table 3 in Markdown: a row a model and number of tokens, a column a benchmark.
+    """The paper's Table 3 in Markdown: a row a model and number of tokens, a column a benchmark and split.
 
     Own lengths have the mean number of tokens in brackets; "#" is a row whose encoder was asked "null"; "~"
     stands behind a score of some of the questions only. Of two results for one place the last counts.
     """
-    cells = {(*_row(r), r.benchmark): r for r in results if r.score is not None}
-    columns = [name for name in BENCHMARKS if any(key[2] == name for key in cells)]
+    cells = {(*_row(r), (r.benchmark, r.split)): r for r in results if r.score is not None}
+    known = [(name, split) for name, benchmark in BENCHMARKS.items() for split in benchmark.splits]
+    columns = [column for column in known if any(key[2] == column for key in cells)]
     rows = sorted({key[:2] for key in cells}, key=lambda row: (row[0], *_order(row[1])))
     lines = [
-        ["Model", "Tokens", *(BENCHMARKS[name].title for name in columns)],
+        ["Model", "Tokens", *(_title(*column) for column in columns)],
         ["---", *["---:"] * (len(columns) + 1)],
     ]
-    lines += [[*row, *(_cell(cells.get((*row, name))) for name in columns)] for row in rows]
+    lines += [[*row, *(_cell(cells.get((*row, column))) for column in columns)] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def _title(benchmark: str, split: str) -> str:
+    found = BENCHMARKS[benchmark]
+    return found.title if split == found.splits[0] else f"{found.title} {split}"
 
 
 def _row(result: Result) -> tuple[str, str]:

@@ -2,7 +2,7 @@
 
     lmms-eval --model dove --model_args pretrained=runs/vlm/model,num_tokens=64 --tasks gqa --device cpu
 
-Written against lmms-eval 0.7.3's own classes and tested with stand-ins for them; it has not been run by it.
+Tested with the registry, base class and requests of lmms-eval 0.7.3; none of its tasks has been evaluated so.
 """
 
 from __future__ import annotations

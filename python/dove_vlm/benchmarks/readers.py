@@ -114,7 +114,7 @@ def docvqa(data: Data, split: str) -> list[Record]:
 def infovqa(data: Data, split: str) -> list[Record]:
     """InfographicVQA."""
     stem = f"infographicsVQA_{split}_v1.0"
-    path = data.file(f"{stem}.json", f"{stem}_withQT.json", f"{stem}_withQA.json")
+    path = data.file(f"{stem}.json", f"{stem}_withQT.json")
     folder = data.folder("images", "infographicsvqa_images", f"infographicsVQA_{split}_v1.0_images")
     return _documents(data, path, split, lambda row: folder / Path(row.get("image_local_name", str)).name)
 

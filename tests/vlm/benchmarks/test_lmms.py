@@ -6,7 +6,6 @@ import importlib
 import importlib.util
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -103,7 +102,20 @@ def test_what_it_cannot_do_is_said(made: Any) -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("lmms_eval") is None, reason="lmms-eval is not installed")
-def test_the_real_classes_take_it(tmp_path: Path) -> None:
+def test_the_real_classes_take_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    inner = StandIn({"cat": "yes"})
+    monkeypatch.setattr(generate, "load", lambda folder, device, dtype: (inner, inner))
     registry = importlib.import_module("lmms_eval.models.registry_v2").ModelRegistryV2()
     registry.register_manifest(manifest())
-    assert registry.get_model_class("dove").__name__ == "DoveLmms"
+    # As lmms_eval.evaluator makes a model.
+    options = {"batch_size": 4, "max_batch_size": None, "device": "cpu"}
+    model = registry.get_model_class("dove").create_from_arg_string("pretrained=m,num_tokens=8", options)
+    model.task_dict = {"gqa": {"testdev": {0: {"images": ["picture"]}}}}
+    asked = importlib.import_module("lmms_eval.api.instance").Instance(
+        request_type="generate_until",
+        arguments=request("A cat?", 0, max_new_tokens=16).args,
+        idx=0,
+        metadata={"task": "gqa", "doc_id": 0, "repeats": 1},
+    )
+    assert model.generate_until([asked]) == ["yes"]
+    assert inner.calls == [([["picture"]], {"num_tokens": 8, "padding": True, "return_tensors": "pt"})]

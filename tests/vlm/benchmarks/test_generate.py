@@ -1,0 +1,67 @@
+"""The adapter's own small model, asked through `evaluate`: lengths, batches, queries, files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import dove_vlm
+from dove_vlm.benchmarks import BenchmarkError, Record, evaluate, find_benchmark, read_records
+from dove_vlm.benchmarks.generate import Model, answerer, load
+from tests.vlm.benchmarks.layouts import LAYOUTS
+
+if not hasattr(dove_vlm, "DoveLlavaProcessor"):
+    pytest.skip("dove_vlm is here without its models", allow_module_level=True)
+
+from tests.vlm.small import model as small_model
+from tests.vlm.small import processor as small_processor
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("model")
+    small_model().save_pretrained(made)
+    small_processor().save_pretrained(made)
+    return made
+
+
+def ask(model: Model, records: list[Record], batch_size: int) -> list[tuple[int | str, str]]:
+    answer = answerer(model, find_benchmark("scienceqa"))
+    return evaluate("scienceqa", records, answer, batch_size=batch_size, split="test").answers
+
+
+def test_a_saved_model_answers_alike_in_any_batch(folder: Path, tmp_path: Path) -> None:
+    records = read_records("scienceqa", LAYOUTS["scienceqa"](tmp_path), "test")  # one without a picture
+    processor, loaded = load(folder)
+    model = Model(processor, loaded)
+    answers = ask(model, records, 2)
+    assert answers == ask(model, records, 1) and len(model.counted) == 2
+    assert all(0 < len(text.split()) <= 16 for _, text in answers)
+
+
+def test_lengths_reach_the_encoder(folder: Path, tmp_path: Path) -> None:
+    records = read_records("gqa", LAYOUTS["gqa"](tmp_path))
+    processor, loaded = load(folder)
+    own, five = Model(processor, loaded), Model(processor, loaded, 5)
+    for model in (own, five):
+        evaluate("gqa", records, answerer(model, find_benchmark("gqa")))
+    assert five.counted == [5, 5] and five.mean_tokens == 5
+    assert own.counted[0] == own.counted[1] != 5
+    with pytest.raises(BenchmarkError, match="--num-tokens 65 is impossible"):
+        Model(processor, loaded, 65)
+
+
+def test_a_folder_without_a_model(tmp_path: Path) -> None:
+    with pytest.raises(BenchmarkError, match=r"holds no vision-language model with its processor \("):
+        load(tmp_path)
+
+
+def test_a_model_is_asked_as_it_was_trained() -> None:
+    prompts = pytest.importorskip("dove_instruct.prompts", reason="instruction tuning is not here")
+    conversations = pytest.importorskip("dove_instruct.conversations")
+    processor = small_processor()
+    processor.chat_template = prompts.chat_template("vicuna", "</s>")
+    assert Model(processor, None).prompt("what is this ?", 1) == (
+        f"{prompts.SYSTEM} USER: {conversations.PLACE}\nwhat is this ? ASSISTANT:"
+    )
