@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from dove_ext.errors import QueryError
 from dove_vlm.benchmarks.records import BenchmarkError, Record
 from dove_vlm.benchmarks.registry import Benchmark
 
@@ -128,6 +129,25 @@ class Model:
             made[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
         )
         return [text.strip() for text in said]
+
+
+def check_queries(model: Model, records: Sequence[Record]) -> None:
+    """Refuse, before the work, questions that a Q-DOVE encoder cannot be asked.
+
+    Raises:
+        BenchmarkError: naming the question.
+    """
+    tokenizer = getattr(getattr(model.processor.image_processor, "encoder", None), "tokenizer", None)
+    if tokenizer is None:
+        return  # an encoder without queries says so itself, with the first images
+    for record in records:
+        try:
+            if record.image is not None:
+                tokenizer([record.question])
+        except QueryError as error:
+            raise BenchmarkError(
+                f"question {record.question_id} is no query for the encoder ({error}); use --query null"
+            ) from error
 
 
 def answerer(model: Model, benchmark: Benchmark, query: str | None = None) -> Any:

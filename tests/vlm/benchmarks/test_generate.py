@@ -8,12 +8,13 @@ import pytest
 
 import dove_vlm
 from dove_vlm.benchmarks import BenchmarkError, Record, evaluate, find_benchmark, read_records
-from dove_vlm.benchmarks.generate import Model, answerer, load
+from dove_vlm.benchmarks.generate import Model, answerer, check_queries, load
 from tests.vlm.benchmarks.layouts import LAYOUTS
 
 if not hasattr(dove_vlm, "DoveLlavaProcessor"):
     pytest.skip("dove_vlm is here without its models", allow_module_level=True)
 
+from tests.models.micro import asked
 from tests.vlm.small import model as small_model
 from tests.vlm.small import processor as small_processor
 
@@ -65,3 +66,31 @@ def test_a_model_is_asked_as_it_was_trained() -> None:
     assert Model(processor, None).prompt("what is this ?", 1) == (
         f"{prompts.SYSTEM} USER: {conversations.PLACE}\nwhat is this ? ASSISTANT:"
     )
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"), [("question", ["Which is a planet?"]), ("null", "null"), (None, None)]
+)
+def test_what_a_query_encoder_is_asked(
+    query: str | None, expected: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = asked(tmp_path, query_length=24)
+    processor = dove_vlm.DoveLlavaProcessor(dove_vlm.DoveImageProcessor(encoder), small_processor().tokenizer)
+    heard = []
+    encode = type(encoder).encode
+    monkeypatch.setattr(type(encoder), "encode", lambda *a, **k: heard.append(k["query"]) or encode(*a, **k))
+    records = read_records("scienceqa", LAYOUTS["scienceqa"](tmp_path), "test")
+    ask = answerer(Model(processor, small_model(dove=encoder)), find_benchmark("scienceqa"), query)
+    assert len(ask(records)) == 2
+    assert heard == [expected]
+
+
+def test_questions_that_are_no_queries_are_refused_before_the_work(tmp_path: Path) -> None:
+    processor = small_processor()
+    records = read_records("scienceqa", LAYOUTS["scienceqa"](tmp_path), "test")
+    check_queries(Model(processor, None), records)  # reads no queries: encode says so
+    processor.image_processor = dove_vlm.DoveImageProcessor(asked(tmp_path, query_length=24))
+    check_queries(Model(processor, None), records)
+    processor.image_processor = dove_vlm.DoveImageProcessor(asked(tmp_path, query_length=12))
+    with pytest.raises(BenchmarkError, match=r"question 5 is no query for the encoder \(query has 16 tokens"):
+        check_queries(Model(processor, None), records)
