@@ -1,18 +1,51 @@
-"""`dove vlm train`: a recipe, and what the command line changes in it."""
+"""`dove vlm train`: a recipe, and what the command line changes in it; and the door to `dove vlm eval`."""
 
 from __future__ import annotations
 
+import importlib
 from argparse import SUPPRESS, ArgumentParser, Namespace
 from pathlib import Path
+from typing import Any
 
 from dove_ext.cli.command import EXIT_OK, Command
 from dove_instruct.settings import FIELDS, Settings, make_settings
 from dove_train.settings import TrainingError, parse_value, read_recipe
 
 
+class LateParser(ArgumentParser):
+    """A parser whose arguments a module adds once it is used: that module imports transformers.
+
+    Args:
+        *args: of `ArgumentParser`.
+        late: the module, with a function `configure`; "" where arguments are added as usual.
+        **kwargs: of `ArgumentParser`.
+    """
+
+    def __init__(self, *args: Any, late: str = "", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.late = late
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As usual, with the arguments of the module.
+
+        Raises:
+            TrainingError: if it cannot be imported.
+        """
+        if self.late:
+            late, self.late = self.late, ""
+            try:
+                importlib.import_module(late).configure(self)
+            except ImportError as error:
+                raise TrainingError(f"dove vlm needs: pip install 'dove-ext[vlm]' ({error})") from error
+        return super().parse_known_args(args, namespace)
+
+
 def configure(parser: ArgumentParser) -> None:
     """Add the verb's own verbs, each with its arguments."""
-    verbs = parser.add_subparsers(metavar="WHAT", dest="what", required=True)
+    verbs = parser.add_subparsers(metavar="WHAT", dest="what", required=True, parser_class=LateParser)
+    verbs.add_parser(
+        "eval", help="score a model on a benchmark of visual question answering", late="dove_vlm.cli"
+    )
     train = verbs.add_parser("train", help="teach a language model to answer about pictures (B.1)")
     train.add_argument("recipe", type=Path, metavar="RECIPE", help="YAML file of settings, as in recipes/")
     train.add_argument(

@@ -9,7 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
+from dove_ext.models.backbone import Backbone
+from dove_train.pointing import CLASSES, WIDTH
 from dove_train.run import Run
 from dove_train.settings import Settings, make_settings
 from dove_train.train import train
@@ -101,6 +105,30 @@ def asked_shard(
                 member = tarfile.TarInfo(f"{number}.{suffix}")
                 member.size = len(data)
                 shard.addfile(member, io.BytesIO(data))
+    return path
+
+
+def lite_file(path: Path, width: float, depth: float) -> Path:
+    """A file as EfficientNet-Lite's, of a network of that shape with random weights."""
+    torch.manual_seed(3)
+    backbone, tensors = Backbone(width, depth), dict[str, Tensor]()
+
+    def put(name: str, norm: str, shape: torch.Size) -> None:
+        tensors[f"{name}.weight"] = torch.randn(shape) / (shape[1] * shape[2] * shape[3]) ** 0.5
+        tensors[f"{norm}.weight"], tensors[f"{norm}.bias"] = torch.rand(2, shape[0]).add(0.5)
+        tensors[f"{norm}.running_mean"], tensors[f"{norm}.running_var"] = torch.rand(2, shape[0]).add(0.1)
+        tensors[f"{norm}.num_batches_tracked"] = torch.tensor(7)
+
+    put("_conv_stem", "_bn0", backbone.stem.weight.shape)
+    for i, block in enumerate(backbone.blocks):
+        if block.expand is not None:
+            put(f"_blocks.{i}._expand_conv", f"_blocks.{i}._bn0", block.expand.weight.shape)
+        put(f"_blocks.{i}._depthwise_conv", f"_blocks.{i}._bn1", block.depthwise.weight.shape)
+        put(f"_blocks.{i}._project_conv", f"_blocks.{i}._bn2", block.project.weight.shape)
+    last = backbone.blocks[-1].project.out_channels
+    put("_conv_head", "_bn1", torch.Size([WIDTH, last, 1, 1]))
+    tensors["_fc.weight"], tensors["_fc.bias"] = torch.randn(CLASSES, WIDTH) * 0.2, torch.zeros(CLASSES)
+    torch.save(tensors, path)
     return path
 
 

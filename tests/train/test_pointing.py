@@ -20,7 +20,7 @@ from dove_train import build, pointing
 from dove_train.augment import Augmentation
 from dove_train.data import Batch
 from dove_train.distributed import World
-from dove_train.pointing import CLASSES, WIDTH, Pointed, covered, map_loss, pointing_loss, read_classifier
+from dove_train.pointing import CLASSES, Pointed, covered, map_loss, pointing_loss, read_classifier
 from dove_train.queries import QueryImages, every_query
 from dove_train.regions import find_pictures
 from dove_train.run import Run
@@ -28,7 +28,7 @@ from dove_train.settings import TrainingError
 from dove_train.train import train, train_stages
 from dove_train.words import make_words
 from tests.conftest import import_or_skip
-from tests.train.small import SHAPE, asked_shard, run_to_a_checkpoint, settings
+from tests.train.small import SHAPE, asked_shard, lite_file, run_to_a_checkpoint, settings
 
 transformers = import_or_skip("transformers")
 ALONE = World(0, 1, torch.device("cpu"))
@@ -41,27 +41,7 @@ LETTERS = 25  # of which "s" is an end already
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file as EfficientNet-Lite's, of a small network with random weights."""
-    torch.manual_seed(3)
-    backbone, tensors = Backbone(0.1, 0.4), dict[str, Tensor]()
-
-    def put(name: str, norm: str, shape: torch.Size) -> None:
-        tensors[f"{name}.weight"] = torch.randn(shape) / (shape[1] * shape[2] * shape[3]) ** 0.5
-        tensors[f"{norm}.weight"], tensors[f"{norm}.bias"] = torch.rand(2, shape[0]).add(0.5)
-        tensors[f"{norm}.running_mean"], tensors[f"{norm}.running_var"] = torch.rand(2, shape[0]).add(0.1)
-        tensors[f"{norm}.num_batches_tracked"] = torch.tensor(7)
-
-    put("_conv_stem", "_bn0", backbone.stem.weight.shape)
-    for i, block in enumerate(backbone.blocks):
-        if block.expand is not None:
-            put(f"_blocks.{i}._expand_conv", f"_blocks.{i}._bn0", block.expand.weight.shape)
-        put(f"_blocks.{i}._depthwise_conv", f"_blocks.{i}._bn1", block.depthwise.weight.shape)
-        put(f"_blocks.{i}._project_conv", f"_blocks.{i}._bn2", block.project.weight.shape)
-    last = backbone.blocks[-1].project.out_channels
-    put("_conv_head", "_bn1", torch.Size([WIDTH, last, 1, 1]))
-    tensors["_fc.weight"], tensors["_fc.bias"] = torch.randn(CLASSES, WIDTH) * 0.2, torch.zeros(CLASSES)
-    path = tmp_path_factory.mktemp("classifier") / "lite.pth"
-    torch.save(tensors, path)
-    return path
+    return lite_file(tmp_path_factory.mktemp("classifier") / "lite.pth", 0.1, 0.4)
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,10 @@ import pytest
 from dove_ext.cli import main
 from dove_train.settings import make_settings, read_recipe
 from tests.models.micro import words
-from tests.train.small import PHOTOS, asked_shard
+from tests.train.small import PHOTOS, asked_shard, lite_file
 
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+OF_VLM = {"vicuna-7b-dove"}  # of `dove vlm train`, see tests/instruct
+RECIPES = [p for p in sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml")) if p.stem not in OF_VLM]
 
 # What proves nothing here and costs minutes: width, depth and size.
 _SMALL = ["--shape", "image_size=64"]
@@ -30,6 +31,7 @@ LIGHTER = {
         "vqgan.decoder_blocks=1", "vqgan.channels=32", "query_vocab_size=276",
         "--perceptual", "", "--workers", "0", "--bf16", "false",
     ],
+    "dove-tiny-q": ["--start-from", "dove-tiny-q", "--mosaics", "0"],  # its words are there already
     "vqgan-tiny": ["--stage", "joint.crop=64", "--shape", "codebook_size=512"],
 }  # fmt: skip
 
@@ -52,6 +54,9 @@ def test_a_dry_run(
             "--tokenizer",
             str(tmp_path / "tokenizer.json"),
         ]
+    if path.stem == "dove-tiny-q":
+        lite = lite_file(tmp_path / "lite.pth", 1.1, 1.2)
+        data = ["--queries", str(asked_shard(tmp_path / "a.tar")), "--classifier", str(lite)]
     arguments = [
         "train", str(path), "-o", str(tmp_path),
         *data, "--validation", str(PHOTOS / "cat.jpg"),

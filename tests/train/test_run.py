@@ -206,7 +206,8 @@ def test_the_quantised_baseline(tmp_path: Path) -> None:
     [
         (
             {"preset": "x"},
-            "no preset is named 'x'; known are dove-base, dove-base-q, dove-tiny, vqgan-base, vqgan-tiny",
+            "no preset is named 'x'; known are dove-base, dove-base-q, dove-tiny, dove-tiny-q, "
+            "vqgan-base, vqgan-tiny",
         ),
         ({"shape": {"heads": 3}}, "shape: unknown field 'heads'"),
         ({"stages": {}}, "the recipe has no stages with steps"),
