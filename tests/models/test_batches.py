@@ -136,7 +136,7 @@ def test_room_behind_the_tokens_is_cut_off() -> None:
 
 
 def test_fewer_images_than_were_run() -> None:
-    tokens, lengths, _, _ = join([packed_with_room([2, 3, 1, 1], 0.0).of_first(2)], LengthRule(), [])
+    tokens, lengths, *_ = join([packed_with_room([2, 3, 1, 1], 0.0).of_first(2)], LengthRule(), [])
     assert tokens[:, 0].tolist() == [0, 0, 1, 1, 1] and lengths.tolist() == [2, 3]
 
 
