@@ -126,7 +126,7 @@ def no_weights(config: DoveConfig, what: str) -> str:
     """The sentence for a model without query weights that was given something of a query."""
     return (
         f"{config.name!r} has no weights for text queries (query_vocab_size is 0); leave the {what} out, or "
-        "use a model that has them, such as one of the shape 'dove-base-q'"
+        "use a model that has them, such as dove-tiny-q"
     )
 
 

@@ -292,7 +292,7 @@ def test_a_model_without_query_weights_refuses_a_query() -> None:
             model.encode(photos(2), query=query)
         assert str(caught.value) == (
             "'micro' has no weights for text queries (query_vocab_size is 0); leave the query out, or use a "
-            "model that has them, such as one of the shape 'dove-base-q'"
+            "model that has them, such as dove-tiny-q"
         )
     with pytest.raises(QueryError, match=r"has no weights for text queries .* leave the tokenizer out"):
         model.load_tokenizer("tokenizer.json")
