@@ -40,6 +40,8 @@ was learned from photographs cannot spoil a picture of another kind that the cod
 nothing to do with what is missing costs at most 0.27 dB.
 """
 
+TWO_PLACES = "a query says where the picture matters, and so does a relevance; leave one of them out"
+
 
 def at_most(change: Tensor, size: Tensor) -> Tensor:
     """Each image's change [B, ...], scaled down where its root mean square is above `size` [B]."""
@@ -131,9 +133,7 @@ class DoveModel(Pretrained):
         if self.relevance is None or query is None:
             return self.about(self._asked(condition, query), relevance)
         if relevance is not None:
-            raise ValueError(
-                "a query says where the picture matters, and so does a relevance; leave one of them out"
-            )
+            raise ValueError(TWO_PLACES)
         return self._asked(condition._replace(sight=self.relevance.see(pixels)), query)
 
     def condition_on(
@@ -388,9 +388,7 @@ class DoveModel(Pretrained):
         cells, mapped = None, self.relevance is not None and asked is not None
         if relevance is not None:
             if mapped:
-                raise ValueError(
-                    "a query says where the picture matters, and so does a relevance; leave one of them out"
-                )
+                raise ValueError(TWO_PLACES)
             cells = cell_weights(relevance, count, self.config.grid, self.device)
         if return_relevance and cells is None and self.relevance is None:
             raise ValueError(

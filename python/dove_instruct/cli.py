@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from argparse import SUPPRESS, ArgumentParser, Namespace
-from pathlib import Path
+from argparse import ArgumentParser, Namespace
 from typing import Any
 
 from dove_ext.cli.command import EXIT_OK, Command
-from dove_instruct.settings import FIELDS, Settings, make_settings
-from dove_train.settings import TrainingError, parse_value, read_recipe
+from dove_instruct.settings import Settings, make_settings
+from dove_train.recipe_options import add_recipe, recipe_values
+from dove_train.settings import TrainingError
 
 
 class LateParser(ArgumentParser):
@@ -47,23 +47,7 @@ def configure(parser: ArgumentParser) -> None:
         "eval", help="score a model on a benchmark of visual question answering", late="dove_vlm.cli"
     )
     train = verbs.add_parser("train", help="teach a language model to answer about pictures (B.1)")
-    train.add_argument("recipe", type=Path, metavar="RECIPE", help="YAML file of settings, as in recipes/")
-    train.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="run folder; an interrupted run in it goes on",
-    )
-    group = train.add_argument_group("settings", "override the recipe's")
-    for item in FIELDS:
-        flag = "--" + item.name.replace("_", "-")
-        if item.name == "data":
-            group.add_argument(flag, nargs="+", default=SUPPRESS, metavar="FILE", help=item.metadata["help"])
-        else:
-            text = item.metadata["help"].replace("%", "%%")
-            group.add_argument(flag, default=SUPPRESS, metavar="X", help=text)
+    add_recipe(train, Settings, paths=("data",))
 
 
 def settings_of(args: Namespace) -> Settings:
@@ -72,13 +56,7 @@ def settings_of(args: Namespace) -> Settings:
     Raises:
         TrainingError: naming what is missing, unknown or out of range.
     """
-    values = read_recipe(args.recipe)
-    for item in FIELDS:
-        if item.name in args:
-            given = getattr(args, item.name)
-            text = isinstance(given, list) or item.type == "str"  # a path may look like a number
-            values[item.name] = given if text else parse_value(given, "--" + item.name.replace("_", "-"))
-    return make_settings(values, str(args.recipe))
+    return make_settings(recipe_values(args, Settings), str(args.recipe))
 
 
 def run(args: Namespace) -> int:

@@ -23,14 +23,13 @@ from dove_instruct.token_cache import TokenCache
 from dove_train.checkpoints import newest_checkpoint, require_same_run, write_checkpoint
 from dove_train.data import SkippedImages
 from dove_train.distributed import World, whole
-from dove_train.optimizer import load_optimizer, make_groups, optimizer_state, warm_cosine
+from dove_train.optimizer import MOST_BROKEN_STEPS, load_optimizer, make_groups, optimizer_state, warm_cosine
 from dove_train.progress import Reporter
 from dove_train.settings import TrainingError
 from dove_vlm import DoveDataCollator, DoveLlavaForConditionalGeneration
 from dove_vlm.collate import LEARN_NOT
 
 BETAS = (0.9, 0.999)  # Table 8
-MOST_BROKEN_STEPS = 10  # in a row; then the run ends
 
 
 class Run:

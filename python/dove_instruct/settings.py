@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
-from dove_train.settings import TrainingError, build_settings
+from dove_train.settings import TrainingError, at_least, build_settings, one_of, setting
 
 TEMPLATES = ("vicuna", "plain")
 LENGTHS = ("num_tokens", "max_tokens", "eos_threshold", "target_psnr")
@@ -16,10 +16,6 @@ FREE = {
 }  # fmt: skip
 
 
-def _setting(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
-
-
 @dataclass
 class Settings:
     """One run. Recipes are YAML files of these fields; the command line overrides single ones.
@@ -28,56 +24,52 @@ class Settings:
     """
 
     # --- the model ---
-    encoder: str = _setting("dove-tiny", "the dove model whose tokens are read: a name, folder or hub id")
-    language_model: str = _setting("", "causal language model of transformers: a folder or hub id")
+    encoder: str = setting("dove-tiny", "the dove model whose tokens are read: a name, folder or hub id")
+    language_model: str = setting("", "causal language model of transformers: a folder or hub id")
     text_config: dict[str, Any] = field(
         default_factory=dict,
         metadata={"help": "in place of language_model: fields of a new one, such as model_type: llama"},
     )
-    tokenizer: str = _setting("", "folder or hub id of the tokenizer (empty: the language model's)")
-    start_from: str = _setting("", "folder of a dove_vlm model to go on with, instead of these")
-    train_encoder: bool = _setting(False, "train the encoder, too: pictures instead of cached tokens")
-    train_language_model: bool = _setting(True, "train the language model; false: the connector alone")
+    tokenizer: str = setting("", "folder or hub id of the tokenizer (empty: the language model's)")
+    start_from: str = setting("", "folder of a dove_vlm model to go on with, instead of these")
+    train_encoder: bool = setting(False, "train the encoder, too: pictures instead of cached tokens")
+    train_language_model: bool = setting(True, "train the language model; false: the connector alone")
     # --- the data ---
     data: list[str] = field(
         default_factory=list, metadata={"help": "conversations: LLaVA's JSON, or JSON lines"}
     )
-    images: str = _setting(
-        "", "folder that the images' names are relative to (empty: that of each data file)"
-    )
-    template: str = _setting("vicuna", "how turns are written: 'vicuna' or 'plain'")
-    max_length: int = _setting(
-        2048, "most tokens of a row, images included; what is longer is cut at its end"
-    )
+    images: str = setting("", "folder that the images' names are relative to (empty: that of each data file)")
+    template: str = setting("vicuna", "how turns are written: 'vicuna' or 'plain'")
+    max_length: int = setting(2048, "most tokens of a row, images included; what is longer is cut at its end")
     lengths: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "how many tokens an image has: " + ", ".join(LENGTHS)}
     )
-    fit: str = _setting("pad", "how a picture becomes square: 'pad', 'crop' or 'squash'")
-    ask: bool = _setting(False, "Q-DOVE: an image's tokens are asked for by the row's first question")
-    cache: str = _setting("", "folder of tokens that were encoded before (empty: in the run folder)")
-    max_unreadable: int = _setting(100, "rows skipped, unreadable or too long; one more ends the run")
-    packed: bool = _setting(False, "rows of a pass in one, without padding, instead of beside one another")
+    fit: str = setting("pad", "how a picture becomes square: 'pad', 'crop' or 'squash'")
+    ask: bool = setting(False, "Q-DOVE: an image's tokens are asked for by the row's first question")
+    cache: str = setting("", "folder of tokens that were encoded before (empty: in the run folder)")
+    max_unreadable: int = setting(100, "rows skipped, unreadable or too long; one more ends the run")
+    packed: bool = setting(False, "rows of a pass in one, without padding, instead of beside one another")
     # --- optimisation ---
-    steps: int = _setting(5000, "optimiser steps")
-    global_batch: int = _setting(8, "rows a step, over all processes")
-    batch_size: int = _setting(1, "rows a process and a pass; it changes memory and time, and no result")
-    learning_rate: float = _setting(2e-5, "peak of the language model's")
-    connector_learning_rate: float = _setting(2e-4, "peak of the connector's")
-    encoder_learning_rate: float = _setting(2e-5, "peak of the encoder's, if it is trained")
-    warmup_steps: int = _setting(250, "linear warm-up, in steps; then a cosine to 0")
-    weight_decay: float = _setting(0.01, "AdamW's, of matrices")
-    clip: float = _setting(1.0, "largest norm of the gradient; a longer one is scaled down")
-    bf16: bool = _setting(True, "bfloat16 autocast, and cached tokens of 2 bytes a value")
+    steps: int = setting(5000, "optimiser steps")
+    global_batch: int = setting(8, "rows a step, over all processes")
+    batch_size: int = setting(1, "rows a process and a pass; it changes memory and time, and no result")
+    learning_rate: float = setting(2e-5, "peak of the language model's")
+    connector_learning_rate: float = setting(2e-4, "peak of the connector's")
+    encoder_learning_rate: float = setting(2e-5, "peak of the encoder's, if it is trained")
+    warmup_steps: int = setting(250, "linear warm-up, in steps; then a cosine to 0")
+    weight_decay: float = setting(0.01, "AdamW's, of matrices")
+    clip: float = setting(1.0, "largest norm of the gradient; a longer one is scaled down")
+    bf16: bool = setting(True, "bfloat16 autocast, and cached tokens of 2 bytes a value")
     # --- scale ---
-    device: str = _setting("auto", "'auto': the GPU of this process, if there is one; or cpu, cuda, ...")
-    parallel: str = _setting("ddp", "under torchrun: 'ddp' or 'fsdp2'")
-    activation_checkpointing: bool = _setting(False, "recompute activations in the backward pass")
+    device: str = setting("auto", "'auto': the GPU of this process, if there is one; or cpu, cuda, ...")
+    parallel: str = setting("ddp", "under torchrun: 'ddp' or 'fsdp2'")
+    activation_checkpointing: bool = setting(False, "recompute activations in the backward pass")
     # --- the run ---
-    seed: int = _setting(0, "seed of new weights and of the order of rows")
-    log_every: int = _setting(10, "steps between progress lines")
-    checkpoint_every: int = _setting(500, "steps between checkpoints")
-    keep_checkpoints: int = _setting(1, "newest checkpoints that are kept")
-    tensorboard: bool = _setting(False, "write tensorboard logs, too")
+    seed: int = setting(0, "seed of new weights and of the order of rows")
+    log_every: int = setting(10, "steps between progress lines")
+    checkpoint_every: int = setting(500, "steps between checkpoints")
+    keep_checkpoints: int = setting(1, "newest checkpoints that are kept")
+    tensorboard: bool = setting(False, "write tensorboard logs, too")
 
     def __post_init__(self) -> None:
         least = {
@@ -88,16 +80,11 @@ class Settings:
             **dict.fromkeys(("weight_decay", "max_unreadable", "seed"), 0),
         }
         for name, bound in least.items():
-            if not bound <= getattr(self, name) < float("inf"):
-                raise TrainingError(f"{name} must be at least {bound}, got {getattr(self, name)}")
+            at_least(self, bound, name)
         if not 0 < self.clip < float("inf"):
             raise TrainingError(f"clip must be above 0, got {self.clip}")
         choices = {"template": TEMPLATES, "parallel": ("ddp", "fsdp2"), "fit": ("pad", "crop", "squash")}
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise TrainingError(
-                    f"{name} must be {' or '.join(map(repr, allowed))}, got {getattr(self, name)!r}"
-                )
+        one_of(self, choices)
         for name in self.lengths:
             if name not in LENGTHS:
                 raise TrainingError(f"lengths are chosen by {', '.join(LENGTHS)}; {name!r} is none of these")
@@ -123,6 +110,3 @@ def make_settings(values: dict[str, Any], source: str) -> Settings:
     if settings.text_config and not settings.tokenizer:
         raise TrainingError(f"{source}: a new language model needs a tokenizer: give its folder")
     return settings
-
-
-FIELDS = fields(Settings)

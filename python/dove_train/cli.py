@@ -2,39 +2,23 @@
 
 from __future__ import annotations
 
-from argparse import SUPPRESS, ArgumentParser, Namespace
+from argparse import ArgumentParser, Namespace
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 from dove_ext.atomic import check_no_input
 from dove_ext.cli.command import EXIT_OK, Command
 from dove_ext.cli.options import describe_image_paths
-from dove_train.settings import Settings, Stage, TrainingError, make_settings, parse_value, read_recipe
+from dove_train.recipe_options import add_recipe, recipe_values
+from dove_train.settings import Settings, Stage, TrainingError, make_settings, parse_value
+
+APART = ("shape", "stages")  # whose fields have options of their own
 
 
 def configure(parser: ArgumentParser) -> None:
     """Add the verb's arguments: the recipe, the output, and one option for each field of `Settings`."""
     describe_image_paths(parser)
-    parser.add_argument("recipe", type=Path, metavar="RECIPE", help="YAML file of settings, as in recipes/")
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="run folder; an interrupted run in it goes on",
-    )
-    group = parser.add_argument_group("settings", "override the recipe's")
-    for item in fields(Settings):
-        if item.name in ("shape", "stages"):
-            continue
-        flag, help_text = "--" + item.name.replace("_", "-"), item.metadata["help"]
-        if item.name in ("data", "queries", "validation"):
-            group.add_argument(flag, nargs="+", default=SUPPRESS, metavar="PATH", help=help_text)
-        else:
-            text = f"{help_text} (default: {item.default!r})"
-            group.add_argument(flag, default=SUPPRESS, metavar="X", help=text.replace("%", "%%"))
+    group = add_recipe(parser, Settings, paths=("data", "queries", "validation"), apart=APART)
     group.add_argument(
         "--shape",
         nargs="+",
@@ -58,14 +42,7 @@ def settings_of(args: Namespace) -> Settings:
     Raises:
         TrainingError: naming what is missing, unknown or out of range.
     """
-    values = read_recipe(args.recipe)
-    for item in fields(Settings):
-        if item.name not in ("shape", "stages") and item.name in args:
-            given = getattr(args, item.name)
-            # What is text stays text: a path may look like a number.
-            if not isinstance(given, list) and item.type != "str":
-                given = parse_value(given, "--" + item.name.replace("_", "-"))
-            values[item.name] = given
+    values = recipe_values(args, Settings, apart=APART)
     for text in args.shape:
         _assign(_fields(values, "shape", "--shape"), text, "--shape")
     for text in args.stage:

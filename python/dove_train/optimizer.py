@@ -15,6 +15,9 @@ from dove_train.settings import Settings, Stage
 # The shares of a stage's steps between which the weight of L_eos rises.
 RAMP_START, RAMP_END = 0.05, 0.25
 
+MOST_BROKEN_STEPS = 10
+"""So many steps in a row without a finite gradient end a run."""
+
 
 def make_optimizer(parameters: Iterable[nn.Parameter], settings: Settings) -> torch.optim.AdamW:
     """AdamW with weight decay on matrices and convolutions only."""

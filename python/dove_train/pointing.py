@@ -130,13 +130,12 @@ class ClassEvidence(nn.Module):
         super().__init__()
         self.classifier = classifier
         query = tokenizer([f"the {name}" for name in class_names()])
-        lengths = query.lengths
-        if lengths is None:
-            lengths = torch.full((len(query.values),), query.values.shape[1], dtype=torch.int32)
+        query = query.padded(query.values.shape[1])
+        assert query.lengths is not None
         self.names: Tensor
         self.name_lengths: Tensor
         self.register_buffer("names", query.values, persistent=False)
-        self.register_buffer("name_lengths", lengths, persistent=False)
+        self.register_buffer("name_lengths", query.lengths, persistent=False)
 
     @torch.no_grad()
     def forward(self, features: Tensor) -> tuple[Query, Tensor, Tensor]:

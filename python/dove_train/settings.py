@@ -29,7 +29,8 @@ class TrainingError(DoveError, ValueError):
     """Settings, data or a checkpoint that a run cannot use; one sentence with the remedy."""
 
 
-def _setting(default: Any, text: str) -> Any:
+def setting(default: Any, text: str) -> Any:
+    """A field of settings: its default, and what people read of it."""
     return field(default=default, metadata=_help(text))
 
 
@@ -41,18 +42,18 @@ def _help(text: str) -> dict[str, str]:
 class Stage:
     """One part of a schedule: what is trained, through which path, for how long."""
 
-    steps: int = _setting(0, "optimiser steps")
+    steps: int = setting(0, "optimiser steps")
     train: list[str] = field(
         default_factory=list, metadata=_help(f"parts that are trained, of {', '.join(PART_NAMES)}")
     )
-    path: str = _setting(
+    path: str = setting(
         "tokens",
         "'tokens': the whole model at sampled lengths; 'autoencoder': the VQGAN alone; 'features': the "
         "generator alone: image positions and, if tokens are trained, tokens distilled from MobileNetV2; "
         "'query': on pictures with queries and boxes (Q-DOVE) the whole model, or a relevance map alone",
     )
-    learning_rate: float = _setting(0.0, "peak of AdamW's learning rate (0: the run's)")
-    crop: int = _setting(0, "path 'autoencoder': side of random square crops, in pixels (0: whole images)")
+    learning_rate: float = setting(0.0, "peak of AdamW's learning rate (0: the run's)")
+    crop: int = setting(0, "path 'autoencoder': side of random square crops, in pixels (0: whole images)")
 
     def __post_init__(self) -> None:
         if self.path not in PATHS:
@@ -79,7 +80,7 @@ class Stage:
             raise TrainingError("a stage's crop needs path: autoencoder; all other paths take whole images")
         if self.path == "query" and "relevance" in self.train and self.train != ["relevance"]:
             raise TrainingError("a relevance map is trained by itself: give the stage train: [relevance]")
-        _at_least(self, 0, "steps", "learning_rate", "crop")
+        at_least(self, 0, "steps", "learning_rate", "crop")
 
 
 @dataclass
@@ -87,13 +88,13 @@ class Settings:
     """One run. Recipes are YAML files of these fields; the command line overrides single ones."""
 
     # --- the model ---
-    preset: str = _setting("dove-tiny", "shape of the model: a preset of DOVE or of the VQGAN baseline")
+    preset: str = setting("dove-tiny", "shape of the model: a preset of DOVE or of the VQGAN baseline")
     shape: dict[str, Any] = field(
         default_factory=dict, metadata=_help("fields of the shape that differ from the preset")
     )
-    start_from: str = _setting("", "model to start from, shape and weights: a name or a folder")
-    fit_images: int = _setting(1024, "images that the closed form of a linear code is fitted to")
-    name: str = _setting("", "the model's name; tokens remember it (empty: the output folder's name)")
+    start_from: str = setting("", "model to start from, shape and weights: a name or a folder")
+    fit_images: int = setting(1024, "images that the closed form of a linear code is fitted to")
+    name: str = setting("", "the model's name; tokens remember it (empty: the output folder's name)")
     # --- the data ---
     data: list[str] = field(
         default_factory=list, metadata=_help("image folders, tar shards, images to train on")
@@ -102,82 +103,82 @@ class Settings:
         default_factory=list,
         metadata=_help("path 'query': tar shards with boxes, visual-genome:FOLDER, open-images:FOLDER"),
     )
-    mosaics: float = _setting(0.0, "path 'query': share of samples that are mosaics of the labelled `data`")
-    tokenizer: str = _setting("", "tokenizer.json of a model that reads queries (empty: that of start_from)")
+    mosaics: float = setting(0.0, "path 'query': share of samples that are mosaics of the labelled `data`")
+    tokenizer: str = setting("", "tokenizer.json of a model that reads queries (empty: that of start_from)")
     validation: list[str] = field(default_factory=list, metadata=_help("held-out images, likewise"))
-    validation_limit: int = _setting(100, "held-out images used, evenly spread")
-    synsets: str = _setting("", "file that lists the ImageNet classes to use (empty: all)")
-    crop_scale: float = _setting(0.85, "smallest side of the random crop, as a share of the short side")
-    flip: float = _setting(0.5, "share of images mirrored")
-    grey: float = _setting(0.1, "share of images made grey")
-    drawn: float = _setting(0.0, "share of pictures that are drawn (print, charts, patterns) instead")
-    workers: int = _setting(0, "processes that read images (0: the training process does)")
-    min_side: int = _setting(0, "least short side of a stored training image, in pixels (0: all are used)")
-    max_unreadable: int = _setting(100, "unreadable images that are skipped; one more ends the run")
+    validation_limit: int = setting(100, "held-out images used, evenly spread")
+    synsets: str = setting("", "file that lists the ImageNet classes to use (empty: all)")
+    crop_scale: float = setting(0.85, "smallest side of the random crop, as a share of the short side")
+    flip: float = setting(0.5, "share of images mirrored")
+    grey: float = setting(0.1, "share of images made grey")
+    drawn: float = setting(0.0, "share of pictures that are drawn (print, charts, patterns) instead")
+    workers: int = setting(0, "processes that read images (0: the training process does)")
+    min_side: int = setting(0, "least short side of a stored training image, in pixels (0: all are used)")
+    max_unreadable: int = setting(100, "unreadable images that are skipped; one more ends the run")
     # --- L_rec (Eq. 2) ---
-    mse_weight: float = _setting(1.0, "weight of the mean squared error (pixels in [-1, 1])")
-    perceptual: str = _setting("", "distance: lpips-vgg or mobilenet (empty: none)")
-    perceptual_weight: float = _setting(0.1, "weight of the perceptual distance")
-    perceptual_weights: str = _setting("", "file with its backbone (empty: from its package, or downloaded)")
-    alignment_weights: str = _setting(
+    mse_weight: float = setting(1.0, "weight of the mean squared error (pixels in [-1, 1])")
+    perceptual: str = setting("", "distance: lpips-vgg or mobilenet (empty: none)")
+    perceptual_weight: float = setting(0.1, "weight of the perceptual distance")
+    perceptual_weights: str = setting("", "file with its backbone (empty: from its package, or downloaded)")
+    alignment_weights: str = setting(
         "", "path 'features': torchvision's file of MobileNetV2 (empty: from its package)"
     )
-    classifier: str = _setting(
+    classifier: str = setting(
         "", "relevance map: file of EfficientNet-Lite2, backbone and teacher (empty: from its package)"
     )
-    sentence_encoder: str = _setting(
+    sentence_encoder: str = setting(
         "", "relevance map of a start without one: folder of an encoder that embeds its words"
     )
-    gan_weight: float = _setting(0.0, "weight of the adversarial loss; the paper's is 5e-10; 0 leaves it out")
-    gan_start: int = _setting(0, "step at which the adversarial loss sets in")
-    kl_weight: float = _setting(1e-6, "weight of the KL term of DOVE (Gaussian)")
-    loss_scale: str = _setting(
+    gan_weight: float = setting(0.0, "weight of the adversarial loss; the paper's is 5e-10; 0 leaves it out")
+    gan_start: int = setting(0, "step at which the adversarial loss sets in")
+    kl_weight: float = setting(1e-6, "weight of the KL term of DOVE (Gaussian)")
+    loss_scale: str = setting(
         "absolute", "'absolute': L_rec; 'relative': log L_rec, whose gradient is PSNR's"
     )
     # --- lengths and L_eos (Eq. 3) ---
-    eos_rule: str = _setting("sampled", "'sampled': at random lengths; 'paper': at the model's own (Eq. 3)")
-    lambda_eos: float = _setting(0.05, "weight of L_eos, reached at 25% of a stage")
-    target_length: float = _setting(
+    eos_rule: str = setting("sampled", "'sampled': at random lengths; 'paper': at the model's own (Eq. 3)")
+    lambda_eos: float = setting(0.05, "weight of L_eos, reached at 25% of a stage")
+    target_length: float = setting(
         0.0,
         "sampled rule: mean length aimed at, in tokens (0: 90); a model with a linear code keeps its "
         "promised_psnr instead",
     )
-    full_share: float = _setting(0.2, "sampled rule: share of images at full length; others log-uniform")
+    full_share: float = setting(0.2, "sampled rule: share of images at full length; others log-uniform")
     # --- optimisation ---
-    batch_size: int = _setting(16, "images a process and a pass")
-    accumulate: int = _setting(1, "gradient accumulation: passes a step")
-    learning_rate: float = _setting(1e-4, "peak of AdamW's learning rate")
-    warmup_steps: int = _setting(100, "linear warm-up of the learning rate in each stage, in steps")
-    weight_decay: float = _setting(0.01, "AdamW's, of matrices and convolutions")
-    clip: float = _setting(1.0, "largest norm of the gradient; a longer one is scaled down")
-    ema: float = _setting(0.999, "decay of the averaged weights, which are evaluated and saved")
-    bf16: bool = _setting(True, "bfloat16 autocast")
+    batch_size: int = setting(16, "images a process and a pass")
+    accumulate: int = setting(1, "gradient accumulation: passes a step")
+    learning_rate: float = setting(1e-4, "peak of AdamW's learning rate")
+    warmup_steps: int = setting(100, "linear warm-up of the learning rate in each stage, in steps")
+    weight_decay: float = setting(0.01, "AdamW's, of matrices and convolutions")
+    clip: float = setting(1.0, "largest norm of the gradient; a longer one is scaled down")
+    ema: float = setting(0.999, "decay of the averaged weights, which are evaluated and saved")
+    bf16: bool = setting(True, "bfloat16 autocast")
     # --- scale ---
-    device: str = _setting("auto", "'auto': the GPU of this process, if there is one; or cpu, cuda, ...")
-    parallel: str = _setting("ddp", "under torchrun: 'ddp' or 'fsdp2'")
-    activation_checkpointing: bool = _setting(False, "recompute activations in the backward pass")
-    compile: bool = _setting(False, "torch.compile the model")
+    device: str = setting("auto", "'auto': the GPU of this process, if there is one; or cpu, cuda, ...")
+    parallel: str = setting("ddp", "under torchrun: 'ddp' or 'fsdp2'")
+    activation_checkpointing: bool = setting(False, "recompute activations in the backward pass")
+    compile: bool = setting(False, "torch.compile the model")
     # --- the run ---
-    seed: int = _setting(0, "seed of initial weights, lengths and the order of images")
-    steps: int = _setting(0, "at most this many steps in each stage (0: as the stages say)")
-    minutes: float = _setting(0.0, "wall-clock budget that shortens the stages (0: none)")
-    log_every: int = _setting(10, "steps between progress lines")
-    checkpoint_every: int = _setting(100, "steps between checkpoints")
-    keep_checkpoints: int = _setting(2, "newest checkpoints that are kept")
-    evaluate_every: int = _setting(500, "steps between evaluations on the held-out images")
-    picture_every: int = _setting(500, "steps between picture grids; 0 leaves them out")
-    tensorboard: bool = _setting(False, "write tensorboard logs, too")
+    seed: int = setting(0, "seed of initial weights, lengths and the order of images")
+    steps: int = setting(0, "at most this many steps in each stage (0: as the stages say)")
+    minutes: float = setting(0.0, "wall-clock budget that shortens the stages (0: none)")
+    log_every: int = setting(10, "steps between progress lines")
+    checkpoint_every: int = setting(100, "steps between checkpoints")
+    keep_checkpoints: int = setting(2, "newest checkpoints that are kept")
+    evaluate_every: int = setting(500, "steps between evaluations on the held-out images")
+    picture_every: int = setting(500, "steps between picture grids; 0 leaves them out")
+    tensorboard: bool = setting(False, "write tensorboard logs, too")
     # --- the schedule ---
     stages: dict[str, Stage] = field(default_factory=dict, metadata=_help("stages in order, by name"))
 
     def __post_init__(self) -> None:
         from_one = "batch_size accumulate warmup_steps log_every checkpoint_every keep_checkpoints"
-        _at_least(self, 1, *from_one.split(), "evaluate_every", "validation_limit")
-        _at_least(self, 32, "fit_images")
+        at_least(self, 1, *from_one.split(), "evaluate_every", "validation_limit")
+        at_least(self, 32, "fit_images")
         from_zero = "steps minutes seed workers min_side max_unreadable picture_every gan_start"
         weights = "mse_weight perceptual_weight gan_weight kl_weight weight_decay lambda_eos"
-        _at_least(self, 0, *from_zero.split(), *weights.split())
-        _at_least(self, 0, "target_length")
+        at_least(self, 0, *from_zero.split(), *weights.split())
+        at_least(self, 0, "target_length")
         for name in ("learning_rate", "clip"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise TrainingError(f"{name} must be above 0, got {getattr(self, name)}")
@@ -203,11 +204,7 @@ class Settings:
             "parallel": ("ddp", "fsdp2"),
             "loss_scale": ("absolute", "relative"),
         }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise TrainingError(
-                    f"{name} must be {' or '.join(map(repr, allowed))}, got {getattr(self, name)!r}"
-                )
+        one_of(self, choices)
 
     @property
     def asks(self) -> bool:
@@ -220,10 +217,28 @@ class Settings:
         return self.asks and all(stage.train == ["relevance"] for stage in self.stages.values())
 
 
-def _at_least(settings: Any, least: float, *names: str) -> None:
+def at_least(settings: Any, least: float, *names: str) -> None:
+    """Refuse fields that are less, or not finite.
+
+    Raises:
+        TrainingError: naming the first of them.
+    """
     for name in names:
         if not least <= getattr(settings, name) < float("inf"):
             raise TrainingError(f"{name} must be at least {least}, got {getattr(settings, name)}")
+
+
+def one_of(settings: Any, choices: dict[str, tuple[str, ...]]) -> None:
+    """Refuse fields that are none of their choices.
+
+    Raises:
+        TrainingError: naming the first of them.
+    """
+    for name, allowed in choices.items():
+        if getattr(settings, name) not in allowed:
+            raise TrainingError(
+                f"{name} must be {' or '.join(map(repr, allowed))}, got {getattr(settings, name)!r}"
+            )
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:

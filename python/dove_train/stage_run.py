@@ -17,15 +17,19 @@ from dove_train.alignment import STATISTICS_IMAGES, Alignment, draw_views
 from dove_train.data import Batch, batches, to_range
 from dove_train.distributed import whole
 from dove_train.length_sampling import sample_lengths
-from dove_train.optimizer import eos_weight, learning_rate, load_optimizer, make_optimizer, optimizer_state
+from dove_train.optimizer import (
+    MOST_BROKEN_STEPS,
+    eos_weight,
+    learning_rate,
+    load_optimizer,
+    make_optimizer,
+    optimizer_state,
+)
 from dove_train.queries import every_query, understood
 from dove_train.run import Run
 from dove_train.schedule import PACE_STEPS, Place
 from dove_train.settings import TrainingError
 from dove_train.stages import FeaturesPass, Outputs, make_pass, recompute_activations, trained_parameters
-
-# So many steps in a row without a finite gradient end a run.
-_MOST_BROKEN_STEPS = 10
 
 
 class StepPlan(NamedTuple):
@@ -285,7 +289,7 @@ class StageRun:
         names = [name for each in run.world.gather(names) for name in each]
         shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
         run.report.warn(f"step {run.step}: loss or gradient is not finite; skipped; images: {shown}")
-        if self.broken_steps == _MOST_BROKEN_STEPS:
+        if self.broken_steps == MOST_BROKEN_STEPS:
             raise TrainingError(
                 "ten steps in a row had a loss or gradient that is not finite; lower learning_rate, or look "
                 f"at the images named in {run.folder / 'log.jsonl'}"
