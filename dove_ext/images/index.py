@@ -132,11 +132,24 @@ class ImageIndex:
         place, name = self._where(index)
         if not place.is_shard:
             return read_image(Path(place.path) / name)
+        return read_stream(io.BytesIO(self.data(index)), repr(self.name(index)))
+
+    def data(self, index: int) -> bytes:
+        """The picture's file as it is.
+
+        Raises:
+            ImageError: naming the picture, if it has vanished or cannot be read.
+        """
+        place, name = self._where(index)
         title = repr(self.name(index))
         if index in self._faults:
             raise ImageError(f"{title} {self._faults[index]}")
-        data = read_member(Path(place.path), name, self._offset[index], self._size[index])
-        return read_stream(io.BytesIO(data), title)
+        if place.is_shard:
+            return read_member(Path(place.path), name, self._offset[index], self._size[index])
+        try:
+            return (Path(place.path) / name).read_bytes()
+        except OSError as error:
+            raise ImageError(f"{title} cannot be read: {error.strerror}") from error
 
     def prepare(self, index: int, size: int, *, fit: Fit = "crop") -> Tensor:
         """The picture as a model takes it: `prepare_images` of its pixels.

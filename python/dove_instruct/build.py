@@ -19,8 +19,14 @@ from dove_train.settings import TrainingError
 from dove_vlm import DoveImageProcessor, DoveLlavaForConditionalGeneration, DoveLlavaProcessor
 
 
-def build(settings: Settings) -> tuple[DoveLlavaForConditionalGeneration, DoveLlavaProcessor]:
+def build(
+    settings: Settings, vision: Any = None
+) -> tuple[DoveLlavaForConditionalGeneration, DoveLlavaProcessor]:
     """Model, float32 on the CPU, and processor, whose image processor encodes with the model's own tower.
+
+    Args:
+        settings: of the run.
+        vision: a tower in place of `settings.encoder`.
 
     Raises:
         TrainingError: if a part cannot be found or made.
@@ -36,7 +42,7 @@ def build(settings: Settings) -> tuple[DoveLlavaForConditionalGeneration, DoveLl
             model.vision_tower.dove.tokenizer = before.image_processor.encoder.tokenizer
         else:
             tokenizer = AutoTokenizer.from_pretrained(settings.tokenizer or settings.language_model)
-            language_model = _language_model(settings, len(tokenizer))
+            language_model = _language_model(settings, tokenizer)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise TrainingError(f"the language model or its tokenizer cannot be used: {reason}") from error
@@ -46,16 +52,18 @@ def build(settings: Settings) -> tuple[DoveLlavaForConditionalGeneration, DoveLl
     processor = DoveLlavaProcessor(DoveImageProcessor(None, **how), tokenizer, chat_template=template)
     if not settings.start_from:
         model = DoveLlavaForConditionalGeneration.from_vision_text_pretrained(
-            settings.encoder, language_model, image_token_id=processor.image_token_id
+            vision or settings.encoder, language_model, image_token_id=processor.image_token_id
         )
     processor.image_processor.encoder = model.vision_tower
     return model, processor
 
 
-def _language_model(settings: Settings, words: int) -> Any:
+def _language_model(settings: Settings, tokenizer: Any) -> Any:
     if settings.language_model:
         return AutoModelForCausalLM.from_pretrained(settings.language_model, dtype=torch.float32)
-    fields = {"vocab_size": words, **settings.text_config}
+    # A shape's own are another tokenizer's: answers would not end.
+    special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    fields = {"vocab_size": len(tokenizer), **special, **settings.text_config}
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields))
 
 

@@ -1,4 +1,4 @@
-"""`dove vlm train`: a recipe, and what the command line changes in it; and the door to `dove vlm eval`."""
+"""`dove vlm train`: a recipe, and what the command line changes in it; and the door to the other verbs."""
 
 from __future__ import annotations
 
@@ -45,6 +45,12 @@ def configure(parser: ArgumentParser) -> None:
     verbs = parser.add_subparsers(metavar="WHAT", dest="what", required=True, parser_class=LateParser)
     verbs.add_parser(
         "eval", help="score a model on a benchmark of visual question answering", late="dove_vlm.cli"
+    )
+    verbs.add_parser("ask", help="put a question about pictures to a trained model", late="dove_vlm.ask")
+    verbs.add_parser(
+        "questions",
+        help="write questions about labelled pictures, to train and test a small model with",
+        late="dove_instruct.questions_cli",
     )
     train = verbs.add_parser("train", help="teach a language model to answer about pictures (B.1)")
     add_recipe(train, Settings, paths=("data",))

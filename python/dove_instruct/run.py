@@ -6,6 +6,7 @@ import dataclasses
 import math
 import shutil
 import time
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -39,13 +40,14 @@ class Run:
         settings: of the run.
         folder: where its checkpoints, log, tokens and model go; made if it is not there.
         world: the processes of the run.
+        vision: a tower in place of the settings' encoder.
 
     Raises:
         TrainingError: if settings, data or parts of the model cannot be used.
         DoveError: if the encoder cannot be read.
     """
 
-    def __init__(self, settings: Settings, folder: Path, world: World) -> None:
+    def __init__(self, settings: Settings, folder: Path, world: World, vision: Any = None) -> None:
         self.settings, self.world = settings, world
         if settings.global_batch % world.size:
             raise TrainingError(
@@ -54,7 +56,7 @@ class Run:
         self.conversations = read_conversations(settings.data, settings.images or None)
         self.folder = make_writable_folder(folder)
         self.report = Reporter(folder, quiet=not world.leads, tensorboard=settings.tensorboard)
-        self.model, self.processor = build(settings)
+        self.model, self.processor = build(settings, vision)
         rates = set_trained(self.model, settings)
         self.names = [name for name, p in self.model.named_parameters() if p.requires_grad]
         self.model.to(world.device)
@@ -69,7 +71,7 @@ class Run:
             raise TrainingError(
                 f"{settings.encoder!r} reads no queries; leave ask out, or take an encoder that does"
             )
-        self.cache: TokenCache | None = None
+        self.cache: Callable[[Sequence[Path], str | None], list[Tensor]] | None = None
         if not settings.train_encoder:
             dtype = torch.bfloat16 if settings.bf16 else torch.float32
             place = Path(settings.cache) if settings.cache else self.folder / "tokens"
@@ -133,7 +135,8 @@ class Run:
         s = self.settings
         mine = s.global_batch // self.world.size
         first = self.step * s.global_batch + self.world.rank * mine
-        rows = [self.rows[first + i] for i in range(mine)]
+        # Rows of about one length pass together: less is padded, and their sum is the same.
+        rows = sorted((self.rows[first + i] for i in range(mine)), key=lambda row: len(row["input_ids"]))
         return [self.collate(rows[i : i + s.batch_size]) for i in range(0, mine, s.batch_size)]
 
     # --- The loop -------------------------------------------------------------------------------------
@@ -144,6 +147,11 @@ class Run:
         Raises:
             TrainingError: if the folder holds another run, rows cannot be used, or the loss stays infinite.
         """
+        self.fit()
+        self.save_model()
+
+    def fit(self) -> None:
+        """`train` without saving the model."""
         s = self.settings
         self.start()
         since, rows = time.perf_counter(), 0
@@ -156,7 +164,6 @@ class Run:
                 since, rows = time.perf_counter(), 0
             if self.step % s.checkpoint_every == 0 or self.step == s.steps:
                 self.save()
-        self.save_model()
 
     def take_step(self) -> dict[str, float]:
         """One optimiser step; returns what is logged."""
@@ -167,7 +174,7 @@ class Run:
         numbers = torch.tensor(
             [
                 sum(int((batch["labels"][:, 1:] != LEARN_NOT).sum()) for batch in batches),
-                sum(batch["input_ids"].numel() for batch in batches),
+                sum(int(_seen(batch).sum()) for batch in batches),
                 sum(int(batch["num_image_tokens"].sum()) for batch in batches if "num_image_tokens" in batch),
             ],
             dtype=torch.float64,
@@ -299,3 +306,9 @@ class Run:
             shutil.rmtree(place, ignore_errors=True)
             new.replace(place)
         self.world.wait()
+
+
+def _seen(batch: dict[str, Any]) -> Tensor:
+    """1 for each token that is no padding; packed rows have none, and no mask."""
+    mask: Tensor = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
+    return mask

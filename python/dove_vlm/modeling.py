@@ -72,7 +72,7 @@ class DoveLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
     @classmethod
     def from_vision_text_pretrained(
         cls,
-        vision: str | Path | DoveModel | DoveVisionModel,
+        vision: str | Path | DoveModel | PreTrainedModel,
         text: str | Path | PreTrainedModel,
         *,
         image_token_id: int,
@@ -91,7 +91,7 @@ class DoveLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             CheckpointError: if there is no such encoder.
             OSError: if there is no such language model.
         """
-        tower = vision if isinstance(vision, DoveVisionModel) else DoveVisionModel.from_dove(vision)
+        tower = vision if isinstance(vision, PreTrainedModel) else DoveVisionModel.from_dove(vision)
         model = text if isinstance(text, PreTrainedModel) else AutoModelForCausalLM.from_pretrained(text)
         if image_token_id >= model.get_input_embeddings().num_embeddings:
             # What is looked up there gives way to an image: no mean of the other words is needed.
