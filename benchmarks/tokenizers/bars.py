@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..timing import spread
-from .build import EAGER, GENERATOR, OURS, RELEASED
+from .build import EAGER, FIRST_WORD, GENERATOR, OURS, OURS_FP32, RELEASED
 
 Spread = dict[str, float]
 PLAIN = "dove-base, PyTorch's ops"
@@ -113,6 +113,13 @@ def _batch(f: Figures) -> Spread | None:
     return None if whole is None else {key: value / 8 for key, value in whole.items()}
 
 
+def _first_word(batch: int) -> Callable[[Figures], Spread | None]:
+    return lambda f: f.ratio(
+        f.find("VQGAN-256", RELEASED, FIRST_WORD, batch),
+        f.find("dove-base-own", OURS_FP32, FIRST_WORD, batch),
+    )
+
+
 BARS: Sequence[Bar] = (
     *(Bar(f"encode, {n} tokens: times faster than VQGAN-256 as released",
           _faster(n, "VQGAN-256", RELEASED), 4.0) for n in (32, 64, 128, 256)),
@@ -126,6 +133,8 @@ BARS: Sequence[Bar] = (
     Bar("generator + EOS, stop at 256: times faster than eager PyTorch in fp32",
         _generator(256, "eager fp32"), 6.0),
     Bar("generator + EOS: time at 32 tokens over that at 256 (arithmetic: 0.54)", _tokens_kept, 0.70, False),
+    *(Bar(f"file to first word, own lengths, float32, batch {n}: times faster than VQGAN-256",
+          _first_word(n), 1.3) for n in (1, 16)),
     Bar("encode, batch 64: peak memory over eager PyTorch's", _memory, 0.40, False),
     Bar("encode, 128 tokens: time an image at batch 64 over batch 8", _batch, 1.0, False),
 )  # fmt: skip

@@ -7,9 +7,12 @@ builder returns a system's stages as functions that prepare one call: what is no
 from __future__ import annotations
 
 import functools
+import tempfile
+import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +20,8 @@ from torch import Tensor
 
 import dove_ext
 from dove_ext import DoveConfig, DoveModel, DoveTokens
+from dove_ext.images import prepare_images
+from dove_ext.images.files import to_pil
 
 Call = Callable[[], Any]
 Stages = dict[str, Callable[[], Call]]
@@ -28,6 +33,7 @@ first, which is the one of batch 1, at that average."""
 RELEASED, EAGER, COMPILED = "eager fp32, as released", "eager bf16", "compiled bf16"
 OURS, OURS_FP32 = "dove_ext bf16", "dove_ext fp32"
 GENERATOR = "generator + EOS"
+FIRST_WORD = "file to first word"
 
 WEIGHTS: dict[str, str] = {}
 """Checkpoints to be used instead of random weights: "dove-base", "vqgan", "alit", "titok-S-128", ..."""
@@ -117,6 +123,45 @@ def peer(kind: str, name: str, dtype: torch.dtype, device: torch.device) -> Any:
     return model if dtype == torch.float32 else model.to(memory_format=torch.channels_last)
 
 
+@functools.cache
+def files(batch: int, size: int) -> list[Path]:
+    """`pictures` as JPEG files, which are there until the process ends."""
+    folder = tempfile.TemporaryDirectory(prefix="dove-bench-")
+    weakref.finalize(files, folder.cleanup)
+    paths = [Path(folder.name, f"{i}.jpg") for i in range(batch)]
+    for picture, path in zip(to_pil(pictures(batch, size)), paths, strict=True):
+        picture.save(path, quality=95)
+    return paths
+
+
+@functools.cache
+def language_model(dtype: torch.dtype, device: torch.device) -> Any:
+    """A Llama behind a connector, with random weights."""
+    from .llm import SHAPES, Prefill
+
+    torch.manual_seed(0)
+    with device:
+        model = Prefill(512, SHAPES["cuda" if device.type == "cuda" else "cpu"])
+    return model.to(dtype).eval()
+
+
+def first_word(
+    system: System, batch: int, device: torch.device, encode: Callable[[list[Path]], Any]
+) -> Callable[[], Call]:
+    """From pictures' files to the language model's first word, all that lies between included."""
+
+    def prepare() -> Call:
+        paths, reader = files(batch, system.size), language_model(system.dtype, device)
+        return _call(replace(system, way=EAGER), device, lambda: reader.first_words(encode(paths)))
+
+    return prepare
+
+
+def _read(system: System, paths: list[Path], device: torch.device, signed: bool) -> Tensor:
+    signed_pixels = prepare_images(paths, system.size).to(device)
+    return (signed_pixels if signed else (signed_pixels + 1) / 2).to(system.dtype)
+
+
 def vqgan(system: System, batch: int, device: torch.device) -> Stages:
     """VQGAN-256."""
     model = peer("vqgan", "", system.dtype, device)
@@ -129,6 +174,12 @@ def vqgan(system: System, batch: int, device: torch.device) -> Stages:
         "decode": lambda: _call(
             system, device, model.decode, torch.randint(8192, (batch, 256), device=device)
         ),
+        FIRST_WORD: first_word(
+            system, batch, device,
+            lambda paths: model.encode(
+                _read(system, paths, device, signed=True).contiguous(memory_format=layout)
+            ),
+        ),
     }  # fmt: skip
 
 
@@ -137,7 +188,13 @@ def alit(system: System, batch: int, device: torch.device) -> Stages:
     model = peer("alit", "", system.dtype, device)
     pixels = _pixels(system, batch, device, signed=False)
     codes = torch.randint(4096, (batch, system.tokens or 256), device=device)
-    stages: Stages = {"encode": lambda: _call(system, device, model.encode, pixels, system.tokens)}
+    stages: Stages = {
+        "encode": lambda: _call(system, device, model.encode, pixels, system.tokens),
+        FIRST_WORD: first_word(
+            system, batch, device,
+            lambda paths: model.encode(_read(system, paths, device, signed=False), system.tokens),
+        ),
+    }  # fmt: skip
     if "threshold" in system.name:  # random weights reach no loss: it ends at once or never
         loss = float("inf") if system.tokens == 32 else 0.0
         return {"encode": lambda: _call(system, device, model.encode_until, pixels, loss)}
@@ -228,6 +285,7 @@ def dove(system: System, batch: int, device: torch.device) -> Stages:
     latents = (batch, model().config.num_tokens, model().config.vqgan.latent_channels)
     return {
         "encode": lambda: call(lambda: whole().encode(images, **chosen)),
+        FIRST_WORD: first_word(system, batch, device, lambda paths: whole().encode(paths, **chosen)),
         "VQGAN encoder": lambda: call(model().vqgan.encode, pixels),
         GENERATOR: generator,
         "decode": lambda: call(model().decode, tokens()),

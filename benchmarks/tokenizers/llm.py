@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dove_ext import DoveTokens
+
 TEXT_TOKENS = 64  # a question with its system prompt
 SHAPES: dict[str, dict[str, int]] = {
     "cuda": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
@@ -18,6 +20,9 @@ SHAPES: dict[str, dict[str, int]] = {
     "cpu": {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
             "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152},
 }  # fmt: skip
+
+
+CODES = 8192  # of the peers' codebooks, whose indices the language model looks up
 
 
 class Prefill(nn.Module):
@@ -29,12 +34,38 @@ class Prefill(nn.Module):
 
         hidden = shape["hidden_size"]
         self.connector = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden))
+        self.codes = nn.Embedding(CODES, width)
         self.llama = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape))
         self.text: Tensor
         self.register_buffer("text", torch.arange(1, TEXT_TOKENS + 1))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits [B, 1, V] of image tokens [B, n, width]."""
+        return self._read(tokens).logits
+
+    def first_words(self, tokens: Tensor | DoveTokens) -> tuple[list[int], int]:
+        """The word that follows each image and its text, and the bytes of all keys and values.
+
+        Args:
+            tokens: codes int64 [B, n]; or tokens of unequal numbers, which are read image by image, so that
+                nothing is padded.
+        """
+        if isinstance(tokens, Tensor):
+            return self._first(self.codes(tokens))
+        words, size = [], 0
+        for image in tokens:
+            found, more = self._first(image.tokens[None])
+            words, size = words + found, size + more
+        return words, size
+
+    def _read(self, tokens: Tensor) -> Any:
         text = self.llama.get_input_embeddings()(self.text).expand(tokens.shape[0], -1, -1)
         inputs = torch.cat([self.connector(tokens), text], dim=1)
-        return self.llama(inputs_embeds=inputs, use_cache=True, logits_to_keep=1).logits
+        return self.llama(inputs_embeds=inputs, use_cache=True, logits_to_keep=1)
+
+    def _first(self, tokens: Tensor) -> tuple[list[int], int]:
+        read = self._read(tokens)
+        cache = read.cache if "cache" in read else read.past_key_values  # before transformers 5.24
+        kept = [x for layer in cache.layers for x in (layer.keys, layer.values)]
+        words: list[int] = read.logits[:, -1].argmax(-1).tolist()
+        return words, sum(x.numel() * x.element_size() for x in kept)

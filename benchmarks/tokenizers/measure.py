@@ -60,6 +60,8 @@ def prepare(system: System, stage: str, batch: int, device: torch.device) -> tup
         return row, None
     if isinstance(result, DoveTokens):
         row["lengths"] = result.lengths.tolist()
+    if stage == build.FIRST_WORD and result is not None:
+        row["cache_mib"] = result[1] / 2**20
     return row, call
 
 

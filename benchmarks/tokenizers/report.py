@@ -17,7 +17,7 @@ from ..table import Table, with_range
 from ..timing import spread
 from . import plots
 from .bars import DEFAULT, Figures, Spread, evaluate
-from .build import EAGER, RELEASED
+from .build import EAGER, FIRST_WORD, OWN_LENGTHS, RELEASED
 
 Row = dict[str, Any]
 FIELDS = {"group": str, "system": str, "way": str, "stage": str, "batch": int, "size": int}
@@ -213,6 +213,27 @@ def prefill_table(record: Row) -> Table:
     )  # fmt: skip
 
 
+def first_word_table(record: Row) -> Table:
+    """From pictures' files to the language model's first word, encoder included."""
+    figures = Figures(record)
+    rows = []
+    for row in figures.rows:
+        if row["stage"] != FIRST_WORD:
+            continue
+        way = RELEASED if "fp32" in row["way"] else EAGER  # like against like
+        reference = figures.find("VQGAN-256", way, FIRST_WORD, row["batch"], group=row["group"])
+        tokens = row["tokens"] or statistics.mean(OWN_LENGTHS[i % 8] for i in range(row["batch"]))
+        rows.append(
+            [row["system"], row["way"], f"{row['batch']}", f"{tokens:.0f}", _milliseconds(row),
+             _range(figures.ratio(reference, row)), f"{row['cache_mib'] / row['batch']:.1f}"]
+        )  # fmt: skip
+    return Table(
+        ["system", "way", "batch", "tokens an image", "ms", "speed vs VQGAN-256 in the same dtype",
+         "keys and values, MiB an image"],
+        rows,
+    )  # fmt: skip
+
+
 def growth_table(record: Row) -> Table:
     """How cost grows: with tokens kept (generator), with K (image size), and without the settings."""
     rows = [
@@ -241,6 +262,7 @@ def _sections(record: Row) -> Iterator[tuple[str, Table]]:
     yield "Decode", stage_table(record, "decode")
     yield "Stage by stage", parts_table(record)
     yield "Inside a language model", prefill_table(record)
+    yield "From a picture's file to the first word", first_word_table(record)
     yield "How cost grows", growth_table(record)
 
 

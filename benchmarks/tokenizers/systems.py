@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from . import build
-from .build import COMPILED, EAGER, GENERATOR, OURS, OURS_FP32, RELEASED, System
+from .build import COMPILED, EAGER, FIRST_WORD, GENERATOR, OURS, OURS_FP32, RELEASED, System
 
 TOKENS = (32, 64, 128, 256)
 
@@ -30,6 +30,7 @@ def _all() -> Iterator[System]:
         yield System(f"dove-base-{n}", OURS, build.dove, n, (1, 8, 64), quick=n != 64)
         yield System(f"dove-base-{n}", OURS_FP32, build.dove, n, (1, 8) if n == 128 else (1,))
     yield System("dove-base-own", OURS, build.dove, None, (1, 8, 64))
+    yield System("dove-base-own", OURS_FP32, build.dove, None, ())
     yield System("dove-base, PyTorch's ops", EAGER, build.plain, None)
     yield System("dove-base, PyTorch's ops", COMPILED, build.plain, None, (8,))
     yield System("dove-base-128, ONNX Runtime", "fp32", build.onnx, 128, (8,))
@@ -67,6 +68,8 @@ PARTS = ("encode", "VQGAN encoder", GENERATOR, "base encoder", "roll-outs",
 IN_PARTS = {("dove-base-128", OURS), ("dove-base-256", OURS), ("dove-tiny-own", OURS), ("ALIT-128", EAGER),
             ("TiTok S-128", EAGER), ("VQGAN-256", EAGER)}  # fmt: skip
 SIZES = (128, 192, 256, 384)
+READ = ("VQGAN-256", "ALIT-128", "ALIT-256", "dove-base-own", *(f"dove-base-{n}" for n in TOKENS))
+"""What stands in front of the language model, from a picture's file to its first word."""
 
 
 def wanted(system: System, only: Sequence[str]) -> bool:
@@ -79,15 +82,19 @@ def plan(quick: bool, only: Sequence[str] = ()) -> list[Group]:
 
     Args:
         quick: few of them.
-        only: starts of names; other systems, and the language model, are left out.
+        only: starts of names, of systems or of groups; others, and the language model alone, are left out.
     """
+    groups = _groups(quick)
+    chosen = [start for start in only if any(group.name.startswith(start) for group in groups)]
+    of_systems = [start for start in only if start not in chosen]
     groups = [
         replace(
             group,
-            cases=tuple((s, batch) for s, batch in group.cases if wanted(s, only)),
+            cases=tuple((s, batch) for s, batch in group.cases if wanted(s, of_systems)),
             prefill=() if only else group.prefill,
         )
-        for group in _groups(quick)
+        for group in groups
+        if not chosen or group.name.startswith(tuple(chosen))
     ]
     return [group for group in groups if group.cases]
 
@@ -102,6 +109,8 @@ def _groups(quick: bool) -> list[Group]:
     if quick:
         return [Group("encode, batch 8", ("encode",), tuple((s, 8) for s in chosen), 0.0, 2), generator]
 
+    readable = [s for s in SYSTEMS if s.name in READ and s.way in (RELEASED, EAGER, OURS, OURS_FP32)]
+
     def at(batch: int) -> tuple[tuple[System, int], ...]:
         return tuple((s, batch) for s in chosen if batch in s.batches)
 
@@ -114,6 +123,8 @@ def _groups(quick: bool) -> list[Group]:
         Group("decode, batch 8", ("decode",), at(8), 30.0),
         Group("parts, batch 8", PARTS, parts, 20.0),
         generator,
+        Group("file to first word, batch 1", (FIRST_WORD,), tuple((s, 1) for s in readable), 60.0),
+        Group("file to first word, batch 16", (FIRST_WORD,), tuple((s, 16) for s in readable), 60.0),
         Group("image size", PARTS[:3], tuple((replace(base[32], size=s), 8) for s in SIZES), 20.0),
     ]
 

@@ -18,6 +18,7 @@ def record() -> dict[str, Any]:
     stage = {"group": "generator", "stage": build.GENERATOR}
     one = {"group": "encode, batch 1", "batch": 1}
     llama = {**one, "stage": "prefill"}
+    first = {"group": "file to first word, batch 1", "batch": 1, "stage": build.FIRST_WORD}
     return {
         "benchmark": "bench", "mode": "full", "command": ["dove", "bench", "--full"], "commit": "abc",
         "utc": "2026-01-02T03:04:05Z", "wall_s": 60, "environment": {"OMP_WAIT_POLICY": "PASSIVE"},
@@ -39,6 +40,8 @@ def record() -> dict[str, Any]:
             row("Llama", "cpu", [2.0, 2.0], tokens=256, **llama),
             row("dove-base-32", build.OURS, [1.0], size=128, group="image size", tokens=32),
             row("dove-base-32", build.OURS, [2.0], size=384, group="image size", tokens=32),
+            {**row("VQGAN-256", build.RELEASED, [6.0, 6.0], **first), "cache_mib": 12.5},
+            {**row("dove-base-own", build.OURS_FP32, [4.0, 4.0], tokens=None, **first), "cache_mib": 7.0},
             {**measure.describe(systems.find("TiTok S-128", build.EAGER), "encode", 8),
              "group": "encode, batch 8", "missing": "ModuleNotFoundError: no peer"},
         ],

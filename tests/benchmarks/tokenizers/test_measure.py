@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from benchmarks import timing
-from benchmarks.tokenizers import build, flops, measure, parts, systems
+from benchmarks.tokenizers import build, flops, llm, measure, parts, systems
 from benchmarks.tokenizers.eager import Eager
 from benchmarks.tokenizers.peers.alit import ALIT
 from benchmarks.tokenizers.peers.maskgit_vqgan import MaskGitVQGAN
 from benchmarks.tokenizers.peers.titok import Shape, TiTok
 from benchmarks.tokenizers.peers.vqgan import VQGAN
 from benchmarks.tokenizers.stops import fit_eos
-from dove_ext import DoveConfig, DoveModel, StackConfig, VQGANConfig
+from dove_ext import DoveConfig, DoveModel, DoveTokens, StackConfig, VQGANConfig
 from dove_ext.errors import DoveError
 
 CPU = torch.device("cpu")
@@ -192,3 +192,48 @@ def test_a_chosen_part_of_the_plan() -> None:
     assert [g.name for g in part] == [g.name for g in everything if g.name not in ("generator", "image size")]
     assert not any(g.prefill for g in part) and any(g.prefill for g in everything)
     assert {s.name for s, _ in systems.memory_cases(False, ["dove-base-256"])} == {"dove-base-256"}
+
+
+def test_groups_are_chosen_by_name() -> None:
+    part = systems.plan(quick=False, only=["file to first word"])
+    assert [g.name for g in part] == ["file to first word, batch 1", "file to first word, batch 16"]
+    assert {"VQGAN-256", "ALIT-256", "dove-base-own"} <= {s.name for s, _ in part[0].cases}
+    both = systems.plan(quick=False, only=["file to first word", "dove-base-own"])
+    assert {s.name for g in both for s, _ in g.cases} == {"dove-base-own"}
+
+
+TINY = {
+    "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "vocab_size": 70,
+}  # fmt: skip
+
+
+def test_first_words_of_unequal_images_are_those_of_each_alone() -> None:
+    torch.manual_seed(0)
+    reader = llm.Prefill(4, TINY).eval()
+    lengths = torch.tensor([3, 1, 5])
+    cu_seqlens = torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
+    tokens = DoveTokens(torch.randn(9, 4), cu_seqlens, 8)
+    with torch.no_grad():
+        words, size = reader.first_words(tokens)
+        alone = [reader(image.tokens[None]).argmax().item() for image in tokens]
+    assert words == alone
+    # Keys and values of two layers, one head of 8 values of 4 bytes, for 9 tokens and three texts.
+    assert size == 2 * 2 * 8 * 4 * (9 + 3 * llm.TEXT_TOKENS)
+
+
+def test_from_files_to_the_first_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llm, "SHAPES", {"cpu": TINY})
+    build.language_model.cache_clear()
+    seen = []
+
+    def encode(paths: list[Path]) -> torch.Tensor:
+        seen.extend(build._read(systems.REFERENCE, paths, CPU, signed=True))
+        return torch.randint(llm.CODES, (len(paths), 7))
+
+    call = build.first_word(systems.REFERENCE, 3, CPU, encode)()
+    words, size = call()
+    build.language_model.cache_clear()
+    assert len(words) == 3 and size == 3 * 2 * 2 * 8 * 4 * (7 + llm.TEXT_TOKENS)
+    expected = build.pictures(3).float() / 127.5 - 1
+    assert (torch.stack(seen) - expected).abs().mean() < 0.1  # JPEG

@@ -66,6 +66,7 @@ def test_markdown_shows_figures_gaps_and_promises() -> None:
     # Encode and prefill together: (2 + 2) / (2.5 + 1), and the paper's 1.14.
     assert "| dove-base-128 | dove_ext fp32 | 1.14 |  | 1.14 |" in text
     assert "120-130, mean 125" in text
+    assert "| dove-base-own | dove_ext fp32 | 1 | 122 | 4000 | 1.50 | 7.0 |" in text
 
 
 def test_report_writes_csv_and_plots(bench: Any, tmp_path: Path) -> None:
