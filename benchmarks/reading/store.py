@@ -1,0 +1,75 @@
+"""Tokens of many pictures in one file, so that every run over them reads and none encodes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Made = Iterable[tuple[str, Tensor, int]]
+"""Name of a picture (or of picture and question), its tokens [n, D], and its own length."""
+
+
+class Store:
+    """What `write` wrote.
+
+    Args:
+        folder: of it.
+
+    Attributes:
+        width: D.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+        self.width: int = about["width"]
+        self._place = {name: i for i, name in enumerate(about["names"])}
+        self._ends, self._own = np.load(folder / "ends.npy"), np.load(folder / "own.npy")
+        self._tokens = np.memmap(folder / "tokens.f16", np.float16, "r").reshape(-1, self.width)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._place
+
+    def own(self, name: str) -> int:
+        """The length that the encoder chose; of one with a fixed length, that."""
+        return int(self._own[self._place[name]])
+
+    def tokens(self, name: str, count: int | None = None) -> Tensor:
+        """The first `count` tokens of a picture, float32 [n, D]; None: as many as are its own."""
+        i = self._place[name]
+        start = int(self._ends[i - 1]) if i else 0
+        n = min(int(self._own[i]) if count is None else count, int(self._ends[i]) - start)
+        return torch.from_numpy(self._tokens[start : start + n].astype(np.float32))
+
+
+def write(folder: Path, made: Made) -> Store:
+    """Write tokens as float16; a folder that is there is kept."""
+    if folder.exists():
+        return Store(folder)
+    new = folder.with_name(folder.name + ".new")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    names: list[str] = []
+    ends: list[int] = []
+    own: list[int] = []
+    width = 0
+    with (new / "tokens.f16").open("wb") as file:
+        for name, tokens, length in made:
+            width = tokens.shape[1]
+            file.write(tokens.to(torch.float16).numpy().tobytes())
+            names.append(name), own.append(length)
+            ends.append(len(tokens) + (ends[-1] if ends else 0))
+    np.save(new / "ends.npy", np.array(ends)), np.save(new / "own.npy", np.array(own))
+    (new / "about.json").write_text(json.dumps({"width": width, "names": names}), encoding="utf-8")
+    new.replace(folder)
+    return Store(folder)
+
+
+def batches(names: Sequence[str], size: int) -> Iterable[Sequence[str]]:
+    """Neighbours, at most `size` at once."""
+    return (names[i : i + size] for i in range(0, len(names), size))
