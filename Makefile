@@ -10,15 +10,19 @@ CXX_SOURCES := $(shell find csrc examples -name '*.cpp' -o -name '*.h' -o -name 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
 
+define install
+$(PYTHON) -m venv $(VENV)
+$(BIN)/pip install --quiet --upgrade pip
+$(BIN)/pip install --quiet --editable ".$(1)"
+endef
+
 $(VENV)/.runtime: $(SOURCES)
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --editable .
+	$(call install,)
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.runtime
-	$(BIN)/pip install --quiet --editable ".[dev]"
-	touch $@
+$(VENV)/.dev: $(SOURCES)  # each installation compiles all kernels: one does for both
+	$(call install,[dev])
+	touch $(VENV)/.runtime $@
 
 demo: $(VENV)/.runtime  ## environment, install, and the photos of examples/ as variable-length tokens
 	$(BIN)/dove info

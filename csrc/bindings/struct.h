@@ -4,7 +4,8 @@
 // (address, stride_b, stride_n, stride_h). Nothing is kept alive: dove_ext/ops/library.py holds the tensors.
 #pragma once
 
-#include <functional>
+#include <cstddef>
+#include <string>
 #include <type_traits>
 #include <unordered_map>
 
@@ -52,6 +53,44 @@ void write(T& field, const py::handle& value) {
   }
 }
 
+template <class T>
+py::object read_at(const char* field) {
+  return read(*reinterpret_cast<const T*>(field));
+}
+
+template <class T>
+void write_at(char* field, const py::handle& value) {
+  write(*reinterpret_cast<T*>(field), value);
+}
+
+// Where a field lies in its struct, and what reads and writes one of its type. The accessors know no more, so that the
+// compiler makes them once and not for every type of every struct, which takes it ten times as long.
+struct Field {
+  size_t offset;
+  py::object (*get)(const char*);
+  void (*set)(char*, const py::handle&);
+};
+
+using Fields = std::unordered_map<std::string, Field>;
+
+// The struct within a Python object: `cast` is that of its class.
+inline void bind_field(py::object& type, const char* name, Field field, char* (*cast)(const py::handle&)) {
+  const py::cpp_function get([=](const py::handle& self) { return field.get(cast(self) + field.offset); });
+  const py::cpp_function set(
+      [=](const py::handle& self, const py::handle& value) { field.set(cast(self) + field.offset, value); });
+  type.attr(name) = py::module_::import("builtins").attr("property")(get, set);
+}
+
+inline void fill(char* args, const char* name, const py::kwargs& values, const Fields& fields) {
+  for (const auto& [key, value] : values) {
+    const auto field = fields.find(py::cast<std::string>(key));
+    if (field == fields.end()) {
+      throw py::type_error(std::string(name) + " has no field '" + py::cast<std::string>(key) + "'");
+    }
+    field->second.set(args + field->second.offset, value);
+  }
+}
+
 // Local to the module (py::module_local): the emulation of tests/simt is a second module with the same classes.
 template <class Args>
 class Struct {
@@ -59,30 +98,30 @@ class Struct {
   Struct(py::module_& m, const char* name, const char* header)
       : type_(m, name, (std::string("Arguments of a kernel; see ") + header).c_str(), py::module_local()) {
     // One call for all fields: a property costs Python several times as much.
-    type_.def(py::init([name](const py::kwargs& fields) {
+    type_.def(py::init([name](const py::kwargs& values) {
       Args args{};
-      for (const auto& [field, value] : fields) {
-        const auto setter = setters().find(py::cast<std::string>(field));
-        if (setter == setters().end()) {
-          throw py::type_error(std::string(name) + " has no field '" + py::cast<std::string>(field) + "'");
-        }
-        setter->second(args, value);
-      }
+      fill(reinterpret_cast<char*>(&args), name, values, fields());
       return args;
     }));
   }
 
   template <class T>
   Struct& field(const char* name, T Args::* member) {
-    const auto set = [member](Args& args, const py::handle& value) { write(args.*member, value); };
-    setters()[name] = set;
-    type_.def_property(name, [member](const Args& args) { return read(args.*member); }, set);
-    return *this;
+    static const Args args{};
+    const auto offset = reinterpret_cast<const char*>(&(args.*member)) - reinterpret_cast<const char*>(&args);
+    return add(name, {static_cast<size_t>(offset), read_at<T>, write_at<T>});
   }
 
  private:
-  static auto& setters() {
-    static std::unordered_map<std::string, std::function<void(Args&, const py::handle&)>> by_name;
+  Struct& add(const char* name, Field field) {
+    static_assert(std::is_standard_layout_v<Args>);
+    fields()[name] = field;
+    bind_field(type_, name, field, [](const py::handle& self) { return reinterpret_cast<char*>(&self.cast<Args&>()); });
+    return *this;
+  }
+
+  static Fields& fields() {
+    static Fields by_name;
     return by_name;
   }
 

@@ -151,6 +151,12 @@ def test_targets_of_make_exist() -> None:
         assert done.returncode == 0 and done.stdout, done.stderr
 
 
+def test_make_compiles_the_kernels_once(tmp_path: Path) -> None:
+    command = ["make", "-n", f"VENV={tmp_path}", "lint", "test", "test-transformers"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.count(" --editable ") == 1 and f"touch {tmp_path}/.runtime" in done.stdout
+
+
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib")
 def test_extras_exist() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
