@@ -53,6 +53,7 @@ def recipe(**changes: Any) -> dict[str, Any]:
         "checkpoint_every": 1000,
         "picture_every": 0,
         "device": "cpu",
+        "bf16": False,  # on a CPU without its instructions it is slow
         "stages": {"joint": {"steps": 3, "train": PARTS}, "head": {"steps": 2, "train": ["head"]}},
     }
     return {**values, **changes}
@@ -77,7 +78,6 @@ ASKING: dict[str, Any] = {
     },
     "loss_scale": "absolute",
     "target_length": 30,
-    "bf16": False,  # on a CPU without its instructions it is slow
     "data": [],
     "stages": {
         "query": {

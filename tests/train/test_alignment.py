@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,7 @@ def test_it_can_be_learned(
     images = pictures(4)
     path.alignment.measure(images, batch_size=4)
     monkeypatch.setattr(path.alignment, "views", lambda pixels, _: (pixels, pixels))
+    monkeypatch.setattr(path.alignment, "targets", cache(path.alignment.targets))  # of the same pixels
     learned = [*trained_parameters(model, given.stages["features"]), *path.alignment.heads.parameters()]
     optimizer = torch.optim.Adam(learned, lr=3e-3)
     losses = []
@@ -169,14 +171,29 @@ def test_it_can_be_learned(
     assert losses[-1] < 0.5 * losses[0]
 
 
+RESUMED = {
+    "joint": {"steps": 2, "train": ["decoder", "head"]},
+    "features": {**STAGES["features"], "steps": 2},
+    "head": {**STAGES["head"], "steps": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, mobilenet_file: Path) -> Run:
+    run = new_run(tmp_path_factory.mktemp("whole"), mobilenet_file, stages=RESUMED)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dove_train.stage_run.STATISTICS_IMAGES", 16)  # as in conftest.py
+        train(run)
+    return run
+
+
 @pytest.mark.parametrize("stop", [2, 3], ids=["at the stage's start", "in the stage"])
-def test_a_resumed_stage_goes_on_to_the_bit(tmp_path: Path, mobilenet_file: Path, stop: int) -> None:
-    stages = {"joint": {"steps": 2, "train": ["decoder", "head"]}, **STAGES}
-    whole = new_run(tmp_path / "a", mobilenet_file, stages=stages)
-    train(whole)
-    first = new_run(tmp_path / "b", mobilenet_file, stages=stages, checkpoint_every=stop)
+def test_a_resumed_stage_goes_on_to_the_bit(
+    tmp_path: Path, mobilenet_file: Path, whole: Run, stop: int
+) -> None:
+    first = new_run(tmp_path, mobilenet_file, stages=RESUMED, checkpoint_every=stop)
     run_to_a_checkpoint(first, stop)
-    second = new_run(tmp_path / "b", mobilenet_file, stages=stages)
+    second = new_run(tmp_path, mobilenet_file, stages=RESUMED)
     state = second.start()
     assert second.step == stop and (state is None) == (stop == 2)
     train_stages(second, state)

@@ -108,9 +108,9 @@ def test_a_stage_starts_from_the_average_of_the_one_before(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("changes", [
-    {},
+    {"bf16": True},
     {"shape": {**recipe()["shape"], "gaussian": True}, "kl_weight": 1e-3},
-    {"eos_rule": "paper", "gan_weight": 1e-3, "gan_start": 2, "accumulate": 2, "bf16": False},
+    {"eos_rule": "paper", "gan_weight": 1e-3, "gan_start": 2, "accumulate": 2},
 ], ids=["sampled", "gaussian", "paper, adversarial, accumulated"])  # fmt: skip
 def test_resumed_run_equals_uninterrupted_run(tmp_path: Path, changes: dict[str, Any]) -> None:
     whole = new_run(tmp_path / "a", **changes)
@@ -352,9 +352,9 @@ def test_a_run_without_a_checkpoint_begins_its_log_anew(tmp_path: Path) -> None:
 
 
 def test_activation_checkpointing_gives_the_same_gradients(tmp_path: Path) -> None:
-    plain = started(tmp_path / "a", bf16=False)
+    plain = started(tmp_path / "a")
     train_stage(plain, "joint")
-    saving = started(tmp_path / "b", bf16=False, activation_checkpointing=True)
+    saving = started(tmp_path / "b", activation_checkpointing=True)
     train_stage(saving, "joint")
     for name, value in plain.model.named_parameters():
         other = dict(saving.model.named_parameters())[name]
