@@ -17,15 +17,28 @@ from transformers import AutoModelForImageTextToText
 from tests.instruct.small import ROWS, log, recipe, run, write_files
 from tests.train.test_distributed import free_ports
 
-# Both runs by the same processes: to start some takes seconds.
+# All runs by the same processes, forks behind the imports in place of what torchrun would start: to start one
+# takes as long as its runs. tests/train/test_distributed.py has torchrun itself.
 _MAIN = """\
-import os, sys, torch
+import os, signal, sys, torch
 torch.set_num_threads(1)
-from pathlib import Path
-from dove_ext.cli.command import Command
 from argparse import ArgumentParser
 from dove_instruct.cli import configure, run
-os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
+import dove_instruct.run, torch.distributed.fsdp, transformers.models.llama.modeling_llama
+started = []
+for rank in ("0", "1"):
+    if child := os.fork():
+        started.append(child)
+        continue
+    os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ["MASTER_ADDR"] = "127.0.0.1"
+    break
+else:
+    ended, status = os.wait()
+    (other,) = set(started) - {ended}
+    if status:  # it would wait for ever
+        os.kill(other, signal.SIGKILL)
+    raise SystemExit(bool(status or os.waitpid(other, 0)[1]))
 for argument in sys.argv[1:]:
     os.environ["MASTER_PORT"], folder = argument.split("=", 1)
     parser = ArgumentParser()
@@ -65,9 +78,8 @@ def trained(files: Path, mixed: Path, tmp_path_factory: pytest.TempPathFactory) 
     script = folder / "main.py"
     script.write_text(_MAIN)
     arguments = [f"{port}={folder / name}" for port, name in zip(ports, RUNS, strict=True)]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
     done = subprocess.run(
-        [*command, str(script), *arguments],
+        [sys.executable, str(script), *arguments],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
