@@ -126,6 +126,17 @@ def test_bootstrap_against_scipy() -> None:
         assert ours.high == pytest.approx(theirs.confidence_interval.high, abs=0.03)
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, bool])
+def test_many_resamples_at_a_time_are_those_drawn_one_by_one(
+    dtype: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bootstrap, "AT_ONCE", 300)
+    for count in (2, 29, 301):
+        values = (np.random.default_rng(3).normal(size=count) * 3).astype(dtype)
+        one_by_one = bootstrap.bootstrap(lambda rows: float(rows.mean()), values, 70)
+        assert bootstrap.mean(values, 70) == one_by_one
+
+
 def test_jackknife_of_a_mean_is_its_standard_error() -> None:
     stats = pytest.importorskip("scipy.stats")
     values = np.random.default_rng(2).normal(size=200)
