@@ -13,7 +13,8 @@ help:  ## list the targets
 define install
 $(PYTHON) -m venv $(VENV)
 $(BIN)/pip install --quiet --upgrade pip
-$(BIN)/pip install --quiet --editable ".$(1)"
+$(BIN)/pip install --quiet --no-compile --editable ".$(1)"
+-$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib  # pip would do so on one processor
 endef
 
 $(VENV)/.runtime: $(SOURCES)
@@ -32,11 +33,11 @@ test: $(VENV)/.dev  ## environment, install, and all tests
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest tests --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 $(VENV)/.transformers: $(VENV)/.dev
-	$(BIN)/pip install --quiet --no-deps --upgrade --target $(VENV)/transformers "transformers==5.19.*"
+	$(BIN)/pip install --quiet --no-compile --no-deps --upgrade --target $(VENV)/transformers "transformers==5.19.*"
 	touch $@
 
 test-transformers: $(VENV)/.transformers  ## tests/vlm with the oldest transformers that is supported
-	OMP_WAIT_POLICY=PASSIVE PYTHONPATH=$(VENV)/transformers $(BIN)/python -m pytest tests/vlm
+	OMP_WAIT_POLICY=PASSIVE PYTHONPATH=$(VENV)/transformers $(BIN)/python -m pytest tests/vlm --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/.dev  ## ruff, mypy and clang-format, as the pre-commit hooks run them
 	$(BIN)/ruff check .
