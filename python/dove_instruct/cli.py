@@ -46,7 +46,7 @@ def configure(parser: ArgumentParser) -> None:
     verbs.add_parser(
         "eval", help="score a model on a benchmark of visual question answering", late="dove_vlm.cli"
     )
-    verbs.add_parser("ask", help="put a question about pictures to a trained model", late="dove_vlm.ask")
+    verbs.add_parser("ask", help="put a question about pictures to a trained model", late="dove_vlm.ask_cli")
     verbs.add_parser(
         "questions",
         help="write questions about labelled pictures, to train and test a small model with",
