@@ -44,6 +44,8 @@ def stored_form(picture: Image.Image) -> str:
 def to_rgb(picture: Image.Image, name: str, stored: str = "") -> Image.Image:
     """A loaded picture as RGB: transparency over white, deep greys scaled to 8 bits rather than clipped.
 
+    It is the picture itself if nothing is to be changed.
+
     Args:
         picture: of any mode; unchanged.
         name: how an error calls it.
@@ -74,7 +76,7 @@ def to_rgb(picture: Image.Image, name: str, stored: str = "") -> Image.Image:
         rgb = Image.alpha_composite(white, layer).convert("RGB")
     else:
         try:
-            rgb = picture.convert("RGB")
+            rgb = picture if mode == "RGB" else picture.convert("RGB")
         except ValueError as error:
             raise ImageError(
                 f"{name} has the colour mode {mode}, which has no way to RGB; convert it first"

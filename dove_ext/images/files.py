@@ -6,6 +6,8 @@ import os
 import stat
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -70,12 +72,23 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
             numbers have no known black and white: floats, signed or 32-bit integers, and depths that Pillow
             misreads.
     """
+    with open_image(path) as picture:
+        return pil_to_tensor(picture, repr(str(path)))
+
+
+@contextmanager
+def open_image(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
+    """A picture file while the block runs: the header has been read, `upright_rgb` decodes the rest.
+
+    Raises:
+        ImageError: if the file is missing, unreadable, empty or not a picture.
+    """
     name = repr(str(path))
     file = Path(path)
     _check_file(file, name)
     try:
-        with file.open("rb") as stream:
-            return read_stream(stream, name)
+        with file.open("rb") as stream, _open(stream, name) as picture:
+            yield picture
     except OSError as error:
         raise ImageError(f"{name} cannot be read: {error.strerror or error}") from error
 
@@ -113,6 +126,11 @@ def pil_to_tensor(picture: Image.Image, name: str = "the PIL image") -> Tensor:
     Raises:
         ImageError: if it cannot be decoded, is too large, or its colour mode has no RGB.
     """
+    return torch.from_numpy(np.asarray(upright_rgb(picture, name)).transpose(2, 0, 1).copy())
+
+
+def upright_rgb(picture: Image.Image, name: str = "the PIL image") -> Image.Image:
+    """`pil_to_tensor`, but for the last step: a PIL image of mode RGB; it may be `picture` itself."""
     width, height = picture.size
     if width * height > MAX_PIXELS:
         raise ImageError(_too_large(name, f"{width} x {height} = {width * height / 1e6:.0f} million"))
@@ -121,14 +139,13 @@ def pil_to_tensor(picture: Image.Image, name: str = "the PIL image") -> Tensor:
     try:
         stored = stored_form(picture)  # loading forgets it
         picture.load()
-        pixels = np.asarray(_upright(to_rgb(picture, name, stored), picture))
+        return _upright(to_rgb(picture, name, stored), picture)
     except ImageError:
         raise
     except (
         Exception
     ) as error:  # decoders of broken files raise nearly anything, from IndexError to zlib.error
         raise ImageError(f"{name} is truncated or damaged ({error}); get a whole copy of it") from error
-    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
 
 def to_pil(images: Tensor) -> list[Image.Image]:

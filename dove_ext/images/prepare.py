@@ -109,10 +109,10 @@ def square_images(
         device = next(tensors, torch.device("cpu"))
     fitted, unread = [], []
     for index, image in enumerate(listed):
-        name = _describe(image, None if single else index)
+        name = describe_image(image, None if single else index)
         if not single and isinstance(image, Tensor | np.ndarray) and image.ndim == 4:
             raise ImageError(f"{name} is itself a batch; list single images, or pass the batch alone")
-        batch = _to_batch(image, name)
+        batch = to_batch(image, name)
         if batch.is_floating_point():
             low_high = torch.stack(batch.detach().aminmax())
             if batch.is_cuda and device.type == "cuda":
@@ -121,14 +121,14 @@ def square_images(
                 check_ranges([(name, low_high.tolist())])
         fitted.append(_fit(batch, size, fit, name, device))
     if any(batch.dtype != torch.uint8 for batch in fitted):
-        fitted = [_unit(batch) for batch in fitted]
+        fitted = [unit(batch) for batch in fitted]
     pixels = fitted[0] if len(fitted) == 1 else torch.cat(fitted)
     return Squares(send(pixels.contiguous(), device), unread)
 
 
 def normalise(squares: Tensor) -> Tensor:
     """The model's range: uint8, or float32 in [0, 1], to float32 in [-1, 1] of the same shape."""
-    return _unit(squares) * 2 - 1
+    return unit(squares) * 2 - 1
 
 
 def check_ranges(ranges: Sequence[tuple[str, Sequence[float]]]) -> None:
@@ -154,12 +154,13 @@ def check_ranges(ranges: Sequence[tuple[str, Sequence[float]]]) -> None:
             )
 
 
-def _unit(batch: Tensor) -> Tensor:
+def unit(batch: Tensor) -> Tensor:
     """Float32 in [0, 1]."""
     return batch.float().div(255) if batch.dtype == torch.uint8 else batch
 
 
-def _describe(image: object, index: int | None = None) -> str:
+def describe_image(image: object, index: int | None = None) -> str:
+    """What errors call an image, which is one of a list if it has an index."""
     if isinstance(image, str | os.PathLike):
         return repr(os.fspath(image))
     kinds = {Tensor: "tensor", np.ndarray: "array", Image.Image: "PIL image"}
@@ -167,7 +168,7 @@ def _describe(image: object, index: int | None = None) -> str:
     return f"the {kind}" if index is None else f"images[{index}] ({kind})"
 
 
-def _to_batch(image: object, name: str) -> Tensor:
+def to_batch(image: object, name: str) -> Tensor:
     """One image or a batch as uint8 or float [B, 3, H, W], checked."""
     if isinstance(image, Tensor):
         _check_storage(image, name)
@@ -276,7 +277,7 @@ def _resize(batch: Tensor, height: int, width: int) -> Tensor:
     for channel in range(3):
         # One channel at a time, made contiguous: a third of the float copy of a large photograph, and one
         # code path of the filter whatever memory layout the caller's array has.
-        plane = _unit(batch[:, channel : channel + 1].contiguous()).float()
+        plane = unit(batch[:, channel : channel + 1].contiguous()).float()
         if plane.shape[-2:] != (height, width):
             plane = F.interpolate(plane, size=(height, width), mode="bicubic", antialias=True)
         planes.append(plane)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -15,7 +17,10 @@ from dove_ext import ops
 from dove_ext.config import MAX_SLOTS, DoveConfig, preset
 from dove_ext.errors import CheckpointError, TokensError
 from dove_ext.fork import lead_threads
-from dove_ext.images.prepare import check_ranges, normalise, square_images
+from dove_ext.images.cut import waiting
+from dove_ext.images.prepare import Squares, check_ranges, normalise, square_images
+from dove_ext.images.tiles import TileCount, tile_limits
+from dove_ext.metrics.pixel import psnr_of_mse
 from dove_ext.models.batches import Encode, Encoded, join, packed
 from dove_ext.models.generator import Condition, Generator, TokenDecoder
 from dove_ext.models.graphs import EncodeGraphs, graph_size
@@ -28,6 +33,8 @@ from dove_ext.models.region import COARSE, WHOLE, RegionCode, cell_weights, pixe
 from dove_ext.models.relevance import RelevanceMap
 from dove_ext.models.shortcut import FrequencyShortcut
 from dove_ext.models.text import Asked, QueryTokenizer, is_null, queries
+from dove_ext.models.tiling import check_no_square, encode_tiles, shown_weights
+from dove_ext.models.together import put_together
 from dove_ext.models.vqgan import VQGAN
 from dove_ext.tokens import DoveTokens
 from dove_ext.tokens.lengths import LengthRule
@@ -305,6 +312,8 @@ class DoveModel(Pretrained):
         query: Asked = None,
         relevance: Any = None,
         fit: Literal["crop", "squash", "pad"] = "crop",
+        tiles: TileCount | None = None,
+        drop_empty: bool = False,
         batch_size: int = 32,
         block_size: int = 64,
         cuda_graph: bool | None = None,
@@ -341,7 +350,19 @@ class DoveModel(Pretrained):
                 quality is one of these places: errors count by relevance. It runs without a CUDA graph. A map
                 that is the same everywhere asks for the whole picture.
             fit: how an image becomes square, see `prepare_images`. Not for a prefix, whose images are.
-            batch_size: images that run at once.
+            tiles: cut each picture into a grid of squares of the model's size instead, so that nothing of it
+                is lost or distorted: the most tiles of a picture, a pair of fewest and most, or "auto" for as
+                many as its own resolution needs (`images.tiles.choose_grid`); and with more than one tile a
+                small view of the whole, the thumbnail. Every tile has its own row in the result, whose
+                `tiles` says what belongs together. What is said above of an image then holds for a picture:
+                `num_tokens` are exactly this many for all tiles of each picture, `max_tokens` at most, and
+                what there is goes where p_eos is lowest. `target_psnr` is reached by each tile where it shows
+                the picture; `psnr` is then None with `max_tokens` or a query. Not with `relevance`, a prefix
+                or `fit`.
+            drop_empty: with tiles and a query for a model with a relevance map, leave out tiles that show
+                nothing of what is asked for (`models.tiling.EMPTY`); else these keep one token. The thumbnail
+                stays.
+            batch_size: images, or tiles, that run at once.
             block_size: time positions that run at once before the model looks for EOS, where it looks before
                 the last (on a CPU, and without `cuda_graph`); the tokens are the same for any value.
             cuda_graph: run a batch, from pixels to packed tokens, as a recorded CUDA graph: no launch costs,
@@ -374,14 +395,61 @@ class DoveModel(Pretrained):
             why = f"the model on a CUDA device, but it is on {self.device}; move it there"
             why = why if seen is None else "pictures, but a prefix was given; pass these"
             raise ValueError(f"cuda_graph needs {why} or leave cuda_graph out")
+        how: dict[str, Any] = {"batch_size": batch_size, "block_size": block_size, "cuda_graph": cuda_graph}
+        keep: dict[str, Any] = {"return_p_eos": return_p_eos, "return_relevance": return_relevance}
+        if tiles is not None:
+            check_no_square(seen is not None, relevance is not None, fit != "crop")
+            pictures, limits = waiting(images), tile_limits(tiles)
+            asked = self.queries(query, sum(picture.number for picture in pictures))
+            pointing = self.relevance is not None and asked is not None
+            return encode_tiles(
+                partial(self._encode_squares, **how), pictures, limits, self.config, self.device, rule, query,
+                pointing=pointing, drop_empty=drop_empty, batch_size=batch_size, **keep,
+            )  # fmt: skip
+        if drop_empty:
+            raise ValueError("drop_empty leaves out tiles; give tiles, or leave it out")
         if seen is None:
-            pixels, unread = square_images(images, self.config.image_size, fit=fit, device=self.device)
+            squares = square_images(images, self.config.image_size, fit=fit, device=self.device)
         else:
             seen.require(self, self.dtype)
             if fit != "crop":
                 raise ValueError("the pictures of a prefix are square; pass fit to `prefix` instead")
             lead_threads()
-            pixels, unread = seen.pixels, []
+            squares = Squares(seen.pixels, [])
+        return self._encode_squares(squares, rule, query, seen=seen, relevance=relevance, **how, **keep)
+
+    def _encode_squares(
+        self,
+        squares: Squares,
+        rule: LengthRule,
+        query: Asked,
+        *,
+        batch_size: int,
+        block_size: int,
+        cuda_graph: bool | None,
+        return_p_eos: bool,
+        return_relevance: bool,
+        seen: Prefix | None = None,
+        relevance: Any = None,
+        shown: Tensor | None = None,
+    ) -> DoveTokens:
+        """`encode` of images that are squares on the model's device.
+
+        Args:
+            squares: the images.
+            rule: how lengths are chosen.
+            query: as for `encode`.
+            batch_size: likewise.
+            block_size: likewise.
+            cuda_graph: likewise.
+            return_p_eos: likewise.
+            return_relevance: likewise.
+            seen: the prefix that they are of, or None.
+            relevance: as for `encode`.
+            shown: int64 [B, 2], rows and columns in the upper left that count, where not all of them do: what
+                is promised of quality is then promised of these. Runs without a CUDA graph.
+        """
+        pixels, unread = squares
         count = pixels.shape[0]
         rule.check(self.config.num_tokens, count)
         asked = self.queries(query, count)
@@ -400,6 +468,7 @@ class DoveModel(Pretrained):
         graph = (
             seen is None
             and cells is None
+            and shown is None
             and not mapped
             and (self.device.type == "cuda" if cuda_graph is None else cuda_graph)
         )
@@ -423,8 +492,11 @@ class DoveModel(Pretrained):
                 here = seen.rows(part).to(self.device)
                 condition = self.about(self._asked(here.condition, asking), where)
                 batches.append(self._encode_condition(condition, here.pixels, **how))
-            elif where is not None:
-                batches.append(self._encode_batch(pixels[part], asking, relevance=where, **how))
+            elif where is not None or shown is not None:
+                here_shown = None if shown is None else shown[part]
+                batches.append(
+                    self._encode_batch(pixels[part], asking, relevance=where, shown=here_shown, **how)
+                )
             else:
                 batches.append(encode(pixels[part], asking))
         encoded = join(batches, rule, unread)
@@ -454,11 +526,17 @@ class DoveModel(Pretrained):
         whole_curve: bool,
         block_size: int | None,
         relevance: Tensor | None = None,
+        shown: Tensor | None = None,
     ) -> Encoded:
         """Square images to tokens, packed unless a budget is shared with other batches."""
         condition = self.condition(normalise(pixels).to(self.dtype), query, relevance)
+        weight = None
+        if shown is not None:
+            weight = shown_weights(shown, self.config.image_size)
+            if condition.margin is not None:  # the error of the whole tile may all be in what is shown
+                condition = condition._replace(margin=condition.margin + psnr_of_mse(weight.mean((1, 2, 3))))
         return self._encode_condition(
-            condition, pixels, rule=rule, whole_curve=whole_curve, block_size=block_size
+            condition, pixels, rule=rule, whole_curve=whole_curve, block_size=block_size, weight=weight
         )
 
     def _encode_condition(
@@ -469,8 +547,9 @@ class DoveModel(Pretrained):
         rule: LengthRule,
         whole_curve: bool,
         block_size: int | None,
+        weight: Tensor | None = None,
     ) -> Encoded:
-        """`_encode_batch` of images whose condition is there."""
+        """`_encode_batch` of images whose condition is there; `weight` [B, 1, S, S] is of their pixels."""
         most = rule.most(self.config.num_tokens)
         if block_size is None:
             encoded = Encoded(*self._at_once(condition, rule=rule, whole_curve=whole_curve))
@@ -479,7 +558,9 @@ class DoveModel(Pretrained):
                 tokens = F.pad(encoded.tokens, (0, 0, 0, self.config.num_tokens - encoded.tokens.shape[1]))
                 expected = None if self.shortcut is None else self.shortcut.quality_of(tokens)
                 side, cells = self.config.vqgan.downsampling, condition.relevance
-                weight = None if cells is None else pixel_weights(cells, side)
+                if cells is not None:
+                    places = pixel_weights(cells, side)
+                    weight = places if weight is None else weight * places
                 lengths, psnr = shortest_reaching(
                     self.render, tokens, pixels, rule.target_psnr, most=most, expected=expected, weight=weight
                 )
@@ -570,7 +651,7 @@ class DoveModel(Pretrained):
         return Prefix.of(self, self.dtype, pixels, parts)
 
     @torch.no_grad()
-    def decode(self, tokens: DoveTokens, *, batch_size: int = 32) -> Tensor:
+    def decode(self, tokens: DoveTokens, *, batch_size: int = 32) -> Any:
         """Turn tokens back into images.
 
         Args:
@@ -578,10 +659,14 @@ class DoveModel(Pretrained):
             batch_size: images that run at once.
 
         Returns:
-            Tensor: float32 [B, 3, S, S] in [0, 1], on the model's device.
+            Tensor: float32 [B, 3, S, S] in [0, 1], on the model's device. Of tiles instead a list of
+                pictures,
+            each float32 [3, H, W], at the resolution that it has in its grid: its own, unless it was made
+            to fit (`tokens.tiles.pictures`). Where a tile is missing, the thumbnail is shown.
 
         Raises:
-            TokensError: if the tokens' width or slots are not this model's, or an image decodes to NaN
+            TokensError: if the tokens' width or slots are not this model's, tiles are of another size or
+                missing without a thumbnail, or an image decodes to NaN
                 (looked for on the CPU only: a GPU would have to be waited for).
             ValueError: if batch_size is below 1.
         """
@@ -591,6 +676,8 @@ class DoveModel(Pretrained):
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         lead_threads()
         tokens.require(self.config.token_width, self.config.num_tokens, self.config.name)
+        if tokens.tiles is not None:
+            return list(self.decode_pictures(tokens, batch_size=batch_size))
         tokens = tokens.to(self.device, self.dtype)
         padded = ops.unpack(tokens.tokens, tokens.cu_seqlens, self.config.num_tokens)
         total = len(tokens.tokens) if len(tokens) <= batch_size else None  # of a batch a GPU alone knows it
@@ -608,7 +695,27 @@ class DoveModel(Pretrained):
             return torch.empty(0, 3, self.config.image_size, self.config.image_size, device=self.device)
         return torch.cat(images)
 
-    def reconstruct(self, images: Any, *, batch_size: int = 32, **options: Any) -> tuple[Tensor, DoveTokens]:
+    def decode_pictures(self, tokens: DoveTokens, *, batch_size: int = 32) -> Iterator[Tensor]:
+        """`decode` of tiles, one picture after the other: no more than one is held here.
+
+        Args:
+            tokens: as for `decode`, with `tiles`.
+            batch_size: likewise.
+
+        Yields:
+            Tensor: float32 [3, H, W] in [0, 1], on the model's device.
+
+        Raises:
+            TokensError: as `decode`, or if these are no tiles.
+        """
+        if tokens.tiles is None:
+            raise TokensError("these tokens are of whole images, not of tiles; use `decode`")
+        tokens.require(self.config.token_width, self.config.num_tokens, self.config.name)
+        plain, side = replace(tokens, tiles=None), self.config.image_size
+        some = partial(self.decode, batch_size=batch_size)
+        yield from put_together(tokens.tiles, side, batch_size, lambda rows: some(plain[rows]))
+
+    def reconstruct(self, images: Any, *, batch_size: int = 32, **options: Any) -> tuple[Any, DoveTokens]:
         """`decode(encode(images, **options))`, and the tokens.
 
         Args:
@@ -617,7 +724,7 @@ class DoveModel(Pretrained):
             **options: of `encode`.
 
         Returns:
-            (Tensor, DoveTokens): float32 [B, 3, S, S] in [0, 1] on the model's device, and the tokens.
+            (Tensor, DoveTokens): as `decode`, and the tokens.
 
         Raises:
             As `encode`.

@@ -27,6 +27,7 @@ from dove_ext.tokens.indexing import (
     plain_int,
     whole_numbers,
 )
+from dove_ext.tokens.tiles import Tiles, tiles_of
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -48,6 +49,9 @@ class DoveTokens:
             `encode` was to `return_relevance`, or None.
         model: name of the model that made the tokens, or None if it is not known.
         names: one name an image (the `dove` command stores file names here), or None.
+        tiles: of pictures that were cut into tiles (`encode(tiles=...)`), which picture each image here is a
+            tile of, and where it lies; or None. Everywhere else in this class an image is one tile:
+            `tokens[0]` is a tile, `truncate` cuts every tile, and so on; `picture(0)` has all tiles of one.
 
     Raises:
         TokensError: on construction, if ranks, dtypes, sizes or devices do not fit together; on the CPU also
@@ -62,6 +66,7 @@ class DoveTokens:
     names: tuple[str, ...] | None = None
     psnr: Tensor | None = None
     relevance: Tensor | None = None
+    tiles: Tiles | None = None
 
     def __post_init__(self) -> None:
         tokens, cu_seqlens = self.tokens, self.cu_seqlens
@@ -88,6 +93,7 @@ class DoveTokens:
             raise TokensError(f"relevance must be float32 [{len(self)}, h, w], got {describe(maps)}")
         if self.names is not None and len(self.names) != len(self):
             raise TokensError(f"there are {len(self.names)} names for {len(self)} images; give one each")
+        tiles_of(self.tiles, len(self))
         if cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
             self._check_offsets()
 
@@ -133,8 +139,13 @@ class DoveTokens:
     def __repr__(self) -> str:
         images, total = len(self), self.tokens.shape[0]
         mean = f", mean {total / images:.1f} of {self.num_slots}" if images else ""
+        of = "image" if self.tiles is None else "tile"
+        count = f"{images} {of}{'s' * (images != 1)}"
+        if self.tiles is not None:
+            pictures = len(self.tiles.pictures)
+            count += f" of {pictures} picture{'s' * (pictures != 1)}"
         return (
-            f"DoveTokens({images} image{'s' * (images != 1)}, {total} token{'s' * (total != 1)}{mean}, "
+            f"DoveTokens({count}, {total} token{'s' * (total != 1)}{mean}, "
             f"width {self.width}, {str(self.dtype).removeprefix('torch.')}, {self.device})"
         )
 
@@ -176,6 +187,20 @@ class DoveTokens:
         offsets = self.cu_seqlens.tolist()
         return (self._select([b], offsets) for b in range(len(self)))
 
+    def picture(self, number: int) -> DoveTokens:
+        """All tiles of one picture, its thumbnail first if it has one; `tiles.rows` says which images.
+
+        Args:
+            number: which of `tiles.pictures`; -1 is the last.
+
+        Raises:
+            IndexError: if there is no such picture.
+            TokensError: if these are no tiles.
+        """
+        if self.tiles is None:
+            raise TokensError("these tokens are of whole images, not of tiles; index them: tokens[0]")
+        return self[self.tiles.rows(number)]
+
     def _select(self, chosen: list[int], offsets: list[int]) -> DoveTokens:
         parts = [self.tokens[offsets[b] : offsets[b + 1]] for b in chosen]
         if chosen and chosen == list(range(chosen[0], chosen[0] + len(chosen))):
@@ -190,6 +215,7 @@ class DoveTokens:
             psnr=None if self.psnr is None else self.psnr[chosen],
             relevance=None if self.relevance is None else self.relevance[chosen],
             names=None if self.names is None else tuple(self.names[b] for b in chosen),
+            tiles=None if self.tiles is None else self.tiles.select(chosen),
         )
 
     def truncate(self, length: int | Sequence[int] | Tensor) -> DoveTokens:
@@ -308,7 +334,8 @@ class DoveTokens:
         `p_eos`, `psnr`, `relevance` and `names` are kept if every batch has them, else None.
 
         Raises:
-            TokensError: if the list is empty, or model, width, slots, dtype, device or maps' shapes differ.
+            TokensError: if the list is empty, or model, width, slots, dtype, device or maps' shapes differ,
+                or some are of tiles and some are not.
         """
         if not batches:
             raise TokensError("there are no tokens to join; give at least one DoveTokens")
@@ -324,6 +351,9 @@ class DoveTokens:
         if len({m.shape[1:] for m in maps}) > 1:
             raise TokensError("cannot join tokens whose relevance has maps of different shapes")
         names = [b.names for b in batches if b.names is not None]
+        tiles = [b.tiles for b in batches if b.tiles is not None]
+        if 0 < len(tiles) < len(batches):
+            raise TokensError("cannot join tokens of tiles and of whole images; `decode` would mix them up")
         return replace(
             first,
             tokens=torch.cat([b.tokens for b in batches]),
@@ -332,6 +362,7 @@ class DoveTokens:
             psnr=torch.cat(reached) if len(reached) == len(batches) else None,
             relevance=torch.cat(maps) if len(maps) == len(batches) else None,
             names=tuple(n for part in names for n in part) if len(names) == len(batches) else None,
+            tiles=Tiles.cat(tiles) if tiles else None,
         )
 
     # --- Moving and keeping ---------------------------------------------------------------------------
@@ -397,29 +428,31 @@ class DoveTokens:
 
 
 _TENSORS = ("tokens", "cu_seqlens", "p_eos", "psnr", "relevance")
-_REST = ("num_slots", "model", "names")
+_REST = ("num_slots", "model", "names", "tiles")
 
 
 def _flatten(tokens: DoveTokens) -> tuple[list[Any], Any]:
     there = tuple(name for name in _TENSORS if getattr(tokens, name) is not None)
-    return [getattr(tokens, name) for name in there], (there, *(getattr(tokens, name) for name in _REST))
+    rest = (getattr(tokens, name) for name in _REST[:-1])
+    tiles = None if tokens.tiles is None else tokens.tiles.to_json()
+    return [getattr(tokens, name) for name in there], (there, *rest, tiles)
 
 
 def _unflatten(leaves: Any, context: Any) -> DoveTokens:
     # Past the checks: tree functions put other things than tensors in the leaves' places.
     tokens = object.__new__(DoveTokens)
-    there, *rest = context
-    values = (
-        dict.fromkeys(_TENSORS) | dict(zip(there, leaves, strict=True)) | dict(zip(_REST, rest, strict=True))
-    )
+    there, *rest, tiles = context
+    values = dict.fromkeys((*_TENSORS, *_REST)) | dict(zip(there, leaves, strict=True))
+    values |= dict(zip(_REST, rest, strict=False))
+    values["tiles"] = None if tiles is None else Tiles.from_json(tiles)
     for field in fields(DoveTokens):
         object.__setattr__(tokens, field.name, values[field.name])
     return tokens
 
 
 def _from_json(context: Any) -> Any:
-    there, num_slots, model, names = context
-    return tuple(there), num_slots, model, None if names is None else tuple(names)
+    there, num_slots, model, names, tiles = context
+    return tuple(there), num_slots, model, None if names is None else tuple(names), tiles
 
 
 pytree.register_pytree_node(

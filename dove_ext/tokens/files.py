@@ -7,7 +7,8 @@ cu_seqlens  [B + 1]   int32
 p_eos       [B, K]    float32, optional
 psnr        [B]       float32, optional (version 2)
 relevance   [B, h, w] float32, optional (version 3)
-metadata    format "dove-tokens", version "1" to "3", num_slots K, optionally model and names (a JSON list)
+metadata    format "dove-tokens", version "1" to "4", num_slots K, optionally model, names (a JSON list) and
+            tiles (version 4, `Tiles.to_json`)
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ from torch import Tensor
 from dove_ext.atomic import atomic_write
 from dove_ext.config import MAX_SLOTS
 from dove_ext.errors import TokensError
+from dove_ext.tokens.tiles import Tiles
 
 FORMAT = "dove-tokens"
-VERSIONS = ("1", "2", "3")
+VERSIONS = ("1", "2", "3", "4")
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _RANKS = {"tokens": 2, "cu_seqlens": 1, "p_eos": 2, "psnr": 1, "relevance": 3}
 
@@ -47,12 +49,15 @@ def save_fields(path: str | os.PathLike[str], fields: Mapping[str, Any]) -> None
         if not isinstance(text, str):
             raise TokensError(f"the batch to save is not valid: model and names must be str, got {text!r}")
     # What earlier programs can read stays readable for them.
-    version = VERSIONS[2 if "relevance" in tensors else "psnr" in tensors]
+    needs = {1: "psnr" in tensors, 2: "relevance" in tensors, 3: fields["tiles"] is not None}
+    version = VERSIONS[max((place for place, needed in needs.items() if needed), default=0)]
     metadata = {"format": FORMAT, "version": version, "num_slots": str(fields["num_slots"])}
     if model is not None:
         metadata["model"] = model
     if names is not None:
         metadata["names"] = json.dumps(names)
+    if fields["tiles"] is not None:
+        metadata["tiles"] = fields["tiles"].to_json()
     payload = save({name: t.detach().contiguous() for name, t in tensors.items()}, metadata)
     with atomic_write(path) as temporary:
         temporary.write_bytes(payload)
@@ -114,6 +119,7 @@ def _read(file: Any, name: str) -> dict[str, Any]:
         "num_slots": _slots(metadata.get("num_slots"), name),
         "model": metadata.get("model"),
         "names": _names(metadata.get("names"), name),
+        "tiles": _tiles(metadata.get("tiles"), name),
     }
 
 
@@ -155,3 +161,12 @@ def _names(text: str | None, name: str) -> tuple[str, ...] | None:
     if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
         raise TokensError(f"{name} is not valid: its names are not a JSON list of strings")
     return tuple(names)
+
+
+def _tiles(text: str | None, name: str) -> Tiles | None:
+    if text is None:
+        return None
+    try:
+        return Tiles.from_json(text)
+    except TokensError as error:
+        raise TokensError(f"{name} is not valid: {error}") from error

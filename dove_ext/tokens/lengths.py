@@ -110,3 +110,18 @@ def lengths_for_budget(p_eos: Tensor, budget: int) -> Tensor:
     chosen = claim.T.flatten().argsort(stable=True)[:budget]
     kept = torch.ones_like(chosen, dtype=torch.int32)  # summed like this, and nobody waits for a GPU
     return kept.new_zeros(images).scatter_add_(0, chosen % images, kept)
+
+
+def lengths_within(p_eos: Tensor, most: Tensor, budget: int) -> Tensor:
+    """Lengths that sum to at most `budget`, given as by `lengths_for_budget`, none above a bound of its own.
+
+    Args:
+        p_eos: [B, K], p_eos(i) of every position, float.
+        most: int32 [B], 1..K, the most tokens of each image.
+        budget: total tokens, at least B.
+
+    Returns:
+        Tensor: int32 [B], each 1..`most`, summing to `budget`, or to the sum of `most` if that is less.
+    """
+    behind = torch.arange(p_eos.shape[1], device=p_eos.device) >= most[:, None]
+    return lengths_for_budget(p_eos.masked_fill(behind, 2.0), min(budget, int(most.sum())))

@@ -248,7 +248,7 @@ def cu(*values: int) -> torch.Tensor:
 
 BAD_TOKEN_FILES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({}, {"format": "pt"}, "a safetensors file, but not of DOVE tokens; it holds 'cu_seqlens', 'tokens'"),
-    ({}, {"version": "4"}, "version '4' of the format, known are '1', '2', '3'; upgrade dove-ext"),
+    ({}, {"version": "5"}, "version '5' of the format, known are '1', '2', '3', '4'; upgrade dove-ext"),
     ({}, {"num_slots": "0"}, "num_slots must be between 1 and 65536, it says '0'"),
     ({}, {"num_slots": "-3"}, "num_slots must be between"),
     ({}, {"num_slots": "9" * 5000}, "num_slots must be between"),
