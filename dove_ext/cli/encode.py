@@ -14,12 +14,14 @@ from dove_ext.cli.options import (
     add_length_options,
     add_model_options,
     add_query_option,
+    add_tiles_option,
     encode,
     length_arguments,
     load_model,
+    tiles_argument,
 )
 from dove_ext.cli.outputs import check_no_picture, output_path, picture_files
-from dove_ext.cli.pictures import Failures, find_pictures, printable, read_batches
+from dove_ext.cli.pictures import Failures, encode_tiles, find_pictures, printable, read_batches
 from dove_ext.progress import progress
 
 
@@ -28,7 +30,7 @@ def run(args: Namespace) -> int:
     from dove_ext.atomic import check_no_input, check_writable_file
     from dove_ext.tokens import DoveTokens
 
-    lengths = length_arguments(args)
+    lengths, tiles = length_arguments(args), tiles_argument(args)
     check_no_picture(args.output)
     check_writable_file(args.output)
     failures = Failures("encode")
@@ -40,32 +42,48 @@ def run(args: Namespace) -> int:
     done: list[int] = []
     # A budget is shared among all images, so these must be encoded in one call.
     batch_size = len(index) if args.token_budget else args.batch_size
+    options = {"return_p_eos": args.p_eos, **query}
     with progress(len(index), "encode") as bar:
-        for batch, images in read_batches(index, model.config.image_size, args.fit, batch_size, failures):
-            tokens = encode(
-                model, images, lengths, return_p_eos=args.p_eos, batch_size=args.batch_size, **query
+        if tiles is not None:
+            encoded = encode_tiles(model, index, lengths, args, failures, **options)
+        else:
+            encoded = (
+                (batch, encode(model, images, lengths, batch_size=args.batch_size, **options).cpu())
+                for batch, images in read_batches(
+                    index, model.config.image_size, args.fit, batch_size, failures
+                )
             )
-            parts.append(tokens.cpu())
+        for batch, tokens in encoded:
+            parts.append(tokens)
             done += batch
             bar.update(len(batch))
     failures.require_some(len(done))
     names = [index.short_name(i) for i in done]
-    tokens = replace(DoveTokens.cat(parts), names=tuple(names))
+    tokens = DoveTokens.cat(parts)
+    grid = tokens.tiles
+    rows = range(len(done)) if grid is None else [place.picture for place in grid.places]
+    tokens = replace(tokens, names=tuple(names[row] for row in rows))
     tokens.save(args.output)
     counts = tokens.lengths.tolist()
+    if grid is not None:
+        counts = grid.sums(counts)
     if args.json:
         items: list[dict[str, Any]] = [
             {"path": index.name(i), "name": name, "tokens": n}
             for i, name, n in zip(done, names, counts, strict=True)
         ]
-        if tokens.psnr is not None:
+        if grid is not None:
+            for number, (item, picture) in enumerate(zip(items, grid.pictures, strict=True)):
+                item["grid"] = {"rows": picture.rows, "columns": picture.columns}
+                item["tiles"] = [tokens.lengths[row].item() for row in grid.rows(number)]
+        elif tokens.psnr is not None:
             for item, reached in zip(items, tokens.psnr.tolist(), strict=True):
                 item["psnr_db"] = round(reached, 2)
         report = {
             "output": args.output,
             "model": tokens.model,
             **query,
-            "images": len(tokens),
+            "images": len(done),
             "tokens": sum(counts),
             "width": tokens.width,
             "num_slots": tokens.num_slots,
@@ -75,11 +93,13 @@ def run(args: Namespace) -> int:
         print(json.dumps(report, indent=2))
     else:
         psnr = [""] * len(names)
-        if tokens.psnr is not None:
+        if grid is not None:
+            psnr = [f"  {p.columns} x {p.rows}" for p in grid.pictures]
+        elif tokens.psnr is not None:
             psnr = [f"{reached:7.2f} dB" for reached in tokens.psnr.tolist()]
         for name, count, reached in zip(names, counts, psnr, strict=True):
             print(f"{count:>6}{reached}  {printable(name)}")
-        print(f"{sum(counts):>6}  tokens of {len(tokens)} images in {printable(args.output)}")
+        print(f"{sum(counts):>6}  tokens of {len(done)} images in {printable(args.output)}")
     return failures.report(len(done))
 
 
@@ -97,6 +117,7 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--p-eos", action="store_true", help="keep the curve of stop probabilities in the file"
     )
+    add_tiles_option(parser)
     add_query_option(parser, "what the tokens are to tell of")
     add_json_option(parser)
     add_length_options(parser)

@@ -12,10 +12,8 @@ from dove_ext.errors import DoveError
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
 
     from dove_ext.models.dove import DoveModel
-    from dove_ext.models.prefix import Prefix
     from dove_ext.tokens import DoveTokens
 
 DTYPES = ("float32", "bfloat16")
@@ -129,6 +127,44 @@ def add_image_options(parser: ArgumentParser) -> None:
     )
 
 
+def tile_count(text: str) -> int | tuple[int, int] | str:
+    """What --tiles asks for, for argparse: 12, 4-12 or auto."""
+    from dove_ext.images.tiles import MAX_TILES
+
+    least, dash, most = text.partition("-")
+    numbers = [
+        int(n) for n in ((least, most) if dash else (least,)) if n.isascii() and n.isdigit() and len(n) < 9
+    ]
+    if text == "auto":
+        return text
+    if len(numbers) == 1 + bool(dash) and 1 <= numbers[0] <= numbers[-1] <= MAX_TILES:
+        return (numbers[0], numbers[1]) if dash else numbers[0]
+    raise ArgumentTypeError(f"{text!r} is not a number from 1 to {MAX_TILES}, a range such as 4-12, or auto")
+
+
+def add_tiles_option(parser: ArgumentParser) -> None:
+    """--tiles."""
+    parser.add_argument(
+        "--tiles",
+        type=tile_count,
+        metavar="N",
+        help="cut each picture into a grid of at most N squares, and a thumbnail, instead of making it one "
+        "square: N, a range such as 4-12, or auto for as many as its own resolution needs; numbers of tokens "
+        "are then for all tiles of a picture",
+    )
+
+
+def tiles_argument(args: Namespace) -> Any:
+    """What --tiles says, None without it.
+
+    Raises:
+        UsageError: if it is given with what concerns squares.
+    """
+    if args.tiles is not None and args.fit != "crop":
+        raise UsageError("--fit says how a picture becomes square, which tiles need not; drop it or --tiles")
+    return args.tiles
+
+
 def query_text(text: str) -> str:
     """What a query says, for argparse; the model knows how long it may be."""
     if not text.strip():
@@ -205,7 +241,7 @@ def load_model(args: Namespace) -> DoveModel:
     return model
 
 
-def encode(model: DoveModel, images: Tensor | Prefix, lengths: dict[str, Any], **options: Any) -> DoveTokens:
+def encode(model: DoveModel, images: Any, lengths: dict[str, Any], **options: Any) -> DoveTokens:
     """`model.encode`, where a length that this model does not have is the user's to mend.
 
     Raises:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dove_ext.errors import DoveError, ImageError
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
     from dove_ext.images import Fit
     from dove_ext.images.index import ImageIndex
+    from dove_ext.models.dove import DoveModel
+    from dove_ext.tokens import DoveTokens
 
 
 @dataclass
@@ -93,6 +96,59 @@ def read_batches(
                 failures.add(index.name(i), error)
         if good:
             yield good, (torch.cat(pixels) + 1) / 2
+
+
+def encode_tiles(
+    model: DoveModel,
+    index: ImageIndex,
+    lengths: dict[str, Any],
+    args: Namespace,
+    failures: Failures,
+    **options: Any,
+) -> Iterator[tuple[list[int], DoveTokens]]:
+    """Encode pictures in order as tiles, past those that cannot be read.
+
+    Args:
+        model: encodes.
+        index: of the pictures.
+        lengths: from `length_arguments`.
+        args: with `tiles`, `batch_size` and `token_budget`.
+        failures: takes what cannot be read.
+        **options: of `DoveModel.encode`.
+
+    Yields:
+        (list[int], DoveTokens): which could be read, and their tokens on the CPU.
+    """
+    from dove_ext.cli.options import encode
+
+    how = {**options, "tiles": args.tiles, "batch_size": args.batch_size}
+    # A budget is shared among all images, so these must be encoded in one call.
+    together = len(index) if args.token_budget else args.batch_size
+    for start in range(0, len(index), together):
+        group = list(range(start, min(start + together, len(index))))
+        try:
+            tokens = encode(model, [index.image(i) for i in group], lengths, **how)
+        except ImageError:
+            group = [i for i in group if _usable(index, i, failures)]
+            if not group:
+                continue
+            tokens = encode(model, [index.image(i) for i in group], lengths, **how)
+        yield group, tokens.cpu()
+
+
+def _usable(index: ImageIndex, i: int, failures: Failures) -> bool:
+    """Whether tiles can be cut out of a picture; it is decoded to find out."""
+    import torch
+
+    from dove_ext.images.cut import cut, waiting
+
+    try:
+        next(cut(waiting(index.image(i)), 1, (1, 1), torch.device("cpu")))
+    except ImageError as error:
+        name = repr(index.name(i))
+        failures.add(index.name(i), ImageError(str(error).replace("the PIL image", name, 1)))
+        return False
+    return True
 
 
 def printable(text: str | Path) -> str:

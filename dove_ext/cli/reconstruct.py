@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dove_ext.cli.command import Command
@@ -14,12 +15,14 @@ from dove_ext.cli.options import (
     add_length_options,
     add_model_options,
     add_query_option,
+    add_tiles_option,
     encode,
     length_arguments,
     load_model,
+    tiles_argument,
 )
 from dove_ext.cli.outputs import SUFFIX, output_names, output_path, picture_files
-from dove_ext.cli.pictures import Failures, find_pictures, printable, read_batches
+from dove_ext.cli.pictures import Failures, encode_tiles, find_pictures, printable, read_batches
 from dove_ext.progress import progress
 
 if TYPE_CHECKING:
@@ -39,14 +42,17 @@ def run(args: Namespace) -> int:
     from dove_ext.images.files import save_image
     from dove_ext.images.sheet import draw_sheet
 
-    lengths = length_arguments(args)
+    lengths, tiles = length_arguments(args), tiles_argument(args)
     folder = make_writable_folder(args.output)
     failures = Failures("reconstruct")
     index = find_pictures(args.images, failures)
     names = output_names([index.short_name(i) for i in range(len(index))])
-    planned = [folder / _sheet_name(n) for n in range(-(-len(index) // ROWS_PER_SHEET))]
+    rows_per_sheet = ROWS_PER_SHEET if tiles is None else 1
+    planned = [folder / _sheet_name(n) for n in range(-(-len(index) // rows_per_sheet))]
     check_no_input([*(folder / name for name in names), *planned], picture_files(index))
     model = load_model(args)
+    if tiles is not None:
+        return _reconstruct_tiles(model, index, lengths, args, failures, folder, names)
     rows: list[Row] = []
     items: list[dict[str, Any]] = []
     sheets: list[str] = []
@@ -93,6 +99,63 @@ def run(args: Namespace) -> int:
             print(f"{figures}  {printable(item['output'])}  from {printable(item['name'])}")
         for sheet in sheets:
             print(f"side by side: {printable(sheet)}")
+    return failures.report(len(items))
+
+
+def _reconstruct_tiles(
+    model: DoveModel,
+    index: ImageIndex,
+    lengths: dict[str, Any],
+    args: Namespace,
+    failures: Failures,
+    folder: Path,
+    names: list[str],
+) -> int:
+    """`run` with --tiles: a sheet a picture, with its tiles and their counts."""
+    from dove_ext.images.cut import in_grid
+    from dove_ext.images.files import save_image
+    from dove_ext.images.tile_map import draw_tile_map
+    from dove_ext.metrics.pixel import psnr
+
+    items: list[dict[str, Any]] = []
+    query = {} if args.query is None else {"query": args.query}
+    with progress(len(index), "reconstruct") as bar:
+        for group, tokens in encode_tiles(model, index, lengths, args, failures, **query):
+            decoded = model.decode_pictures(tokens, batch_size=args.batch_size)
+            for number, (i, image) in enumerate(zip(group, decoded, strict=True)):
+                part, image = tokens.picture(number), image.cpu()
+                tiles = part.tiles
+                assert tiles is not None
+                original = in_grid(index.image(i), tiles.pictures[0])
+                save_image(image, folder / names[i])
+                counts = part.lengths.tolist()
+                sheet = str(folder / _sheet_name(len(items)))
+                name, most = index.short_name(i), part.num_slots
+                save_image(draw_tile_map(name, original, image, tiles, counts, most), sheet)
+                items.append(
+                    {
+                        "path": index.name(i),
+                        "name": name,
+                        "output": str(folder / names[i]),
+                        "tokens": sum(counts),
+                        "psnr_db": round(psnr(image[None], original[None], black=0).item(), 2),
+                        "grid": {"rows": tiles.pictures[0].rows, "columns": tiles.pictures[0].columns},
+                        "tiles": counts,
+                        "sheet": sheet,
+                    }
+                )
+                bar.update()
+    failures.require_some(len(items))
+    if args.json:
+        sheets = [item["sheet"] for item in items]
+        report = {"model": model.config.name, **query, "items": items, "sheets": sheets}
+        print(json.dumps({**report, "failed": failures.as_json()}, indent=2))
+    else:
+        for item in items:
+            figures = f"{item['tokens']:>6} tokens {item['psnr_db']:>6.2f} dB"
+            grid = f"{item['grid']['columns']} x {item['grid']['rows']} tiles"
+            print(f"{figures}  {grid}  {printable(item['output'])}  from {printable(item['name'])}")
+            print(f"where they went: {printable(item['sheet'])}")
     return failures.report(len(items))
 
 
@@ -155,8 +218,10 @@ def configure(parser: ArgumentParser) -> None:
         type=output_path,
         metavar="DIR",
         help="folder for NAME.dove.png, each picture at its own length, and for sheet-01.dove.png and so on, "
-        "which show it at 16, 32, 64 and 128 tokens, too (existing ones are replaced); made if it is missing",
+        "which show it at 16, 32, 64 and 128 tokens, too, or with --tiles its tiles and their counts "
+        "(existing ones are replaced); made if it is missing",
     )
+    add_tiles_option(parser)
     add_query_option(
         parser,
         "what the tokens are to tell of; sheets show it beside the whole picture's own tokens (null), and "

@@ -15,9 +15,17 @@ from dove_ext.devices import send
 from dove_ext.errors import ImageError
 from dove_ext.fork import lead_threads
 from dove_ext.images.files import open_image, upright_rgb
-from dove_ext.images.prepare import MAX_ASPECT, Images, check_ranges, describe_image, to_batch, unit
+from dove_ext.images.prepare import (
+    MAX_ASPECT,
+    ImageLike,
+    Images,
+    check_ranges,
+    describe_image,
+    to_batch,
+    unit,
+)
 from dove_ext.images.tiles import Grid, choose_grid
-from dove_ext.tokens.tiles import MOST_PIXELS, WHOLE, start_of
+from dove_ext.tokens.tiles import MOST_PIXELS, WHOLE, TiledPicture, start_of
 
 _BAND = 8  # rows that are resized at once: of a scan of 12,000 columns to 256 pixels, 27 MB of floats
 
@@ -193,6 +201,26 @@ def _tile(source: _Source, grid: Grid, side: int, row: int, column: int) -> tupl
     shown = bottom - top, right - left
     rows, columns = (torch.arange(side, device=pixels.device).clamp_max(n - 1) for n in shown)
     return pixels[:, rows][:, :, columns].contiguous(), shown
+
+
+def in_grid(image: ImageLike, picture: TiledPicture) -> Tensor:
+    """A picture as its tiles hold it, to be compared with what they decode to.
+
+    Args:
+        image: what was encoded.
+        picture: what its tokens say of it.
+
+    Returns:
+        Tensor: float32 [3, height, width] in [0, 1].
+
+    Raises:
+        ImageError: if it cannot be read.
+    """
+    source = next(_sources(waiting(image)[0]))
+    size = picture.height, picture.width
+    if _size(source) == size:
+        return unit(_crop(source, 0, 0, *size)).float().clamp(0, 1)
+    return resized(source, size, 0, 0, *size)
 
 
 def resized(source: _Source, size: tuple[int, int], top: int, left: int, bottom: int, right: int) -> Tensor:

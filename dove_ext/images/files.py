@@ -87,7 +87,7 @@ def open_image(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
     file = Path(path)
     _check_file(file, name)
     try:
-        with file.open("rb") as stream, _open(stream, name) as picture:
+        with file.open("rb") as stream, open_stream(stream, name) as picture:
             yield picture
     except OSError as error:
         raise ImageError(f"{name} cannot be read: {error.strerror or error}") from error
@@ -106,7 +106,7 @@ def read_stream(stream: BinaryIO, name: str) -> Tensor:
     Raises:
         ImageError: if it is not a picture, truncated or too large.
     """
-    with _open(stream, name) as picture:
+    with open_stream(stream, name) as picture:
         return pil_to_tensor(picture, name)
 
 
@@ -213,8 +213,12 @@ def _check_file(file: Path, name: str) -> None:
         raise ImageError(f"{name} is empty (0 bytes); get a whole copy of it")
 
 
-def _open(stream: BinaryIO, name: str) -> Image.Image:
-    """Read the header only."""
+def open_stream(stream: BinaryIO, name: str) -> Image.Image:
+    """A picture of which the header has been read; its stream stays open.
+
+    Raises:
+        ImageError: if it is not a picture.
+    """
     Image.init()
     formats = [f for f in FORMATS if f in Image.OPEN]
     try:

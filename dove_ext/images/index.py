@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from PIL import Image
 from torch import Tensor
 
 from dove_ext.errors import DoveWarning, ImageError
-from dove_ext.images.files import read_image, read_stream
+from dove_ext.images.files import open_stream, read_image, read_stream
 from dove_ext.images.find import Found, Search
 from dove_ext.images.prepare import Fit, prepare_images
 from dove_ext.images.shards import read_member
@@ -150,6 +151,21 @@ class ImageIndex:
             return (Path(place.path) / name).read_bytes()
         except OSError as error:
             raise ImageError(f"{title} cannot be read: {error.strerror}") from error
+
+    def image(self, index: int) -> str | Image.Image:
+        """The picture as `encode` takes it, not read yet: its path, or of a shard's member a PIL image.
+
+        Raises:
+            ImageError: naming the picture, if it has vanished, or is no picture.
+        """
+        place, name = self._where(index)
+        if not place.is_shard:
+            return str(Path(place.path) / name)
+        title = repr(self.name(index))
+        if index in self._faults:
+            raise ImageError(f"{title} {self._faults[index]}")
+        data = read_member(Path(place.path), name, self._offset[index], self._size[index])
+        return open_stream(io.BytesIO(data), title)
 
     def prepare(self, index: int, size: int, *, fit: Fit = "crop") -> Tensor:
         """The picture as a model takes it: `prepare_images` of its pixels.

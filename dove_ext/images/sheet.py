@@ -115,19 +115,19 @@ def _caption(
     keep_start: bool = False,
 ) -> None:
     top += TILE + FRAME + 4
-    draw.text((left, top), text, fill=colour, font=_font(18))
-    font = _font(14)
-    draw.text((left, top + 24), _shorten(draw, small_print, font, keep_start), fill=FAINT, font=font)
+    draw.text((left, top), text, fill=colour, font=caption_font(18))
+    font = caption_font(14)
+    draw.text((left, top + 24), shorten(draw, small_print, font, keep_start), fill=FAINT, font=font)
 
 
-def _shorten(draw: ImageDraw.ImageDraw, text: str, font: _Font, keep_start: bool) -> str:
-    """Fit a text under a tile, keeping its start or, of a file name, its end: numbers and suffixes."""
+def shorten(draw: ImageDraw.ImageDraw, text: str, font: _Font, keep_start: bool, width: int = TILE) -> str:
+    """Fit a text under a picture, keeping its start or, of a file name, its end: numbers and suffixes."""
     # The font that comes with Pillow knows Latin letters; a question mark beats an empty box.
     text = " ".join(text.split()) if keep_start else text  # a query may have lines
     text = text.encode("latin-1", "replace").decode("latin-1")
-    if draw.textlength(text, font=font) <= TILE:
+    if draw.textlength(text, font=font) <= width:
         return text
-    while text and draw.textlength("..." + text, font=font) > TILE:
+    while text and draw.textlength("..." + text, font=font) > width:
         text = text[:-1] if keep_start else text[1:]
     return text + "..." if keep_start else "..." + text
 
@@ -145,7 +145,8 @@ def _decibel(row: Row, image: Tensor) -> str:
     return f"{row.decibel(image):.1f} dB"
 
 
-def _font(size: int) -> _Font:
+def caption_font(size: int) -> _Font:
+    """The font of captions, of about this height in pixels."""
     try:
         return ImageFont.load_default(size)
     except (TypeError, ImportError, OSError):  # Pillow before 10.1, or built without FreeType: a bitmap font

@@ -141,6 +141,13 @@ class Tiles:
         wanted = picture % len(self.pictures)
         return [row for row, place in enumerate(self.places) if place.picture == wanted]
 
+    def sums(self, lengths: Sequence[int]) -> list[int]:
+        """Of each picture the sum over its tiles of what each image of the tokens has."""
+        sums = [0] * len(self.pictures)
+        for place, length in zip(self.places, lengths, strict=True):
+            sums[place.picture] += length
+        return sums
+
     def box(self, place: Place) -> Box:
         """What a tile shows of its picture, without padding; of a thumbnail all of it."""
         picture = self.pictures[place.picture]
