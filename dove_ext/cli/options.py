@@ -249,6 +249,8 @@ def encode(model: DoveModel, images: Any, lengths: dict[str, Any], **options: An
     """
     try:
         return model.encode(images, **lengths, **options)
+    except DoveError:  # of a picture, for example
+        raise
     except ValueError as error:
         raise DoveError(str(error)) from error
 
