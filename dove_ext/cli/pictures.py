@@ -129,21 +129,21 @@ def encode_tiles(
         try:
             tokens = encode(model, [index.image(i) for i in group], lengths, **how)
         except ImageError:
-            group = [i for i in group if _usable(index, i, failures)]
+            group = [i for i in group if _usable(index, i, model.config.image_size, failures)]
             if not group:
                 continue
             tokens = encode(model, [index.image(i) for i in group], lengths, **how)
         yield group, tokens.cpu()
 
 
-def _usable(index: ImageIndex, i: int, failures: Failures) -> bool:
+def _usable(index: ImageIndex, i: int, side: int, failures: Failures) -> bool:
     """Whether tiles can be cut out of a picture; it is decoded to find out."""
     import torch
 
     from dove_ext.images.cut import cut, waiting
 
     try:
-        next(cut(waiting(index.image(i)), 1, (1, 1), torch.device("cpu")))
+        next(cut(waiting(index.image(i)), side, (1, 1), torch.device("cpu")))
     except ImageError as error:
         name = repr(index.name(i))
         failures.add(index.name(i), ImageError(str(error).replace("the PIL image", name, 1)))

@@ -55,7 +55,7 @@ def needed(length: int, side: int) -> int:
 
 
 def _step(side: int) -> int:
-    return side - math.ceil(side * OVERLAP)
+    return max(1, side - math.ceil(side * OVERLAP))
 
 
 def _reach(tiles: int, side: int) -> int:

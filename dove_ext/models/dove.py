@@ -437,15 +437,8 @@ class DoveModel(Pretrained):
 
         Args:
             squares: the images.
-            rule: how lengths are chosen.
-            query: as for `encode`.
-            batch_size: likewise.
-            block_size: likewise.
-            cuda_graph: likewise.
-            return_p_eos: likewise.
-            return_relevance: likewise.
+            rule: how lengths are chosen; everything else is as for `encode`.
             seen: the prefix that they are of, or None.
-            relevance: as for `encode`.
             shown: int64 [B, 2], rows and columns in the upper left that count, where not all of them do: what
                 is promised of quality is then promised of these. Runs without a CUDA graph.
         """
