@@ -433,14 +433,10 @@ class DoveModel(Pretrained):
         relevance: Any = None,
         shown: Tensor | None = None,
     ) -> DoveTokens:
-        """`encode` of images that are squares on the model's device.
+        """`encode` of images that are squares on the model's device, or of the prefix `seen`.
 
-        Args:
-            squares: the images.
-            rule: how lengths are chosen; everything else is as for `encode`.
-            seen: the prefix that they are of, or None.
-            shown: int64 [B, 2], rows and columns in the upper left that count, where not all of them do: what
-                is promised of quality is then promised of these. Runs without a CUDA graph.
+        `shown`, int64 [B, 2], is how many rows and columns in the upper left count, where not all of them do:
+        what is promised of quality is then promised of these. It runs without a CUDA graph.
         """
         pixels, unread = squares
         count = pixels.shape[0]

@@ -101,18 +101,13 @@ def encode_tiles(
     _check_numbers(rule, counts, config.num_tokens)
     shares = [n for n in (rule.num_tokens, rule.max_tokens, rule.token_budget) if n is not None]
     inner = _rule_of_tiles(rule, config.num_tokens)
-    keep = {
-        "return_p_eos": return_p_eos or bool(shares), "return_relevance": return_relevance or pointing
-    }  # fmt: skip
+    keep = {"return_p_eos": return_p_eos or bool(shares), "return_relevance": return_relevance or pointing}
     done: list[DoveTokens] = []
     current: list[DoveTokens] = []
     stream = cut(pictures, config.image_size, limits, device)
     for batch in iter(lambda: list(islice(stream, batch_size)), []):
-        owners = [tile.picture for tile in batch]
-        tokens = encode(
-            Squares(_stacked(batch), []), inner, _of_owners(query, owners), shown=_shown(batch, config,
-            device), **keep,
-        )  # fmt: skip
+        squares, shown = Squares(_stacked(batch), []), _shown(batch, config, device)
+        tokens = encode(squares, inner, _of_owners(query, [t.picture for t in batch]), shown=shown, **keep)
         tokens = replace(tokens, tiles=_tiles(batch, config.image_size))
         assert tokens.tiles is not None
         for number in range(len(tokens.tiles.pictures)):
@@ -120,6 +115,8 @@ def encode_tiles(
             if sum(map(len, current)) == counts[len(done)]:
                 done.append(_finished(_as_one(current), rule, pointing, drop_empty))
                 current = []
+        if shares and not pointing:  # a query may yet leave more for some tiles than they would have now
+            current = _without_surplus(current, shares[0])
         if rule.token_budget is not None:
             done = _pruned(done, rule.token_budget)
     tokens = DoveTokens.cat(done)
@@ -241,10 +238,17 @@ def _cut_to(tokens: DoveTokens, number: int) -> DoveTokens:
     return tokens.truncate(lengths_within(tokens.p_eos, tokens.lengths, number))
 
 
+def _without_surplus(parts: list[DoveTokens], number: int) -> list[DoveTokens]:
+    """Parts of a picture without tokens that it cannot keep, whatever its further tiles hold."""
+    if sum(len(tokens.tokens) for tokens in parts) <= 2 * number:
+        return parts
+    return [_cut_to(_as_one(parts), number)]
+
+
 def _pruned(done: list[DoveTokens], budget: int) -> list[DoveTokens]:
     """The same pictures without tokens that a budget has no room for, whatever else is to share it."""
     if sum(len(tokens.tokens) for tokens in done) <= 2 * budget:
         return done
-    tokens = _cut_to(DoveTokens.cat(done), max(budget, sum(map(len, done))))
+    tokens = _cut_to(DoveTokens.cat(done), budget)
     assert tokens.tiles is not None
     return [tokens.picture(number) for number in range(len(tokens.tiles.pictures))]
