@@ -48,7 +48,7 @@ def draw_tile_map(
     mapped = to_pil(_faded(original, tiles, counts, most))[0].resize(
         (width, height), Image.Resampling.BICUBIC
     )
-    _draw_counts(mapped, tiles, counts)
+    _draw_counts(mapped, tiles, counts, most)
     sheet.paste(mapped, (MARGIN, MARGIN))
     shown = to_pil(decoded)[0].resize((width, height), Image.Resampling.BICUBIC)
     sheet.paste(shown, (MARGIN + width + GAP, MARGIN))
@@ -91,17 +91,19 @@ def _cells(tiles: Tiles) -> dict[Place, tuple[int, int, int, int]]:
     }
 
 
-def _draw_counts(mapped: Image.Image, tiles: Tiles, counts: dict[Place, int]) -> None:
+def _draw_counts(mapped: Image.Image, tiles: Tiles, counts: dict[Place, int], most: int) -> None:
+    """Lines around the tiles, and in the corner of each its count, the bluer the more it has."""
     draw = ImageDraw.Draw(mapped)
-    picture = tiles.pictures[0]
-    scale = mapped.width / picture.width
+    scale = mapped.width / tiles.pictures[0].width
     for place, box in _cells(tiles).items():
         left, top, right, bottom = (round(edge * scale) for edge in box)
         draw.rectangle((left, top, right - 1, bottom - 1), outline=ACCENT)
         if place not in counts:
             continue
-        text = str(counts[place])
-        font = caption_font(max(9, min(28, (right - left) // 4)))
-        x0, y0, x1, y1 = draw.textbbox(((left + right) / 2, (top + bottom) / 2), text, font=font, anchor="mm")
-        draw.rounded_rectangle((x0 - 5, y0 - 4, x1 + 5, y1 + 4), radius=4, fill=PAGE)
-        draw.text(((left + right) / 2, (top + bottom) / 2), text, fill=INK, font=font, anchor="mm")
+        share = (counts[place] / most) ** 0.5
+        fill = tuple(round(page + share * (ink - page)) for page, ink in zip(PAGE, ACCENT, strict=True))
+        font = caption_font(max(9, min(22, (right - left) // 5)))
+        at, text = (left + 6, top + 5), str(counts[place])
+        x0, y0, x1, y1 = draw.textbbox(at, text, font=font)
+        draw.rectangle((left, top, x1 + x0 - left, y1 + y0 - top), fill=fill, outline=ACCENT)
+        draw.text(at, text, fill=PAGE if share > 0.5 else INK, font=font)

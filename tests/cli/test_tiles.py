@@ -109,13 +109,13 @@ def test_a_tile_map_shows_where_the_tokens_went() -> None:
     red = torch.zeros(3, 32, 60)
     red[0] = 1
     sheet = np.asarray(draw_tile_map("name", red, red, tiles, [5, 1, 64], 64)).astype(int)
-    few, many = sheet[60, 60], sheet[60, NARROWEST - 30]
+    few, many = sheet[200, 60], sheet[200, NARROWEST - 30]
     assert many.tolist() == [255, 0, 0], "where there are as many as can be it keeps its colours"
     assert few[1] > 150 and few[0] - few[1] < 60, "where there are few it is pale and grey"
     missing = Tiles(32, tiles.pictures, tiles.places[:2])
     other = np.asarray(draw_tile_map("name", red, red, missing, [5, 1], 64)).astype(int)
     assert (sheet[:, : NARROWEST // 2] == other[:, : NARROWEST // 2])[:200].all()
-    assert other[60, NARROWEST - 30][1] > 150
+    assert other[200, NARROWEST - 30][1] > 150
 
 
 @pytest.mark.parametrize("wrong", ["0", "-3", "12-4", "4-", "-", "many", "5000", "1.5", "4-12-20", "٣"])
