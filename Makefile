@@ -14,7 +14,7 @@ define install
 $(PYTHON) -m venv $(VENV)
 $(BIN)/pip install --quiet --upgrade pip
 $(BIN)/pip install --quiet --no-compile --editable ".$(1)"
--$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib  # pip would do so on one processor
+$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # pip would do so on one processor
 endef
 
 $(VENV)/.runtime: $(SOURCES)

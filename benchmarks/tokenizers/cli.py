@@ -37,8 +37,8 @@ def configure(parser: ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--only", action="append", default=[], metavar="NAME",
-        help="measure only systems, or groups of measurements, whose name starts so, as in --only dove-tiny "
-        "or --only 'file to first word'; may be repeated",
+        help="measure only systems, or groups of measurements, whose name starts so, as in --only dove-tiny, "
+        "--only 'VQGAN-256, eager fp32' or --only 'file to first word'; may be repeated",
     )  # fmt: skip
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
     parser.add_argument("--threads", type=positive, metavar="N", help="threads of all systems alike")

@@ -260,14 +260,17 @@ def record(
     say("counting FLOPs")
     gflop = flops.table(only)
     # First, before this process holds the memory that it was told to keep (--quick).
-    memory = parts.get("memory", lambda: peak_memory(quick, device, say, only))
+    memory: list[Row] = []
     rows: list[Row] = []
-    if device.type == "cpu" and not quick:
+    whole = not systems.chosen_groups(quick, only)
+    if whole:
+        memory = parts.get("memory", lambda: peak_memory(quick, device, say, only))
+    if device.type == "cpu" and not quick and whole:
         rows += parts.get("default environment", lambda: default_environment(device, say, only))
     for group in systems.plan(quick, only):
         run = run_group if quick else functools.partial(group_in_child, only=only)
         rows += parts.get(group.name, functools.partial(run, group, device, say))
-    whole = {
+    made = {
         "benchmark": "bench",
         "mode": "quick" if quick else "full",
         "command": command,
@@ -281,4 +284,4 @@ def record(
         "memory": memory,
         "gflop": gflop,
     }
-    return whole, parts
+    return made, parts

@@ -73,8 +73,13 @@ READ = ("VQGAN-256", "ALIT-128", "ALIT-256", "dove-base-own", *(f"dove-base-{n}"
 
 
 def wanted(system: System, only: Sequence[str]) -> bool:
-    """Whether a system's name starts with one of `only`, or there is none."""
-    return not only or system.name.startswith(tuple(only))
+    """Whether a system's name and way start with one of `only`, or there is none."""
+    return not only or f"{system.name}, {system.way}".startswith(tuple(only))
+
+
+def chosen_groups(quick: bool, only: Sequence[str]) -> list[str]:
+    """Those of `only` that name groups of measurements; where there are any, nothing else is measured."""
+    return [start for start in only if any(group.name.startswith(start) for group in _groups(quick))]
 
 
 def plan(quick: bool, only: Sequence[str] = ()) -> list[Group]:
@@ -84,8 +89,7 @@ def plan(quick: bool, only: Sequence[str] = ()) -> list[Group]:
         quick: few of them.
         only: starts of names, of systems or of groups; others, and the language model alone, are left out.
     """
-    groups = _groups(quick)
-    chosen = [start for start in only if any(group.name.startswith(start) for group in groups)]
+    chosen = chosen_groups(quick, only)
     of_systems = [start for start in only if start not in chosen]
     groups = [
         replace(
@@ -93,7 +97,7 @@ def plan(quick: bool, only: Sequence[str] = ()) -> list[Group]:
             cases=tuple((s, batch) for s, batch in group.cases if wanted(s, of_systems)),
             prefill=() if only else group.prefill,
         )
-        for group in groups
+        for group in _groups(quick)
         if not chosen or group.name.startswith(tuple(chosen))
     ]
     return [group for group in groups if group.cases]

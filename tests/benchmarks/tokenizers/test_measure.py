@@ -198,8 +198,9 @@ def test_groups_are_chosen_by_name() -> None:
     part = systems.plan(quick=False, only=["file to first word"])
     assert [g.name for g in part] == ["file to first word, batch 1", "file to first word, batch 16"]
     assert {"VQGAN-256", "ALIT-256", "dove-base-own"} <= {s.name for s, _ in part[0].cases}
-    both = systems.plan(quick=False, only=["file to first word", "dove-base-own"])
-    assert {s.name for g in both for s, _ in g.cases} == {"dove-base-own"}
+    both = systems.plan(quick=False, only=["file to first word", "dove-base-own, dove_ext fp32"])
+    assert {(s.name, s.way) for g in both for s, _ in g.cases} == {("dove-base-own", build.OURS_FP32)}
+    assert systems.chosen_groups(False, ["dove-base-own", "file"]) == ["file"]
 
 
 TINY = {
