@@ -41,7 +41,7 @@ def write_questions(
     test: Sequence[Path] = (),
     mosaics: int = 2000,
     at_least: int = 15,
-    turns: int = 4,
+    turns: int = 1,
     seed: int = 0,
 ) -> dict[str, dict[str, int]]:
     """Write `TRAIN` (LLaVA's layout), `TEST` (a question a line), their pictures, and a tokenizer.

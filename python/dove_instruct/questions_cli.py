@@ -31,8 +31,8 @@ def configure(parser: ArgumentParser) -> None:
         help="ask for labels of so many training pictures or more (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--turns", type=positive, default=4, metavar="N",
-        help="most questions of a training row; 1 for a Q-DOVE encoder (default: %(default)s)",
+        "--turns", type=positive, default=1, metavar="N",
+        help="most questions of a training row, all of one picture (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="(default: %(default)s)")
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="FOLDER", help="a new folder")

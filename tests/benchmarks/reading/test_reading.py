@@ -28,7 +28,7 @@ WIDTH = 6
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("reading")
     pictures = classes(place / "photos", 3, 0)
-    write_questions(place / "data", train=[pictures], test=[pictures], at_least=2, mosaics=4)
+    write_questions(place / "data", train=[pictures], test=[pictures], at_least=2, mosaics=4, turns=3)
     return place / "data"
 
 
