@@ -649,9 +649,8 @@ class DoveModel(Pretrained):
 
         Returns:
             Tensor: float32 [B, 3, S, S] in [0, 1], on the model's device. Of tiles instead a list of
-                pictures,
-            each float32 [3, H, W], at the resolution that it has in its grid: its own, unless it was made
-            to fit (`tokens.tiles.pictures`). Where a tile is missing, the thumbnail is shown.
+                pictures, each float32 [3, H, W], at the resolution that it has in its grid: its own, unless
+                it was made to fit (`tokens.tiles.pictures`). Where a tile is missing, the thumbnail is shown.
 
         Raises:
             TokensError: if the tokens' width or slots are not this model's, tiles are of another size or
