@@ -12,10 +12,7 @@ from dove_train.settings import make_settings, read_recipe
 from tests.models.micro import words
 from tests.train.small import PHOTOS, asked_shard, lite_file
 
-OF_VLM = {"vicuna-7b-dove", "small-vlm"}  # of `dove vlm train`: tests/instruct, tests/house/test_readme.py
-    "vicuna-7b-dove",
-    "small-vlm",
-}  # of `dove vlm train`, see tests/instruct and tests/house/test_readme.py
+OF_VLM = {"vicuna-7b-dove", "small-vlm"}  # of `dove vlm train`: tests/instruct, tests/house
 RECIPES = [p for p in sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml")) if p.stem not in OF_VLM]
 
 # What proves nothing here and costs minutes: width, depth and size.
