@@ -78,7 +78,8 @@ def main() -> int:
     parser.add_argument("--threads", type=int, help="(default: torch's own choice)")
     parser.add_argument("-o", "--output", type=Path, default=Path("out/reading"), metavar="FOLDER")
     args = parser.parse_args()
-    let_idle_threads_sleep(), keep_freed_memory()
+    let_idle_threads_sleep()
+    keep_freed_memory()
     if args.threads:
         torch.set_num_threads(args.threads)
     try:
@@ -90,7 +91,9 @@ def main() -> int:
 
 def measure(args: argparse.Namespace) -> int:
     """Every system and seed that was not measured yet, then the table."""
-    root, out = args.data, args.output / args.data.name
+    root, out = args.data, args.output / args.data.resolve().name
+    if "vqgan" in (args.systems or []) and not args.vqgan:
+        raise DoveError("the system vqgan needs --vqgan, the folder of a VQGAN with its codebook")
     try:
         lines = (root / "test.jsonl").read_text(encoding="utf-8").splitlines()
     except OSError as error:
@@ -154,7 +157,7 @@ def settings_of(args: argparse.Namespace, seed: int, system: System) -> Settings
 
 def tokens_of(args: argparse.Namespace, what: str, settings: Settings) -> store.Store:
     """The store of a kind of tokens, made if it is not there."""
-    folder = args.output / args.data.name / "tokens" / what
+    folder = args.output / args.data.resolve().name / "tokens" / what
     if folder.exists():
         return store.Store(folder)
     print(f"{folder}: tokens of all pictures", flush=True)

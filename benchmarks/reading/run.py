@@ -20,6 +20,7 @@ from dove_instruct.prompts import WORDING
 from dove_instruct.run import Run
 from dove_instruct.settings import Settings
 from dove_train.distributed import World
+from dove_vlm.benchmarks.metrics import exact_match
 
 from .store import Store
 from .systems import key
@@ -119,8 +120,7 @@ class ReadingRun(Run):
 
     def _length(self, row: dict[str, str], count: int | None) -> int:
         assert self.store is not None
-        own = self.store.own(self.name(row["image"], row["question"]))
-        return own if count is None else count
+        return self.store.own(self.name(row["image"], row["question"])) if count is None else count
 
     def _generate(self, rows: Sequence[dict[str, str]], count: int | None) -> list[str]:
         system, user, assistant, _ = WORDING[self.settings.template]
@@ -164,16 +164,16 @@ def evaluate(
     """Ask all questions and write the result."""
     since = time.process_time()
     said, tokens = run.answer(rows, count)
-    right: dict[str, list[bool]] = {}
+    right: dict[str, list[float]] = {}
     for row, text in zip(rows, said, strict=True):
-        right.setdefault(row["kind"], []).append(text.lower() == row["answer"].lower())
-    every = [flag for flags in right.values() for flag in flags]
+        right.setdefault(row["kind"], []).append(exact_match(text, row["answer"]))
+    every = [score for scores in right.values() for score in scores]
     result = {
         **facts,
         "count": OWN if count is None else count,
         "tokens": tokens,
         "accuracy": 100 * sum(every) / len(every),
-        "kinds": {kind: 100 * sum(flags) / len(flags) for kind, flags in sorted(right.items())},
+        "kinds": {kind: 100 * sum(scores) / len(scores) for kind, scores in sorted(right.items())},
         "questions": len(every),
         "seconds": time.process_time() - since,
     }

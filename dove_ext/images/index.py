@@ -161,11 +161,7 @@ class ImageIndex:
         place, name = self._where(index)
         if not place.is_shard:
             return str(Path(place.path) / name)
-        title = repr(self.name(index))
-        if index in self._faults:
-            raise ImageError(f"{title} {self._faults[index]}")
-        data = read_member(Path(place.path), name, self._offset[index], self._size[index])
-        return open_stream(io.BytesIO(data), title)
+        return open_stream(io.BytesIO(self.data(index)), repr(self.name(index)))
 
     def prepare(self, index: int, size: int, *, fit: Fit = "crop") -> Tensor:
         """The picture as a model takes it: `prepare_images` of its pixels.

@@ -176,9 +176,21 @@ def test_a_folder_without_questions_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["reading", str(tmp_path / "none"), "-o", str(tmp_path / "out")])
+    monkeypatch.setattr(program, "keep_freed_memory", lambda: None)
     assert program.main() == 1
     assert "dove vlm questions" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_vqgan_must_be_given(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    monkeypatch.setattr(sys, "argv", ["reading", str(data), "--systems", "vqgan", "-o", str(out)])
+    monkeypatch.setattr(program, "keep_freed_memory", lambda: None)
+    assert program.main() == 1
+    assert "needs --vqgan" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_the_table_has_means_over_seeds(tmp_path: Path) -> None:
