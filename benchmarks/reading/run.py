@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from dove_ext.atomic import atomic_write
+from dove_ext.tokens import DoveTokens
 from dove_instruct.conversations import PLACE, Conversation
 from dove_instruct.prompts import WORDING
 from dove_instruct.run import Run
@@ -26,6 +27,7 @@ from .store import Store
 from .systems import key
 
 OWN = "own"
+MOST = 256  # tokens of a picture
 ASK = 64  # questions at once
 
 
@@ -92,10 +94,12 @@ class ReadingRun(Run):
         self._random = np.random.default_rng((self.settings.seed, 31, self.step))
         return super().take_step()
 
-    def _tokens(self, images: Sequence[Path], query: str | None = None) -> list[Tensor]:
+    def _tokens(self, images: Sequence[Path], query: str | None = None) -> DoveTokens:
         assert self.store is not None
         count = self._counts[int(self._random.integers(len(self._counts)))]
-        return [self.store.tokens(self.name(image, query or ""), count) for image in images]
+        parts = [self.store.tokens(self.name(image, query or ""), count) for image in images]
+        ends = torch.tensor([0, *(len(part) for part in parts)]).cumsum(0, dtype=torch.int32)
+        return DoveTokens(torch.cat(parts), ends, num_slots=MOST)
 
     def name(self, image: Path | str, question: str) -> str:
         """What the store calls tokens of a picture, or of a question about it."""

@@ -33,11 +33,14 @@ def build(
         CheckpointError: if there is no such encoder.
     """
     torch.manual_seed(settings.seed)
-    how: dict[str, Any] = {"fit": settings.fit, **settings.lengths}
+    how: dict[str, Any] = {"fit": settings.fit, "tiles": settings.tiles or None, **settings.lengths}
+    tiled = {"tile_separators": True} if settings.tiles else {}
     try:
         if settings.start_from:
             before = AutoProcessor.from_pretrained(settings.start_from)
-            model = AutoModelForImageTextToText.from_pretrained(settings.start_from, dtype=torch.float32)
+            model = AutoModelForImageTextToText.from_pretrained(
+                settings.start_from, dtype=torch.float32, **tiled
+            )
             tokenizer = before.tokenizer
             model.vision_tower.dove.tokenizer = before.image_processor.encoder.tokenizer
         else:
@@ -52,7 +55,7 @@ def build(
     processor = DoveLlavaProcessor(DoveImageProcessor(None, **how), tokenizer, chat_template=template)
     if not settings.start_from:
         model = DoveLlavaForConditionalGeneration.from_vision_text_pretrained(
-            vision or settings.encoder, language_model, image_token_id=processor.image_token_id
+            vision or settings.encoder, language_model, image_token_id=processor.image_token_id, **tiled
         )
     processor.image_processor.encoder = model.vision_tower
     return model, processor
@@ -76,7 +79,9 @@ def set_trained(
         dict: the trained parameters, by the setting that names their learning rate.
     """
     model.requires_grad_(False)
-    model.multi_modal_projector.requires_grad_(True)
+    connectors = [part for part in (model.multi_modal_projector, model.tile_separators) if part is not None]
+    for part in connectors:
+        part.requires_grad_(True)
     model.language_model.requires_grad_(settings.train_language_model)
     if settings.train_encoder:
         # Not all of the encoder makes tokens: decoder and stop head do not.
@@ -88,7 +93,7 @@ def set_trained(
             parameter.grad = None
     parts = {
         "learning_rate": model.language_model,
-        "connector_learning_rate": model.multi_modal_projector,
+        "connector_learning_rate": torch.nn.ModuleList(connectors),
         "encoder_learning_rate": model.vision_tower,
     }
     trained = {name: [p for p in part.parameters() if p.requires_grad] for name, part in parts.items()}

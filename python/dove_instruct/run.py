@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dove_ext.atomic import make_writable_folder
+from dove_ext.tokens import DoveTokens
 from dove_instruct.build import build, set_trained
 from dove_instruct.conversations import Conversation, fingerprint, read_conversations
 from dove_instruct.rows import Rows
@@ -71,11 +72,12 @@ class Run:
             raise TrainingError(
                 f"{settings.encoder!r} reads no queries; leave ask out, or take an encoder that does"
             )
-        self.cache: Callable[[Sequence[Path], str | None], list[Tensor]] | None = None
+        self.cache: Callable[[Sequence[Path], str | None], DoveTokens] | None = None
         if not settings.train_encoder:
             dtype = torch.bfloat16 if settings.bf16 else torch.float32
             place = Path(settings.cache) if settings.cache else self.folder / "tokens"
-            self.cache = TokenCache(place, self.encoder, {"fit": settings.fit, **settings.lengths}, dtype)
+            shape = {"tiles": settings.tiles} if settings.tiles else {"fit": settings.fit}
+            self.cache = TokenCache(place, self.encoder, {**shape, **settings.lengths}, dtype)
         self.skipped = SkippedImages(settings.max_unreadable, self.report.warn)
         self.rows = Rows(
             self.conversations,
@@ -120,12 +122,10 @@ class Run:
         """The images' part of a row, see `rows.Look`."""
         if not row.images:
             return {}
-        if self.cache is not None:
-            tokens = self.cache(row.images, query)
-            counts = torch.tensor([len(part) for part in tokens])
-            return {"image_tokens": torch.cat(tokens), "num_image_tokens": counts}
-        # Counted with the weights of this step, one by one; the tower keeps as many.
         prepare = self.processor.image_processor
+        if self.cache is not None:
+            return dict(prepare(self.cache(row.images, query), return_tensors="pt"))
+        # Counted with the weights of this step, one by one; the tower keeps as many.
         parts = [prepare([image], return_tensors="pt", return_pixel_values=True) for image in row.images]
         names = ("pixel_values", "num_image_tokens")
         return {name: torch.cat([part[name].cpu() for part in parts]) for name in names}

@@ -45,6 +45,7 @@ class Settings:
         default_factory=dict, metadata={"help": "how many tokens an image has: " + ", ".join(LENGTHS)}
     )
     fit: str = setting("pad", "how a picture becomes square: 'pad', 'crop' or 'squash'")
+    tiles: int = setting(0, "most tiles a picture is cut into, beside a thumbnail (0: it stays whole)")
     ask: bool = setting(False, "Q-DOVE: an image's tokens are asked for by the row's first question")
     cache: str = setting("", "folder of tokens that were encoded before (empty: in the run folder)")
     max_unreadable: int = setting(100, "rows skipped, unreadable or too long; one more ends the run")
@@ -77,7 +78,7 @@ class Settings:
             **dict.fromkeys(("steps", "global_batch", "batch_size", "warmup_steps", "log_every"), 1),
             **dict.fromkeys(("checkpoint_every", "keep_checkpoints"), 1),
             **dict.fromkeys(("learning_rate", "connector_learning_rate", "encoder_learning_rate"), 0),
-            **dict.fromkeys(("weight_decay", "max_unreadable", "seed"), 0),
+            **dict.fromkeys(("weight_decay", "max_unreadable", "seed", "tiles"), 0),
         }
         for name, bound in least.items():
             at_least(self, bound, name)
@@ -88,8 +89,8 @@ class Settings:
         for name in self.lengths:
             if name not in LENGTHS:
                 raise TrainingError(f"lengths are chosen by {', '.join(LENGTHS)}; {name!r} is none of these")
-        if self.train_encoder and (self.ask or self.parallel == "fsdp2"):
-            other = "ask" if self.ask else "parallel: fsdp2"
+        if self.train_encoder and (self.ask or self.tiles or self.parallel == "fsdp2"):
+            other = "ask" if self.ask else "tiles" if self.tiles else "parallel: fsdp2"
             raise TrainingError(f"a trained encoder cannot go with {other}; leave one out")
 
 

@@ -53,8 +53,8 @@ class TokenCache:
         name = digest.hexdigest()
         return self.folder / name[:2] / f"{name}.safetensors"
 
-    def __call__(self, images: Sequence[Path], query: str | None = None) -> list[torch.Tensor]:
-        """Tokens [n, D] of each image, on the CPU.
+    def __call__(self, images: Sequence[Path], query: str | None = None) -> DoveTokens:
+        """Tokens of the images, on the CPU.
 
         An image is encoded alone, so its tokens do not depend on what else is asked for; a damaged file is
         written anew.
@@ -76,8 +76,8 @@ class TokenCache:
                     )
                 path.parent.mkdir(parents=True, exist_ok=True)
                 tokens.save(path)
-            found.append(tokens.tokens)
-        return found
+            found.append(tokens)
+        return DoveTokens.cat(found)
 
     def _load(self, path: Path) -> DoveTokens | None:
         if not path.is_file():
@@ -87,4 +87,5 @@ class TokenCache:
             tokens.require(self.dove.config.token_width, self.dove.config.num_tokens)
         except TokensError:
             return None
-        return tokens if len(tokens) == 1 and tokens.dtype == self.dtype else None
+        pictures = len(tokens) if tokens.tiles is None else len(tokens.tiles.pictures)
+        return tokens if pictures == 1 and tokens.dtype == self.dtype else None

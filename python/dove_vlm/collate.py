@@ -38,8 +38,8 @@ class DoveDataCollator:
 
         Args:
             features: of one prompt each, `input_ids` [L] or [1, L] and, where there is something to learn,
-                `labels` likewise; for its images `image_tokens` or `pixel_values`, and `num_image_tokens`;
-                none of these where it has none.
+                `labels` likewise; for its images `image_tokens` or `pixel_values`, `num_image_tokens`, and of
+                tiles `image_tile_ends`; none of these where it has none.
 
         Returns:
             dict: tensors, with the names of `DoveLlavaForConditionalGeneration.forward`.
@@ -61,7 +61,14 @@ class DoveDataCollator:
             batch[kinds[0]] = torch.cat([one[kinds[0]] for one in features if kinds[0] in one])
             counts = [torch.as_tensor(one["num_image_tokens"]) for one in features if kinds[0] in one]
             batch["num_image_tokens"] = torch.cat(counts)
+        if any("image_tile_ends" in one for one in features):
+            batch["image_tile_ends"] = torch.cat([_ends(one) for one in features if kinds[0] in one])
         return batch
+
+
+def _ends(one: Any) -> Tensor:
+    whole = torch.zeros(int(torch.as_tensor(one["num_image_tokens"]).sum()), dtype=torch.int8)
+    return torch.as_tensor(one.get("image_tile_ends", whole))
 
 
 def _row(values: Any) -> list[int]:

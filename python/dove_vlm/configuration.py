@@ -77,6 +77,8 @@ class DoveLlavaConfig(PreTrainedConfig):
         image_token_id: the token whose places in `input_ids` the image tokens take.
         projector_hidden_act: between the connector's layers.
         multimodal_projector_bias: whether they have biases.
+        tile_separators: whether the model has rows that stand where a tile and a row of tiles end, and so
+            reads pictures in tiles.
     """
 
     model_type = "dove_llava"
@@ -87,6 +89,7 @@ class DoveLlavaConfig(PreTrainedConfig):
     image_token_id: int = 32000
     projector_hidden_act: str = "gelu"
     multimodal_projector_bias: bool = True
+    tile_separators: bool = False
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:

@@ -12,6 +12,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from dove_ext.tokens import DoveTokens
 from dove_vlm.configuration import DoveLlavaConfig
 from dove_vlm.placeholders import check_counts
+from dove_vlm.tiles import TileSeparators, check_ends, lay_out
 
 
 class DoveMultiModalProjector(nn.Module):
@@ -36,14 +37,18 @@ class PlacedFeatures(BaseModelOutputWithPooling):
 def packed_tokens(
     tokens: Tensor | DoveTokens | None,
     counts: Tensor | Sequence[int] | None,
+    ends: Tensor | None,
+    separators: TileSeparators | None,
     width: int,
     device: torch.device,
-) -> tuple[Tensor, list[int]]:
-    """Tokens as the encoder packs them, and how many each image has.
+) -> tuple[Tensor, list[int], Tensor | None]:
+    """Tokens as the encoder packs them, how many placeholders each image has, and where tiles end.
 
     Args:
         tokens: [T, D], all images' one after the other; or a `DoveTokens`.
-        counts: how many of each, [N]; a `DoveTokens` knows it, and is compared.
+        counts: placeholders of each, [N]; a `DoveTokens` knows it, and is compared.
+        ends: of pictures in tiles (`tiles.lay_out`); a `DoveTokens` knows it.
+        separators: of the model, if it reads tiles.
         width: D of the model that reads them.
         device: where a `DoveTokens` goes.
 
@@ -51,7 +56,10 @@ def packed_tokens(
         ValueError: if they do not fit the model or one another.
     """
     if isinstance(tokens, DoveTokens):
-        lengths = tokens.lengths.tolist()
+        if tokens.tiles is None:
+            lengths, ends = tokens.lengths.tolist(), None
+        else:
+            tokens, lengths, ends = lay_out(tokens)
         check_counts(lengths, counts)
         tokens = tokens.tokens.to(device)
     elif tokens is None or counts is None:
@@ -63,9 +71,11 @@ def packed_tokens(
             f"image_tokens must be [T, {width}] for this model, got {list(tokens.shape)}; encode with the "
             "model's own processor"
         )
-    if sum(lengths) != len(tokens):
+    if ends is not None:
+        check_ends(ends, lengths, len(tokens), separators)
+    elif sum(lengths) != len(tokens):
         raise ValueError(
             f"num_image_tokens sums to {sum(lengths)}, but image_tokens has {len(tokens)} rows; pass both of "
             "one call of the processor"
         )
-    return tokens, lengths
+    return tokens, lengths, ends

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import BaseImageProcessor, BatchFeature
 from transformers.processing_utils import ImagesKwargs
 
@@ -16,12 +17,14 @@ from dove_ext.atomic import atomic_write, make_writable_folder
 from dove_ext.config import DEFAULT_MODEL
 from dove_ext.errors import CheckpointError
 from dove_ext.images.prepare import prepare_images
+from dove_ext.images.tiles import TileCount
 from dove_ext.models.dove import DoveModel
 from dove_ext.models.text import Asked
 from dove_ext.tokens import DoveTokens
 from dove_ext.tokens.lengths import LengthRule
 from dove_vlm.encoder import QUERY_TOKENIZER, Checkpoint, query_tokenizer
 from dove_vlm.images import flat
+from dove_vlm.tiles import lay_out
 from dove_vlm.vision import DoveVisionModel
 
 RULE = tuple(field.name for field in fields(LengthRule))
@@ -38,6 +41,8 @@ class DoveImagesKwargs(ImagesKwargs, total=False):
     target_psnr: float | None
     query: Any
     fit: str | None
+    tiles: Any
+    drop_empty: bool | None
     batch_size: int | None
     return_pixel_values: bool | None
 
@@ -53,13 +58,15 @@ class DoveImageProcessor(BaseImageProcessor):
             then shared, with its device and dtype. `from_pretrained` takes the tower in the checkpoint
             instead, in float32 on the CPU.
         fit: how a picture becomes square, see `dove_ext.prepare_images`; "pad" is the paper's (B.1).
+        tiles: cut each picture into a grid of squares instead, as `DoveModel.encode` does: the most tiles, a
+            pair of fewest and most, or "auto". The model needs `tile_separators`.
         num_tokens, max_tokens, eos_threshold, token_budget, target_psnr: how lengths are chosen where a
             request says nothing of it (`DoveModel.encode`).
         query: what the tokens are to tell of where a request does not say (Q-DOVE, 2.3).
         batch_size: images that the encoder takes at once.
     """
 
-    model_input_names = ["image_tokens", "num_image_tokens", "pixel_values"]  # noqa: RUF012 (transformers' way)
+    model_input_names = ["image_tokens", "num_image_tokens", "image_tile_ends", "pixel_values"]  # noqa: RUF012 (transformers' way)
     valid_kwargs = DoveImagesKwargs
 
     def __init__(
@@ -67,6 +74,7 @@ class DoveImageProcessor(BaseImageProcessor):
         encoder: str | os.PathLike[str] | DoveModel | DoveVisionModel | None = DEFAULT_MODEL,
         *,
         fit: str = "pad",
+        tiles: Any = None,
         num_tokens: int | None = None,
         max_tokens: int | None = None,
         eos_threshold: float | None = None,
@@ -77,7 +85,7 @@ class DoveImageProcessor(BaseImageProcessor):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.fit, self.query, self.batch_size = fit, query, batch_size
+        self.fit, self.tiles, self.query, self.batch_size = fit, tiles, query, batch_size
         self.num_tokens, self.max_tokens, self.eos_threshold = num_tokens, max_tokens, eos_threshold
         self.token_budget, self.target_psnr = token_budget, target_psnr
         self._name: str | None = None
@@ -133,6 +141,8 @@ class DoveImageProcessor(BaseImageProcessor):
         device: str | torch.device | None = None,
         return_pixel_values: bool | None = None,
         fit: str | None = None,
+        tiles: TileCount | None = None,
+        drop_empty: bool | None = None,
         batch_size: int | None = None,
         query: Asked = None,
         **kwargs: Any,
@@ -147,6 +157,8 @@ class DoveImageProcessor(BaseImageProcessor):
             return_pixel_values: give the pictures instead of the tokens, with the same counts, for a gradient
                 into the model's tower.
             fit: as for the class.
+            tiles: likewise.
+            drop_empty: with tiles and a query, leave out tiles that show nothing of it (`DoveModel.encode`).
             batch_size: likewise.
             query: a text for all images, or a list with one an image.
             **kwargs: `num_tokens`, `max_tokens`, `eos_threshold`, `token_budget` (over all images of the
@@ -154,8 +166,10 @@ class DoveImageProcessor(BaseImageProcessor):
 
         Returns:
             BatchFeature: `image_tokens` [T, D], all images' one after the other, and `num_image_tokens` int64
-            [N], which sum to T; with `return_pixel_values` in their place `pixel_values` float32 [N, 3, S, S]
-            in [-1, 1].
+            [N], which sum to T. Of tiles all of a picture's, the thumbnail's first, then row by row, and
+            `image_tile_ends` int8 [P]: what each placeholder stands for, 0 a token, 1 the end of a tile, 2
+            that of a row of tiles; then `num_image_tokens` counts these ends, too, and sums to P. With
+            `return_pixel_values` in place of tokens `pixel_values` float32 [N, 3, S, S] in [-1, 1].
 
         Raises:
             ValueError: as `DoveModel.encode`, or for an option that this processor has not.
@@ -168,8 +182,11 @@ class DoveImageProcessor(BaseImageProcessor):
         asked = self.query if query is None else query
         if isinstance(images, DoveTokens):
             tokens = self._made_before(images, rule, query, return_pixel_values)
-            return self._features(tokens, {"image_tokens": tokens.tokens}, return_tensors)
+            return self._features(tokens, return_tensors)
         images = flat(images)
+        tiles = self.tiles if tiles is None else tiles
+        if tiles is not None and fit is not None:
+            raise ValueError("fit says how a picture becomes square, which tiles need not; leave one out")
         fit = self.fit if fit is None else fit
         dove = self.encoder
         if device is not None:
@@ -178,17 +195,27 @@ class DoveImageProcessor(BaseImageProcessor):
         if not images:
             raise ValueError("there is no image; leave images out for prompts that have none")
         if not return_pixel_values:
+            shape: dict[str, Any] = {"fit": fit} if tiles is None else {"tiles": tiles}
             tokens = dove.encode(
-                images, fit=fit, query=asked, batch_size=batch_size or self.batch_size, **rule
+                images,
+                query=asked,
+                drop_empty=bool(drop_empty),
+                batch_size=batch_size or self.batch_size,
+                **shape,
+                **rule,
             )
-            return self._features(tokens, {"image_tokens": tokens.tokens}, return_tensors)
+            return self._features(tokens, return_tensors)
+        if tiles is not None:
+            raise ValueError(
+                "the model's tower takes whole pictures; leave return_pixel_values out, or tiles"
+            )
         if asked is not None:
             raise ValueError(
                 "the model's tower takes no query; leave return_pixel_values out, or this processor's query"
             )
         pixels = prepare_images(images, dove.config.image_size, fit=fit)
         tokens = dove.encode((pixels + 1) / 2, batch_size=batch_size or self.batch_size, **rule)
-        return self._features(tokens, {"pixel_values": pixels}, return_tensors)
+        return self._features(tokens, return_tensors, pixels)
 
     def _made_before(
         self, tokens: DoveTokens, rule: dict[str, Any], query: Asked, return_pixel_values: bool | None
@@ -204,11 +231,16 @@ class DoveImageProcessor(BaseImageProcessor):
         return tokens.truncate(rule["max_tokens"]) if rule else tokens
 
     def _features(
-        self, tokens: DoveTokens, values: dict[str, Any], return_tensors: str | None
+        self, tokens: DoveTokens, return_tensors: str | None, pixels: Tensor | None = None
     ) -> BatchFeature:
-        lengths = tokens.lengths.long()
-        counts = lengths.tolist() if return_tensors is None else lengths
-        return BatchFeature({**values, "num_image_tokens": counts}, tensor_type=return_tensors)
+        ends: dict[str, Any] = {}
+        if tokens.tiles is None:
+            counts = tokens.lengths.tolist()
+        else:
+            tokens, counts, ends["image_tile_ends"] = lay_out(tokens)
+        values = {"image_tokens": tokens.tokens} if pixels is None else {"pixel_values": pixels}
+        numbers = counts if return_tensors is None else torch.tensor(counts)
+        return BatchFeature({**values, "num_image_tokens": numbers, **ends}, tensor_type=return_tensors)
 
     # --- Files ----------------------------------------------------------------------------------------
 
@@ -233,7 +265,7 @@ class DoveImageProcessor(BaseImageProcessor):
 
     def to_dict(self) -> dict[str, Any]:
         """Its settings; weights are the model's to save."""
-        names = ("fit", "query", "batch_size", *RULE)
+        names = ("fit", "tiles", "query", "batch_size", *RULE)
         settings = {name: value for name in names if (value := getattr(self, name)) is not None}
         return {"image_processor_type": type(self).__name__, "encoder": self._name, **settings}
 

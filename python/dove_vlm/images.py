@@ -44,7 +44,7 @@ def count(images: Any) -> int:
     if images is None:
         return 0
     if isinstance(images, DoveTokens):
-        return len(images)
+        return len(images) if images.tiles is None else len(images.tiles.pictures)
     rows = by_prompt(images)
     return len(_listed(images)) if rows is None else sum(len(row) for row in rows)
 

@@ -17,6 +17,7 @@ from dove_ext.tokens import DoveTokens
 from dove_vlm.configuration import DoveLlavaConfig
 from dove_vlm.features import DoveMultiModalProjector, PlacedFeatures, packed_tokens
 from dove_vlm.placeholders import check_counts, check_places
+from dove_vlm.tiles import TileSeparators
 from dove_vlm.versions import refuse_chunks
 from dove_vlm.vision import DoveVisionModel, keep_weights
 
@@ -65,9 +66,15 @@ class DoveLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
         self.vision_tower = vision_tower or AutoModel.from_config(config.vision_config)
         self.multi_modal_projector = DoveMultiModalProjector(config)
+        self.tile_separators = TileSeparators(config) if config.tile_separators else None
         # Not all take positions, or spare logits that nobody reads.
         self._text_arguments = set(inspect.signature(self.language_model.forward).parameters)
         self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, TileSeparators):
+            module.start()
 
     @classmethod
     def from_vision_text_pretrained(
@@ -100,7 +107,9 @@ class DoveLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             vision_config=tower.config, text_config=model.config, image_token_id=image_token_id, **kwargs
         )
         made = cls(config, tower.to(model.device), model)
-        made.multi_modal_projector.to(model.device, model.dtype)
+        for connector in (made.multi_modal_projector, made.tile_separators):
+            if connector is not None:
+                connector.to(model.device, model.dtype)
         if model.generation_config is not None:
             made.generation_config = model.generation_config
         return made.train(model.training)
@@ -130,6 +139,7 @@ class DoveLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         pixel_values: Tensor | None = None,
         image_tokens: Tensor | DoveTokens | None = None,
         num_image_tokens: Tensor | Sequence[int] | None = None,
+        image_tile_ends: Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPooling:
         """What the language model reads of images.
@@ -138,6 +148,8 @@ class DoveLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             pixel_values: [N, 3, S, S] in [-1, 1], for the tower; or None.
             image_tokens: [T, D], all images' one after the other; or a `DoveTokens`.
             num_image_tokens: how many of each, [N]; a `DoveTokens` knows it.
+            image_tile_ends: of pictures in tiles, int8 [P], P the sum of `num_image_tokens`: 0 for a token,
+                1 where a tile ends, 2 where the last of a row does; a `DoveTokens` knows it. None: no tiles.
             **kwargs: of transformers; without a meaning here.
 
         Returns:
@@ -151,14 +163,20 @@ class DoveLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 "give either pixel_values or image_tokens: tokens of the processor, or its pictures"
             )
         if pixel_values is not None:
+            if image_tile_ends is not None:
+                raise ValueError("the tower takes whole pictures; pass image_tokens with image_tile_ends")
             parts = self.vision_tower(pixel_values, num_image_tokens=num_image_tokens).pooler_output
             lengths = [len(part) for part in parts]
             tokens = torch.cat(parts)
         else:
             width = self.config.vision_config.hidden_size
-            tokens, lengths = packed_tokens(image_tokens, num_image_tokens, width, self.device)
+            tokens, lengths, image_tile_ends = packed_tokens(
+                image_tokens, num_image_tokens, image_tile_ends, self.tile_separators, width, self.device
+            )
         # One product for all images of all rows: nothing is padded on the way.
         features = self.multi_modal_projector(tokens)
+        if self.tile_separators is not None:
+            features = self.tile_separators(features, image_tile_ends)
         return BaseModelOutputWithPooling(pooler_output=list(features.split(lengths)))
 
     def _features(
@@ -166,6 +184,7 @@ class DoveLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         pixel_values: Tensor | None,
         image_tokens: Tensor | DoveTokens | None,
         num_image_tokens: Tensor | Sequence[int] | None,
+        image_tile_ends: Tensor | None,
         mm_encoder_outputs: dict[str, Any] | None,
     ) -> BaseModelOutputWithPooling | None:
         """The images' features, made here or by the caller; None where there is no image."""
@@ -180,7 +199,7 @@ class DoveLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             raise ValueError(
                 "mm_encoder_outputs has features of images; leave pixel_values and image_tokens out"
             )
-        return self.get_image_features(pixel_values, image_tokens, num_image_tokens)
+        return self.get_image_features(pixel_values, image_tokens, num_image_tokens, image_tile_ends)
 
     def _placeholders(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
         """Bool [B, L]: where image tokens go."""
@@ -203,6 +222,7 @@ class DoveLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         pixel_values: Tensor | None = None,
         image_tokens: Tensor | DoveTokens | None = None,
         num_image_tokens: Tensor | Sequence[int] | None = None,
+        image_tile_ends: Tensor | None = None,
         mm_encoder_outputs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -220,6 +240,7 @@ class DoveLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             pixel_values: as for `get_image_features`.
             image_tokens: likewise.
             num_image_tokens: likewise.
+            image_tile_ends: likewise.
             mm_encoder_outputs: {"image": what `get_image_features` gave}, in place of these.
             **kwargs: for the language model.
 
@@ -231,7 +252,9 @@ class DoveLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
-        features = self._features(pixel_values, image_tokens, num_image_tokens, mm_encoder_outputs)
+        features = self._features(
+            pixel_values, image_tokens, num_image_tokens, image_tile_ends, mm_encoder_outputs
+        )
         mask = None if features is None else self._placeholders(input_ids, inputs_embeds)
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
@@ -267,7 +290,8 @@ class DoveLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             size = tower.config.image_size
             blank = tower(nothing.new_zeros(1, 3, size, size), num_image_tokens=[1]).pooler_output[0]
             nothing = nothing + 0 * blank
-        return 0 * self.multi_modal_projector(nothing).sum()
+        features = self.multi_modal_projector(nothing)
+        return 0 * (features if self.tile_separators is None else self.tile_separators(features, None)).sum()
 
     @torch.no_grad()
     def generate(
@@ -278,6 +302,7 @@ class DoveLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         pixel_values: Tensor | None = None,
         image_tokens: Tensor | DoveTokens | None = None,
         num_image_tokens: Tensor | Sequence[int] | None = None,
+        image_tile_ends: Tensor | None = None,
         mm_encoder_outputs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -287,7 +312,9 @@ class DoveLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             ValueError: as `forward`; or for chunks of the prefill (`prefill_chunk_size`) with images before
                 transformers 5.23, which gives every chunk all features.
         """
-        features = self._features(pixel_values, image_tokens, num_image_tokens, mm_encoder_outputs)
+        features = self._features(
+            pixel_values, image_tokens, num_image_tokens, image_tile_ends, mm_encoder_outputs
+        )
         if features is not None:
             refuse_chunks(generation_config or self.generation_config, kwargs)
             input_ids = kwargs.get("input_ids", inputs)

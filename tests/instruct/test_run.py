@@ -10,9 +10,11 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from dove_ext import save_image
 from dove_train.settings import TrainingError
 from tests.instruct.small import ROWS, log, run, write_files
 from tests.models.micro import asked
+from tests.vlm.small import images
 
 
 @pytest.fixture(scope="module")
@@ -87,12 +89,12 @@ def test_other_tokens_are_other_files(files: Path, tmp_path: Path) -> None:
     first = run(files, tmp_path / "a", cache=shared).cache
     image = files / "0.png"
     places = {first.path(image, None), first.path(image, "the dog"), first.path(files / "1.png", None)}
-    for options in ({"lengths": {"max_tokens": 3}}, {"fit": "crop"}, {"bf16": True}):
+    for options in ({"lengths": {"max_tokens": 3}}, {"fit": "crop"}, {"tiles": 4}, {"bf16": True}):
         places.add(run(files, tmp_path / "b", cache=shared, **options).cache.path(image, None))
-    assert len(places) == 6
-    (tokens,) = first([image])
+    assert len(places) == 7
+    tokens = first([image]).tokens
     first.path(image, None).write_bytes(b"torn")
-    assert torch.equal(first([image])[0], tokens)
+    assert torch.equal(first([image]).tokens, tokens)
 
 
 def test_the_encoder_is_trained_if_wanted(files: Path, tmp_path: Path) -> None:
@@ -169,7 +171,7 @@ def test_questions_ask_for_tokens(tmp_path: Path) -> None:
     assert ["is too long" in x or "takes 12 at most" in x for x in training.skipped.reasons.values()] == [
         True
     ]
-    (tokens,) = training.cache([files / "0.png"], "the dog")
+    tokens = training.cache([files / "0.png"], "the dog").tokens
     expected = dove.encode([files / "0.png"], query="the dog", num_tokens=5, fit="pad")
     assert torch.equal(tokens, expected.tokens)
     assert len(list((tmp_path / "a" / "tokens").rglob("*.safetensors"))) == 1
@@ -186,6 +188,29 @@ def test_start_from_a_tuned_model(files: Path, tmp_path: Path) -> None:
     second = run(files, tmp_path / "b", **start)
     expected, found = weights(first.model), weights(second.model)
     assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_pictures_in_tiles(tmp_path: Path) -> None:
+    files = write_files(tmp_path / "files")
+    save_image(torch.cat([picture.float() / 255 for picture in images(3)], dim=-1), files / "0.png")
+    training = run(files, tmp_path / "run", tiles=6, steps=2)
+    row = training.conversations[0]
+    seen, again = training.look(row, None), training.look(row, None)
+    assert seen["image_tile_ends"].tolist().count(1) == seen["image_tile_ends"].tolist().count(2) == 2
+    assert all(torch.equal(seen[name], again[name]) for name in seen)  # made, and read from the file
+    start = training.model.tile_separators.weight.clone()
+    training.train()
+    processor = AutoProcessor.from_pretrained(tmp_path / "run" / "model")
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "run" / "model")
+    assert processor.image_processor.tiles == 6
+    assert (model.tile_separators.weight != start).all()
+    # A model that has read whole pictures learns to read tiles.
+    whole = run(files, tmp_path / "whole", steps=1)
+    whole.train()
+    before = {"start_from": str(tmp_path / "whole" / "model"), "text_config": {}, "tokenizer": ""}
+    grown = run(files, tmp_path / "grown", tiles=6, **before)
+    assert torch.equal(*(r.model.multi_modal_projector.linear_1.weight for r in (whole, grown)))
+    assert grown.model.tile_separators.weight.any() and "tile_separators.weight" in grown.names
 
 
 def test_bfloat16(files: Path, tmp_path: Path) -> None:

@@ -68,9 +68,11 @@ def processor(**settings: Any) -> DoveLlavaProcessor:
     return DoveLlavaProcessor(DoveImageProcessor(encoder(), **settings), tokenizer())
 
 
-def model(language_model: Any = None, dove: DoveModel | None = None) -> DoveLlavaForConditionalGeneration:
+def model(
+    language_model: Any = None, dove: DoveModel | None = None, **config: Any
+) -> DoveLlavaForConditionalGeneration:
     made = DoveLlavaForConditionalGeneration.from_vision_text_pretrained(
-        dove or copy.deepcopy(encoder()), language_model or llama(), image_token_id=len(WORDS)
+        dove or copy.deepcopy(encoder()), language_model or llama(), image_token_id=len(WORDS), **config
     )
     torch.manual_seed(5)
     for linear in (made.multi_modal_projector.linear_1, made.multi_modal_projector.linear_2):
