@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
 CXX_SOURCES := $(shell find csrc examples -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help demo test test-transformers lint format bench clean
+.PHONY: help demo test test-transformers test-export lint format bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -38,6 +38,14 @@ $(VENV)/.transformers: $(VENV)/.dev
 
 test-transformers: $(VENV)/.transformers  ## tests/vlm with the oldest transformers that is supported
 	OMP_WAIT_POLICY=PASSIVE PYTHONPATH=$(VENV)/transformers $(BIN)/python -m pytest tests/vlm --numprocesses 2 --dist loadfile
+
+$(VENV)/.export: $(VENV)/.dev  # apart, so that `make test` does not find them and stays short
+	$(BIN)/pip install --quiet --no-compile --no-deps --upgrade --target $(VENV)/export \
+		onnx onnxruntime onnxscript onnx-ir ml_dtypes protobuf flatbuffers
+	touch $@
+
+test-export: $(VENV)/.export  ## tests/export with ONNX Runtime, AOTInductor and a C++ program (some minutes)
+	OMP_WAIT_POLICY=PASSIVE PYTHONPATH=$(VENV)/export $(BIN)/python -m pytest tests/export
 
 lint: $(VENV)/.dev  ## ruff, mypy and clang-format, as the pre-commit hooks run them
 	$(BIN)/ruff check .

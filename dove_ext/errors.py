@@ -27,6 +27,10 @@ class QueryError(DoveError, ValueError):
     """A text query cannot be used, or not with this model."""
 
 
+class ExportError(DoveError, RuntimeError):
+    """A model that cannot become a graph of the wanted kind, or a package that this needs and lacks."""
+
+
 class OutputError(DoveError, OSError):
     """A file cannot be written."""
 

@@ -166,7 +166,7 @@ class DoveModel(Pretrained):
             if condition.sight is None:
                 raise ValueError("this model's queries are asked of pictures; use `condition` with pixels")
             return self.about(condition, self.relevance.weights(condition.sight, query))
-        if query is None and (null := self.queries(None, len(condition.latents))) is not None:
+        if query is None and (null := self.queries(None, condition.latents.shape[0])) is not None:
             query = null.to(condition.latents.device)
         return condition._replace(query=query)
 

@@ -141,7 +141,7 @@ class RegionCode(nn.Module):
         error = torch.cat([early[:, :-1], behind[:, : sent.shape[1] + 1]], 1) / total
         error = F.pad(error, (0, slots - error.shape[1]), mode="replicate")
         error = error + (lost * relevance).sum(1, keepdim=True) / relevance.sum(1, keepdim=True)
-        return code, psnr_of_mse(error / 4).clamp(0, BEST_QUALITY), address
+        return code, psnr_of_mse(error / 4).clamp(0.0, BEST_QUALITY), address
 
     def latents(self, code: Tensor, address: Tensor) -> Tensor:
         """Latents [B, P, C] of the blocks among tokens: code [B, K, width], addresses int64 [B, K].

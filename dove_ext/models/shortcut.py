@@ -117,7 +117,7 @@ class FrequencyShortcut(nn.Module):
         each = (code.float().square() * energies.unflatten(0, (self.num_tokens, self.width))).sum(-1)
         # Summed from behind, so that small numbers meet small ones: what stands behind each token.
         behind = F.pad(each[:, 1:], (0, 1)).flip(1).cumsum(1).flip(1) / self.pixels
-        return psnr_of_mse((behind + lost.mean(1, keepdim=True)) / 4).clamp(0, BEST_QUALITY)
+        return psnr_of_mse((behind + lost.mean(1, keepdim=True)) / 4).clamp(0.0, BEST_QUALITY)
 
     @torch.no_grad()
     def margin(self, latents: Tensor, worth: Tensor, lost: Tensor, relevance: Tensor | None = None) -> Tensor:
@@ -167,7 +167,7 @@ class FrequencyShortcut(nn.Module):
         """
         last = (lengths.long() - 1)[:, None]
         quality = self.quality_of(tokens).gather(1, last)[:, 0]
-        return 2 * 10 ** (-quality.clamp(0, BEST_QUALITY) / 20)
+        return 2 * 10 ** (-quality.clamp(0.0, BEST_QUALITY) / 20)
 
     @torch.no_grad()
     def typical(self, worth: Tensor) -> Tensor:

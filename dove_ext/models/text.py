@@ -156,6 +156,8 @@ def queries(query: Asked, count: int, config: DoveConfig, tokenizer: QueryTokeni
     if isinstance(query, Query):
         query.check(count, config)
         return query
+    if query is None and not config.query_vocab_size:
+        return None  # whatever the count, which an exported graph does not know
     texts = [query] * count if query is None or isinstance(query, str) else query
     if not isinstance(texts, list | tuple) or not all(t is None or isinstance(t, str) for t in texts):
         raise QueryError(

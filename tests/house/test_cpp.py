@@ -30,13 +30,13 @@ def cmake(*arguments: str | Path) -> str:
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """stop_and_pack, against a library of the portable CPU kernels in a prefix of its own."""
-    folder = tmp_path_factory.mktemp("cpp")
-    generator = ("-G", "Ninja") if shutil.which("ninja") else ()
+GENERATOR = ("-G", "Ninja") if shutil.which("ninja") else ()
+
+
+def installed(folder: Path) -> Path:
+    """The prefix, in a folder, of a library of the portable CPU kernels."""
     said = cmake(
-        "-S", ROOT, "-B", folder / "dove", *generator, "-DDOVE_CUDA=OFF", "-DDOVE_PORTABLE=ON",
+        "-S", ROOT, "-B", folder / "dove", *GENERATOR, "-DDOVE_CUDA=OFF", "-DDOVE_PORTABLE=ON",
         "-DCMAKE_DISABLE_FIND_PACKAGE_Python=ON", "-DCMAKE_DISABLE_FIND_PACKAGE_pybind11=ON",
         f"-DCMAKE_INSTALL_PREFIX={folder / 'prefix'}",
     )  # fmt: skip
@@ -44,8 +44,15 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cmake("--build", folder / "dove", "--parallel", str(os.cpu_count() or 1))
     cmake("--install", folder / "dove")
     shutil.rmtree(folder / "dove")  # the installed files are enough
+    return folder / "prefix"
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """stop_and_pack, against an installed library."""
+    folder = tmp_path_factory.mktemp("cpp")
     cmake(
-        "-S", EXAMPLE, "-B", folder / "example", *generator, f"-DCMAKE_PREFIX_PATH={folder / 'prefix'}",
+        "-S", EXAMPLE, "-B", folder / "example", *GENERATOR, f"-DCMAKE_PREFIX_PATH={installed(folder)}",
         "-DCMAKE_BUILD_TYPE=Release",
     )  # fmt: skip
     cmake("--build", folder / "example")

@@ -1,0 +1,86 @@
+"""Packages of AOTInductor give what the library gives, from Python and from C++."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from dove_ext.export import export
+from dove_ext.models.dove import DoveModel
+from tests.export.test_graphs import BATCHES, pictures
+from tests.house.test_cpp import EXAMPLE, GENERATOR, cmake, installed
+from tests.models.micro import micro, stop_at_share
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def model(request: pytest.FixtureRequest) -> DoveModel:
+    return stop_at_share(micro()).to(getattr(torch, request.param))
+
+
+@pytest.fixture(scope="module")
+def files(model: DoveModel, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return export(model, "aoti", tmp_path_factory.mktemp("aoti"))
+
+
+def test_they_give_the_librarys_tokens_lengths_and_pictures(model: DoveModel, files: list[Path]) -> None:
+    encoder, packed_encoder, decoder = (torch._inductor.aoti_load_package(str(file)) for file in files)
+    within = 1e-5 if model.dtype == torch.float32 else 0.02
+    for count in BATCHES:
+        x = pictures(count)
+        expected = model.encode(x)
+        tokens, lengths = encoder(x)
+        packed, ends = packed_encoder(x)
+        assert len(packed) == int(ends[-1]) and ends.diff().tolist() == lengths.tolist()
+        if model.dtype == torch.float32:  # where stops are within rounding of one another bfloat16 may differ
+            assert torch.equal(lengths, expected.lengths)
+            torch.testing.assert_close(packed, expected.tokens, atol=1e-4, rtol=1e-4)
+        decoded = decoder(tokens, lengths)
+        kept = [row[:n] for row, n in zip(tokens, lengths.tolist(), strict=True)]
+        assert torch.equal(torch.cat(kept), packed)
+        whole = model.encode(x, num_tokens=model.config.num_tokens).to_padded()[0]
+        assert (tokens - whole).float().norm() < within * whole.float().norm()
+        assert decoded.dtype == torch.float32 and decoded.min() >= 0 and decoded.max() <= 1
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """encode, against an installed library and the libtorch of this environment."""
+    folder = tmp_path_factory.mktemp("program")
+    prefix = installed(folder)
+    places = f"-DCMAKE_PREFIX_PATH={prefix}", f"-DTORCH={Path(torch.__file__).parent}"
+    cmake("-S", EXAMPLE, "-B", folder / "example", *GENERATOR, *places)
+    cmake("--build", folder / "example", "--target", "encode")
+    return folder / "example" / "encode"
+
+
+def ppm(path: Path, pixels: torch.Tensor) -> Path:
+    height, width = pixels.shape[1:]
+    path.write_bytes(b"P6\n%d %d\n255\n" % (width, height) + pixels.permute(1, 2, 0).numpy().tobytes())
+    return path
+
+
+def test_a_program_without_python(program: Path, model: DoveModel, files: list[Path], tmp_path: Path) -> None:
+    if model.dtype != torch.float32:
+        pytest.skip("one dtype is enough for the program")
+    expected = model.encode(pictures(3)).lengths.tolist()
+    for pixels, length in zip(torch.round(pictures(3) * 255).to(torch.uint8), expected, strict=True):
+        done = subprocess.run(
+            [program, files[0], ppm(tmp_path / "a.ppm", pixels)], capture_output=True, text=True, check=False
+        )
+        assert done.stdout == f"{length} tokens of {model.config.token_width} values\n", done.stderr
+
+
+def test_it_says_what_is_wrong(program: Path, model: DoveModel, files: list[Path], tmp_path: Path) -> None:
+    wide = ppm(tmp_path / "wide.ppm", torch.zeros(3, 32, 40, dtype=torch.uint8))
+    torn = tmp_path / "torn.ppm"
+    torn.write_bytes(wide.read_bytes()[:-1])
+    text = tmp_path / "text.ppm"
+    text.write_text("hello")
+    for picture, sentence in (
+        (wide, "pixels must be float32 [B, 3, S, S]"), (torn, "is cut short"), (text, "is no binary PPM"),
+    ):  # fmt: skip
+        done = subprocess.run([program, files[0], picture], capture_output=True, text=True, check=False)
+        assert done.returncode == 1 and sentence in done.stderr
