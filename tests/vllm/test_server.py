@@ -65,7 +65,7 @@ def client(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[A
         port = free.getsockname()[1]
     log = tmp_path_factory.mktemp("server") / "log"
     options = ["--dtype", "float32", "--max-model-len", "1024", "--max-num-seqs", "8", "--enforce-eager"]
-    options += ["--max-num-batched-tokens", "80", "--mm-processor-kwargs", '{"max_tokens": 40}']
+    options += ["--max-num-batched-tokens", "80", "--mm-processor-kwargs", '{"max_tokens": 20}']
     serve = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(folder)]
     with log.open("w") as output:
         server = subprocess.Popen(
@@ -115,14 +115,14 @@ def ask(client: Any, case: Case) -> Answer:
 def in_transformers(case: Case) -> Case:
     """The prompt as the server writes it, with the limit that it was started with."""
     text = "\n".join(["<image>"] * len(case.images) + [case.text])
-    return Case(f"<s> {text}", case.images, case.options or ((("max_tokens", 40),) if case.images else ()))
+    return Case(f"<s> {text}", case.images, case.options or ((("max_tokens", 20),) if case.images else ()))
 
 
 def test_a_picture_over_http(client: Any, reference: Reference) -> None:
     cases = [Case("what is this ?", (8,)), Case("what is this ?", (8,), (("num_tokens", 90),))]
     answers = [ask(client, case) for case in cases]
     assert answers == [reference(in_transformers(case)) for case in cases]
-    assert [answer.prompt.count(len(WORDS)) for answer in answers] == [40, 90]
+    assert [answer.prompt.count(len(WORDS)) for answer in answers] == [20, 90]
     assert answers[0].words != answers[1].words
 
 
