@@ -98,6 +98,8 @@ def test_caches_smaller_than_the_work(llm: Any, reference: Reference) -> None:
 
 
 def test_refusals(llm: Any, reference: Reference) -> None:
+    from vllm.exceptions import VLLMValidationError
+
     for query, sentence in (
         ("", "query is empty"),
         ("word " * 200, "takes .* at most"),
@@ -105,6 +107,6 @@ def test_refusals(llm: Any, reference: Reference) -> None:
     ):
         with pytest.raises(ValueError, match=sentence):
             ask(llm, [Case(ONE, (0,), (("query", query),))])
-    with pytest.raises(ValueError, match="maximum"):
+    with pytest.raises(VLLMValidationError, match="longer than the maximum model length"):
         ask(llm, [Case(TWO, (0, 1), (("num_tokens", 256),))])
     assert ask(llm, [Case(NONE)]) == [reference(Case(NONE))]

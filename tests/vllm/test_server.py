@@ -65,7 +65,12 @@ def client(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[A
         port = free.getsockname()[1]
     log = tmp_path_factory.mktemp("server") / "log"
     options = ["--dtype", "float32", "--max-model-len", "1024", "--max-num-seqs", "8", "--enforce-eager"]
-    options += ["--max-num-batched-tokens", "80", "--mm-processor-kwargs", '{"max_tokens": 20}']
+    options += [
+        "--max-num-batched-tokens",
+        "80",
+        "--mm-processor-kwargs",
+        '{"max_tokens": 20, "device": "cpu"}',
+    ]
     serve = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(folder)]
     with log.open("w") as output:
         server = subprocess.Popen(
