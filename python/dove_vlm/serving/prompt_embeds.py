@@ -12,6 +12,8 @@ from dove_vlm.features import put_in_place
 from dove_vlm.modeling import DoveLlavaForConditionalGeneration
 from dove_vlm.placeholders import check_places
 
+IMAGES = ("pixel_values", "image_tokens", "image_tile_ends")
+
 
 @torch.no_grad()
 def prompt_embeds(model: DoveLlavaForConditionalGeneration, inputs: Mapping[str, Any]) -> list[Tensor]:
@@ -35,7 +37,7 @@ def prompt_embeds(model: DoveLlavaForConditionalGeneration, inputs: Mapping[str,
     if "position_ids" in inputs:
         raise ValueError("packed prompts cannot be told apart here; pass what the processor returned")
     rows = model.get_input_embeddings()(ids)
-    images = {name: inputs[name] for name in ("pixel_values", "image_tokens") if name in inputs}
+    images = {name: inputs[name] for name in IMAGES if name in inputs}
     if images:
         places = ids == model.config.image_token_id
         images = {name: value.to(model.device) for name, value in images.items()}

@@ -66,6 +66,23 @@ def _flat(kwargs: Mapping[str, Any], allowed: Sequence[str]) -> dict[str, Any]:
     return found
 
 
+def check_whole(tile_separators: bool, tiles: Any) -> None:
+    """Refuse a model for pictures in tiles: an engine knows no ends of these, nor most tokens of a picture.
+
+    Args:
+        tile_separators: of the model's configuration.
+        tiles: of its image processor.
+
+    Raises:
+        ValueError: if either is set.
+    """
+    if tile_separators or tiles is not None:
+        raise ValueError(
+            "this model reads pictures in tiles, which vLLM's plugin does not serve yet; serve its language "
+            "model with dove_vlm.serving.prompt_embeds, or save model and processor without tiles"
+        )
+
+
 def check_prompt(places: int, images: int, image_token: str) -> None:
     """Refuse a prompt whose placeholders are not those of its pictures.
 

@@ -34,6 +34,14 @@ def test_they_are_the_models_own(options: dict[str, Any]) -> None:
     assert len({len(row) for row in rows}) == 3 and not rows[0].requires_grad
 
 
+def test_pictures_in_tiles() -> None:
+    vlm = model(tile_separators=True)
+    wide = torch.cat(images(3), dim=-1)
+    made = processor(tiles=4)(images=[wide], text=PROMPTS[0], return_tensors="pt")
+    assert "image_tile_ends" in made
+    assert torch.equal(prompt_embeds(vlm, made)[0], read_by(vlm, made)[0])
+
+
 def test_one_prompt_as_in_a_batch() -> None:
     vlm, together = model(), prompt_embeds(model(), batch())
     (alone,) = prompt_embeds(vlm, processor()(images=images(1), text=PROMPTS[0], return_tensors="pt"))

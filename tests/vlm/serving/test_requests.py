@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from dove_vlm.serving.requests import check_prompt, image_options, joined_rows, rows_of_images
+from dove_vlm.serving.requests import check_prompt, check_whole, image_options, joined_rows, rows_of_images
 
 SLOTS = 64
 
@@ -37,6 +37,7 @@ def test_options_come_flat_or_for_images() -> None:
         ({"target_psnr": True}, "target_psnr must be a number, got True"),
         ({"token_budget": 9}, "token_budget is for all images of a call"),
         ({"query": ["a", "b"]}, "query must be one text for all images of the request"),
+        ({"tiles": 4}, "an image has no option 'tiles' here"),
         ({"size": 224}, "an image has no option 'size' here"),
         ({"device": "cuda"}, "an image has no option 'device' here"),  # whoever asks does not choose it
         ({"images_kwargs": 3}, "images_kwargs must be a table"),
@@ -50,6 +51,13 @@ def test_refusals(asked: dict[str, Any], sentence: str) -> None:
 def test_the_servers_own_are_checked_before_there_is_a_request() -> None:
     with pytest.raises(ValueError, match="max_tokens must be between 1 and 64, got 0"):
         image_options({}, {"max_tokens": 0}, SLOTS)
+
+
+def test_a_model_for_tiles_is_refused_at_the_start() -> None:
+    check_whole(False, None)
+    for separators, tiles in ((True, None), (False, 12), (True, "auto")):
+        with pytest.raises(ValueError, match="reads pictures in tiles, which vLLM's plugin does not"):
+            check_whole(separators, tiles)
 
 
 def test_placeholders_are_those_of_the_pictures() -> None:

@@ -19,7 +19,13 @@ from vllm.multimodal.processing import (
 
 from dove_vlm.configuration import DoveLlavaConfig
 from dove_vlm.processor import DoveLlavaProcessor
-from dove_vlm.serving.requests import PER_REQUEST, check_prompt, image_options, rows_of_images
+from dove_vlm.serving.requests import (
+    PER_REQUEST,
+    check_prompt,
+    check_whole,
+    image_options,
+    rows_of_images,
+)
 
 STAND_IN = np.zeros((1, 1, 3), np.uint8)
 """The picture that vLLM measures its memory with, known by its identity: it has K tokens of zeros.
@@ -81,7 +87,9 @@ class DoveMultiModalProcessor(BaseMultiModalProcessor[DoveProcessingInfo]):
 
     def __init__(self, info: DoveProcessingInfo, dummy_inputs: BaseDummyInputsBuilder[Any]) -> None:
         super().__init__(info, dummy_inputs)
-        image_options({}, info.server_options, info.slots)  # what is wrong with these shows at the start
+        # What is wrong for all requests shows at the start.
+        check_whole(info.get_hf_config().tile_separators, info.get_hf_processor().image_processor.tiles)
+        image_options({}, info.server_options, info.slots)
 
     def apply(self, inputs: Any, timing_ctx: Any) -> Any:
         """See the class.
