@@ -48,8 +48,8 @@ $(VENV_VLLM)/.vllm:  # torchvision and the like are of another build of torch, a
 	touch $@
 
 test-vllm: $(VENV)/.dev $(VENV_VLLM)/.vllm  ## tests/vllm on the CPU, with an environment of 3.1 GB and Python 3.11 or newer
-	$(BIN)/python setup.py --quiet egg_info  # by which vLLM finds the plugin; what .dev has compiled serves here, too
-	PYTHONPATH=$(CURDIR):$(CURDIR)/python $(VENV_VLLM)/bin/python -m pytest tests/vllm
+	$(BIN)/python setup.py --quiet egg_info --egg-base $(VENV_VLLM)  # by which vLLM finds the plugin; what .dev has compiled serves here, too
+	PYTHONPATH=$(CURDIR):$(CURDIR)/python:$(abspath $(VENV_VLLM)) $(VENV_VLLM)/bin/python -m pytest tests/vllm
 
 lint: $(VENV)/.dev  ## ruff, mypy and clang-format, as the pre-commit hooks run them
 	$(BIN)/ruff check .
