@@ -1,11 +1,12 @@
 # `make demo` and `make test` each start from nothing: they make the environment .venv and install into it.
 PYTHON ?= python3
 VENV ?= .venv
+VENV_VLLM ?= .venv-vllm
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
 CXX_SOURCES := $(shell find csrc examples -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help demo test test-transformers test-export lint format bench clean
+.PHONY: help demo test test-transformers test-vllm test-export lint format bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -39,13 +40,7 @@ $(VENV)/.transformers: $(VENV)/.dev
 test-transformers: $(VENV)/.transformers  ## tests/vlm with the oldest transformers that is supported
 	OMP_WAIT_POLICY=PASSIVE PYTHONPATH=$(VENV)/transformers $(BIN)/python -m pytest tests/vlm --numprocesses 2 --dist loadfile
 
-$(VENV)/.export: $(VENV)/.dev  # apart, so that `make test` does not find them and stays short
-	$(BIN)/pip install --quiet --no-compile --no-deps --upgrade --target $(VENV)/export \
-		onnx onnxruntime onnxscript onnx-ir ml_dtypes protobuf flatbuffers
-	touch $@
-
-test-export: $(VENV)/.export  ## tests/export with ONNX Runtime, AOTInductor and a C++ program (some minutes)
-	OMP_WAIT_POLICY=PASSIVE PYTHONPATH=$(VENV)/export $(BIN)/python -m pytest tests/export
+.PHONY: help demo test test-transformers test-vllm test-export lint format bench clean
 
 lint: $(VENV)/.dev  ## ruff, mypy and clang-format, as the pre-commit hooks run them
 	$(BIN)/ruff check .
@@ -69,4 +64,4 @@ bench: $(VENV)/.runtime  ## measure the kernels and the models on this machine (
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.ops.training
 
 clean:  ## remove what the build and the tests leave
-	rm -rf $(VENV) build dist out *.egg-info dove_ext/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV_VLLM) build dist out *.egg-info dove_ext/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

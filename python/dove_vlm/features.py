@@ -34,6 +34,18 @@ class PlacedFeatures(BaseModelOutputWithPooling):
     """Features that `generate` has compared with all of the prompts; a chunk of these cannot be."""
 
 
+def put_in_place(embeddings: Tensor, mask: Tensor, features: Sequence[Tensor]) -> Tensor:
+    """Rows for a language model, those of images in place of their placeholders'.
+
+    Args:
+        embeddings: [B, L, hidden] of all positions.
+        mask: bool [B, L], where placeholders stand.
+        features: [n_i, hidden] of each image, in the order of the prompts (`placeholders.check_places`).
+    """
+    rows = torch.cat(list(features)).to(embeddings.device, embeddings.dtype)
+    return embeddings.masked_scatter(mask[..., None], rows)
+
+
 def packed_tokens(
     tokens: Tensor | DoveTokens | None,
     counts: Tensor | Sequence[int] | None,

@@ -15,7 +15,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from dove_ext.models.dove import DoveModel
 from dove_ext.tokens import DoveTokens
 from dove_vlm.configuration import DoveLlavaConfig
-from dove_vlm.features import DoveMultiModalProjector, PlacedFeatures, packed_tokens
+from dove_vlm.features import DoveMultiModalProjector, PlacedFeatures, packed_tokens, put_in_place
 from dove_vlm.placeholders import check_counts, check_places
 from dove_vlm.tiles import TileSeparators
 from dove_vlm.versions import refuse_chunks
@@ -262,8 +262,7 @@ class DoveLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             assert mask is not None
             if not isinstance(features, PlacedFeatures):
                 check_places(mask, [len(part) for part in features.pooler_output])
-            rows = torch.cat(list(features.pooler_output)).to(inputs_embeds.device, inputs_embeds.dtype)
-            inputs_embeds = inputs_embeds.masked_scatter(mask[..., None], rows)
+            inputs_embeds = put_in_place(inputs_embeds, mask, features.pooler_output)
         elif self.training:
             inputs_embeds = inputs_embeds + self._no_image().to(inputs_embeds.dtype)
         if position_ids is not None and "position_ids" in self._text_arguments:

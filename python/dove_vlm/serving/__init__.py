@@ -1,0 +1,1 @@
+"""A saved `DoveLlavaForConditionalGeneration` in serving stacks."""
