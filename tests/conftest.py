@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import importlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +25,26 @@ from PIL import Image
 _PROCESSES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 if _PROCESSES > 1:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _PROCESSES)))
+
+
+def keep_what_is_there() -> None:
+    """Collect, and leave what stays out of all later collections."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Modules and tests are hundreds of thousands of objects that stay.
+
+    The collector would walk over them again and again, in every fork, too.
+    """
+    gc.disable()
+    result = yield
+    gc.enable()
+    keep_what_is_there()
+    return result
+
 
 # Minutes, or a fixture of minutes: begun first, so that no process is left alone with one at the end.
 LONGEST = (
@@ -75,6 +96,7 @@ def memory_goes_back() -> Iterator[None]:
 def heap_goes_back() -> Iterator[None]:
     """What a file's tests have freed, which glibc keeps between the blocks that are still in use."""
     yield
+    keep_what_is_there()
     if sys.platform.startswith("linux"):
         with suppress(OSError, AttributeError):
             ctypes.CDLL(None).malloc_trim(0)

@@ -152,7 +152,8 @@ def test_targets_of_make_exist() -> None:
 
 
 def test_make_compiles_the_kernels_once(tmp_path: Path) -> None:
-    command = ["make", "-n", f"VENV={tmp_path}", "lint", "test", "test-transformers", "test-vllm", "test-export"]
+    targets = ["lint", "test", "test-transformers", "test-vllm", "test-export"]
+    command = ["make", "-n", f"VENV={tmp_path}", *targets]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.count(" --editable ") == 1 and f"touch {tmp_path}/.runtime" in done.stdout
 

@@ -20,11 +20,15 @@ from tests.train.test_distributed import free_ports
 # All runs by the same processes, forks behind the imports in place of what torchrun would start: to start one
 # takes as long as its runs. tests/train/test_distributed.py has torchrun itself.
 _MAIN = """\
-import os, signal, sys, torch
+import gc, os, signal, sys
+gc.disable()  # of what is imported nothing goes
+import torch
 torch.set_num_threads(1)
 from argparse import ArgumentParser
 from dove_instruct.cli import configure, run
 import dove_instruct.run, torch.distributed.fsdp, transformers.models.llama.modeling_llama
+gc.freeze()  # nor need the forks look at it
+gc.enable()
 started = []
 for rank in ("0", "1"):
     if child := os.fork():

@@ -89,7 +89,7 @@ void* new_stack(int thread) {
   return top;
 }
 
-void switch_to(void** save, void* load) { simt_switch(save, load); }
+inline void switch_to(void** save, void* load) { simt_switch(save, load); }
 #else
 // A context for each fiber, and one for the scheduler behind them; slower than the above by its system calls.
 ucontext_t contexts[kMaxThreads + 1];
@@ -105,25 +105,37 @@ void* new_stack(int thread) {
 }
 
 void switch_to(void** save, void* load) {
-  const bool from_scheduler = save == &machine.scheduler_stack;
-  ucontext_t* mine = &contexts[from_scheduler ? kMaxThreads : machine.first_stack + machine.thread];
-  *save = mine;
-  swapcontext(mine, static_cast<ucontext_t*>(load));
+  if (save == &machine.scheduler_stack) *save = &contexts[kMaxThreads];  // a fiber's own is there from the start
+  swapcontext(static_cast<ucontext_t*>(*save), static_cast<ucontext_t*>(load));
 }
 #endif
 
-Warp& current_warp() { return machine.warps[machine.thread / kWarp]; }
-uint32_t current_lane() { return 1u << (machine.thread % kWarp); }
+inline Warp& current_warp() { return machine.warps[machine.thread / kWarp]; }
+inline uint32_t current_lane() { return 1u << (machine.thread % kWarp); }
 
-void to_scheduler() {
-  const int self = machine.thread;
-  switch_to(&machine.fibers[self].stack_pointer, machine.scheduler_stack);
+// Always the first warp of the order that can run, and of it always the first lane.
+inline bool pick() {
+  for (int w : machine.order) {
+    const uint32_t ready = machine.warps[w].ready;
+    if (ready == 0) continue;
+    machine.thread = w * kWarp + (machine.reversed ? 31 - __builtin_clz(ready) : __builtin_ctz(ready));
+    return true;
+  }
+  return false;
+}
+
+// The running fiber waits: the next one goes on, or the scheduler where there is none or the turn is over.
+void next_fiber() {
+  Fiber& own = machine.fibers[machine.thread];
+  if (!machine.error.empty() || machine.pause || !pick()) return switch_to(&own.stack_pointer, machine.scheduler_stack);
+  Fiber& next = machine.fibers[machine.thread];
+  if (&next != &own) switch_to(&own.stack_pointer, next.stack_pointer);
 }
 
 void finish_thread() {
   current_warp().ready &= ~current_lane();
   current_warp().done |= current_lane();
-  to_scheduler();
+  next_fiber();
 }
 
 void release_barrier_if_complete() {
@@ -147,17 +159,6 @@ std::string where_all_wait() {
     text += line;
   }
   return text;
-}
-
-// Always the first warp of the order that can run, and of it always the first lane.
-bool pick() {
-  for (int w : machine.order) {
-    const uint32_t ready = machine.warps[w].ready;
-    if (ready == 0) continue;
-    machine.thread = w * kWarp + (machine.reversed ? 31 - __builtin_clz(ready) : __builtin_ctz(ready));
-    return true;
-  }
-  return false;
 }
 
 void begin_block(unsigned serial, int threads, int first_stack) {
@@ -276,7 +277,7 @@ std::string place() {
 
 void fail(const std::string& what) {
   machine.error = what + place();
-  to_scheduler();
+  next_fiber();
   __builtin_unreachable();
 }
 
@@ -285,7 +286,8 @@ void warp_operation(uint32_t mask, const char* operation, const void* operands, 
   const uint32_t lane = current_lane();
   if ((mask & lane) == 0) fail(std::string(operation) + ": the calling lane is not in the mask");
   if ((mask & ~warp.members) != 0) fail(std::string(operation) + ": the mask names lanes that do not exist");
-  if (warp.waiting != 0 && (warp.mask != mask || std::strcmp(warp.operation, operation) != 0)) {
+  if (warp.waiting != 0 &&
+      (warp.mask != mask || (warp.operation != operation && std::strcmp(warp.operation, operation) != 0))) {
     fail(std::string(operation) + ": other lanes of the warp are in " + warp.operation);
   }
   if ((mask & warp.done) != 0) fail(std::string(operation) + ": the mask names lanes that have ended");
@@ -300,7 +302,7 @@ void warp_operation(uint32_t mask, const char* operation, const void* operands, 
     return;
   }
   warp.ready &= ~lane;
-  to_scheduler();
+  next_fiber();
 }
 
 int block_barrier(int contribution) {
@@ -315,14 +317,14 @@ int block_barrier(int contribution) {
     machine.votes = 0;
   }
   release_barrier_if_complete();
-  to_scheduler();
+  next_fiber();
   return machine.vote;
 }
 
 void end_turn() {
   if (!machine.by_turns) return;
   machine.pause = machine.lags = true;
-  to_scheduler();
+  next_fiber();
 }
 
 void wait_for_other_blocks() {
@@ -344,18 +346,12 @@ void* SharedVariable::get(size_t bytes, size_t align) const {
   return static_memory + begin;
 }
 
-void check_aligned(const void* address, size_t bytes, const char* what) {
-  if (reinterpret_cast<uintptr_t>(address) % bytes != 0) {
-    fail(std::string(what) + ": the address is not a multiple of " + std::to_string(bytes));
-  }
+void fail_alignment(const char* what, size_t bytes) {
+  fail(std::string(what) + ": the address is not a multiple of " + std::to_string(bytes));
 }
 
-void check_shared(const void* address, size_t bytes, const char* what) {
-  const auto* p = static_cast<const unsigned char*>(address);
-  const auto inside = [&](const unsigned char* from, size_t size) { return p >= from && p + bytes <= from + size; };
-  if (!inside(machine.dynamic_shared, machine.dynamic_size) && !inside(machine.static_shared, machine.static_used)) {
-    fail(std::string(what) + ": the address is outside the block's shared memory");
-  }
+void fail_outside_shared(const char* what) {
+  fail(std::string(what) + ": the address is outside the block's shared memory");
 }
 
 const char* refusal(Index grid, Index block, size_t dynamic_shared) {

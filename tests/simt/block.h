@@ -105,9 +105,19 @@ struct SharedVariable {
   void* get(size_t bytes, size_t align) const;
 };
 
+[[noreturn]] void fail_alignment(const char* what, size_t bytes);
+[[noreturn]] void fail_outside_shared(const char* what);
+
 // Checks that an access to shared memory by a hardware copy is inside and aligned.
-void check_shared(const void* address, size_t bytes, const char* what);
-void check_aligned(const void* address, size_t bytes, const char* what);
+inline void check_aligned(const void* address, size_t bytes, const char* what) {
+  if (reinterpret_cast<uintptr_t>(address) % bytes != 0) fail_alignment(what, bytes);
+}
+inline void check_shared(const void* address, size_t bytes, const char* what) {
+  const auto* p = static_cast<const unsigned char*>(address);
+  const auto inside = [&](const unsigned char* from, size_t size) { return p >= from && p + bytes <= from + size; };
+  if (inside(machine.dynamic_shared, machine.dynamic_size)) return;
+  if (!inside(machine.static_shared, machine.static_used)) fail_outside_shared(what);
+}
 
 // --- Global memory: buffers that end at an unreadable page ------------------------------------------------
 void* allocate(size_t bytes);  // filled with NaN

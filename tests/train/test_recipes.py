@@ -17,10 +17,11 @@ RECIPES = [p for p in sorted((Path(__file__).parents[2] / "recipes").glob("*.yam
 
 # What proves nothing here and costs minutes: width, depth and size.
 _SMALL = ["--shape", "image_size=64"]
+_SHALLOW = [*_SMALL, "generator.layers=3", "token_decoder.layers=1", "vqgan.decoder_blocks=1"]
 LIGHTER = {
-    "ablation": _SMALL,
-    "dove-tiny": _SMALL,
-    "dove-tiny-gaussian": _SMALL,
+    "ablation": _SHALLOW,
+    "dove-tiny": _SHALLOW,
+    "dove-tiny-gaussian": _SHALLOW,
     "dove-base-imagenet": [
         *_SMALL, "vocab_size=1000", "generator.layers=1", "token_decoder.layers=1", "vqgan.encoder_blocks=1",
         "vqgan.decoder_blocks=1", "vqgan.channels=32",
