@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,10 +21,13 @@ from dove_eval import (
     reconstruction,
     reconstruction_section,
     segment,
+    text_section,
+    text_study,
 )
 from dove_eval.datasets import ImageSet
 from dove_eval.features import Extracted, extract
 from dove_eval.heads import LINEAR, MLP
+from dove_eval.reader import RapidReader
 from dove_eval.report import Report, Section
 from dove_eval.settings import EvalSettings
 from dove_eval.subjects import find_subjects
@@ -81,15 +85,23 @@ class Evaluation:
             sections.append(self.query())
         if "compare" in wanted:
             sections.append(self.compare())
-        images = found.images if found.images is not None else found.labelled
-        assert images is not None
-        kind = "queries" if wanted == ["query"] else "images"
-        readable = kind if wanted == ["segment"] else f"{len(images) - len(images.failed)} {kind}"
-        subtitle = f"Measured on {readable} from {images.source}, {datetime.now(timezone.utc):%d %B %Y}."
+        if "text" in wanted:
+            sections.append(self.text())
+        subtitle = f"Measured on {self.looked_at(wanted)}, {datetime.now(timezone.utc):%d %B %Y}."
         notes = list(found.notes)
         for each in found.sets:
             notes += [*unreadable(each), *each.left_out]
         return Report(f"{found.dove.name}: evaluation", subtitle, sections, self.origin(), notes)
+
+    def looked_at(self, wanted: list[str]) -> str:
+        """What was measured, for the report's head."""
+        if wanted == ["text"]:
+            return f"drawn documents: {', '.join(self.settings.documents)}"
+        images = self.subjects.images if self.subjects.images is not None else self.subjects.labelled
+        assert images is not None
+        kind = "queries" if wanted == ["query"] else "images"
+        readable = kind if wanted == ["segment"] else f"{len(images) - len(images.failed)} {kind}"
+        return f"{readable} from {images.source}"
 
     def wanted(self) -> list[str]:
         """The measurements that were asked for and that the data allows."""
@@ -159,6 +171,15 @@ class Evaluation:
             )
             results[questions.kind] = query.summarise(questions, rows, found.query_counts, found.words)
         return query_section.show(found.questions, results, found.reader, found.query_counts)
+
+    def text(self) -> Section:
+        """What of drawn documents can be read."""
+        s = self.settings
+        reader, targets = RapidReader(torch.get_num_threads()), tuple(sorted(map(float, s.targets)))
+        setup = text_study.Setup(self.subjects.dove, reader, targets, s.characters, s.batch_size)
+        fonts = [Path(font) for font in s.fonts]
+        wanted = text_study.ordered(s.documents, fonts)
+        return text_section.show(text_study.measure(wanted, fonts, setup, self.output), setup, len(fonts))
 
     def compare(self) -> Section:
         """Two models, paired."""
