@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-from dove_ext.images.drawn import WORDS, cloud
-
-Colour = tuple[int, int, int]
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+from dove_eval.typesetting import Colour, Line, Sheet
+from dove_ext.images.drawn import cloud
 
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 PAPERS: tuple[Colour, ...] = (WHITE, WHITE, (250, 247, 238), (242, 244, 247))
@@ -24,19 +20,6 @@ SLIDES: tuple[tuple[Colour, Colour], ...] = (
     ((32, 34, 38), (250, 220, 120)), ((0, 92, 84), WHITE),
 )  # fmt: skip
 ACCENTS: tuple[Colour, ...] = ((0, 94, 184), (178, 34, 52), (0, 122, 90), (120, 60, 150))
-SYLLABLES = tuple(c + v for c in "bcdfghjklmnprstvwz" for v in "aeiou")
-
-
-class Line(NamedTuple):
-    """A line of text.
-
-    Attributes:
-        text: what is written.
-        box: left, top, right and bottom in pixels of the picture, with a little of the ground around it.
-    """
-
-    text: str
-    box: tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -61,78 +44,10 @@ class Document:
         return f"{self.kind}-{self.seed:03d}"
 
 
-@functools.lru_cache(maxsize=64)
-def _font(file: Path | None, size: int) -> Font:
-    return ImageFont.load_default(size) if file is None else ImageFont.truetype(str(file), size)
-
-
-@dataclass
-class _Sheet:
-    """A picture while it is drawn."""
-
-    random: np.random.Generator
-    picture: Image.Image
-    font_file: Path | None
-    lines: list[Line] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.draw = ImageDraw.Draw(self.picture)
-
-    def font(self, size: int) -> Font:
-        return _font(self.font_file, size)
-
-    def write(self, left: int, top: int, text: str, size: int, ink: Colour, *, right: bool = False) -> None:
-        """One line; with `right` it ends at `left`."""
-        font, anchor = self.font(size), "ra" if right else "la"
-        self.draw.text((left, top), text, ink, font, anchor)
-        box = self.draw.textbbox((left, top), text, font, anchor)
-        around = max(2, size // 8)
-        width, height = self.picture.size
-        self.lines.append(
-            Line(
-                text,
-                (
-                    max(0, int(box[0]) - around), max(0, int(box[1]) - around),
-                    min(width, round(box[2]) + around), min(height, round(box[3]) + around),
-                ),
-            )
-        )  # fmt: skip
-
-    def text(self, size: int, width: int) -> str:
-        """As many words as fit into so many pixels, at least one."""
-        font, words = self.font(size), [self.word()]
-        while self.draw.textlength(" ".join(grown := [*words, self.word()]), font) <= width:
-            words = grown
-        return " ".join(words)
-
-    def words(self, low: int, high: int) -> str:
-        return " ".join(self.word() for _ in range(self.random.integers(low, high + 1)))
-
-    def word(self) -> str:
-        """A common word, one that nobody knows, or a number: a reader cannot guess it."""
-        random = self.random
-        kind = random.random()
-        if kind < 0.1:
-            return str(random.integers(10 ** int(random.integers(1, 6))))
-        if kind < 0.5:
-            word = str(random.choice(WORDS))
-        else:
-            word = "".join(random.choice(SYLLABLES, random.integers(1, 5)))
-            word += str(random.choice(["", "n", "s", "t", "r", "ng"]))
-        word = word.capitalize() if random.random() < 0.15 else word
-        return word + str(random.choice(["", ",", "."], p=[0.86, 0.08, 0.06]))
-
-    def price(self) -> str:
-        return f"{self.random.integers(1, 200)}.{self.random.integers(100):02d}"
-
-    def pick(self, colours: Sequence[Colour]) -> Colour:
-        return colours[int(self.random.integers(len(colours)))]
-
-
 # --- Kinds ------------------------------------------------------------------------------------------------
 
 
-def _page(sheet: _Sheet, size: int) -> None:
+def _page(sheet: Sheet, size: int) -> None:
     """Type from margin to margin: a heading, then paragraphs."""
     width, height = sheet.picture.size
     margin, ink = 64, sheet.pick(INKS)
@@ -147,7 +62,7 @@ def _page(sheet: _Sheet, size: int) -> None:
         left = int(sheet.random.integers(5, 12)) if last else left - 1
 
 
-def _slide(sheet: _Sheet) -> None:
+def _slide(sheet: Sheet) -> None:
     """A title, points of 40-pixel type, a footer; on a light or a dark ground."""
     width, height = sheet.picture.size
     ground, ink = SLIDES[int(sheet.random.integers(len(SLIDES)))]
@@ -168,7 +83,7 @@ def _slide(sheet: _Sheet) -> None:
     sheet.write(width - 64, height - 52, str(sheet.random.integers(1, 90)), 24, ink, right=True)
 
 
-def _screenshot(sheet: _Sheet) -> None:
+def _screenshot(sheet: Sheet) -> None:
     """A window: title, menu, a list at the left, text, a table and buttons."""
     width, height = sheet.picture.size
     accent, ink, left = sheet.pick(ACCENTS), (32, 34, 38), 196
@@ -200,7 +115,7 @@ def _screenshot(sheet: _Sheet) -> None:
         sheet.write(x + 12, height - 40, sheet.text(18, 90), 18, WHITE)
 
 
-def _form(sheet: _Sheet) -> None:
+def _form(sheet: Sheet) -> None:
     """Labels, boxes with answers in them, and boxes to tick."""
     width, height = sheet.picture.size
     ink, answer, margin = sheet.pick(INKS), (16, 40, 130), 36
@@ -225,7 +140,7 @@ def _form(sheet: _Sheet) -> None:
         sheet.write(left + 32, top, sheet.text(18, width // 2 - 110), 18, ink)
 
 
-def _receipt(sheet: _Sheet) -> None:
+def _receipt(sheet: Sheet) -> None:
     """A narrow slip: a name, goods at the left, prices at the right, a sum and bars."""
     width, height = sheet.picture.size
     ink: Colour = (40, 40, 44)
@@ -248,7 +163,7 @@ def _receipt(sheet: _Sheet) -> None:
     sheet.write(64, height - 48, str(sheet.random.integers(10**9, 10**10)), 20, ink)
 
 
-def _terminal(sheet: _Sheet) -> None:
+def _terminal(sheet: Sheet) -> None:
     """A terminal: light and coloured type of 18 pixels on black."""
     width, height = sheet.picture.size
     sheet.draw.rectangle((0, 0, width, height), (12, 14, 18))
@@ -257,7 +172,7 @@ def _terminal(sheet: _Sheet) -> None:
         sheet.write(24, y, sheet.text(18, int(sheet.random.uniform(0.2, 0.9) * width)), 18, sheet.pick(inks))
 
 
-def _poster(sheet: _Sheet) -> None:
+def _poster(sheet: Sheet) -> None:
     """Coloured type straight on a ground as busy as a photograph."""
     width, height = sheet.picture.size
     ground = cloud(sheet.random, width // 4).resize((width, width), Image.Resampling.BICUBIC)
@@ -274,7 +189,7 @@ def _poster(sheet: _Sheet) -> None:
 
 
 PAGE, SLIDE, WINDOW = (1024, 1280), (1024, 768), (768, 512)
-_DRAW: dict[str, tuple[tuple[int, int], Callable[[_Sheet], None]]] = {
+_DRAW: dict[str, tuple[tuple[int, int], Callable[[Sheet], None]]] = {
     "page-20": (PAGE, lambda sheet: _page(sheet, 20)),
     "page-28": (PAGE, lambda sheet: _page(sheet, 28)),
     "slide": (SLIDE, _slide),
@@ -308,6 +223,6 @@ def draw(kind: str, seed: int, fonts: Sequence[Path] = ()) -> Document:
     random = np.random.default_rng([seed, KINDS.index(kind)])
     choice: list[Path | None] = [None, *fonts]
     paper = PAPERS[int(random.integers(len(PAPERS)))]
-    sheet = _Sheet(random, Image.new("RGB", size, paper), choice[seed % len(choice)])
+    sheet = Sheet(random, Image.new("RGB", size, paper), choice[seed % len(choice)])
     body(sheet)
     return Document(kind, seed, sheet.picture, tuple(sheet.lines))

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from dove_eval.documents import Line
+from dove_eval.typesetting import Line
 from dove_ext.errors import DoveError
 from dove_ext.metrics.edits import levenshtein
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,7 +26,6 @@ from dove_eval import (
 from dove_eval.datasets import ImageSet
 from dove_eval.features import Extracted, extract
 from dove_eval.heads import LINEAR, MLP
-from dove_eval.reader import RapidReader
 from dove_eval.report import Report, Section
 from dove_eval.settings import EvalSettings
 from dove_eval.subjects import find_subjects
@@ -63,6 +61,9 @@ class Evaluation:
         """
         self.settings = settings
         self.subjects = find_subjects(settings)
+        self.reading = (
+            text_study.find(settings, self.subjects.dove) if settings.measurement == "text" else None
+        )
         # Last, so that a wrong name leaves no empty folder behind.
         self.output = make_writable_folder(settings.output)
 
@@ -174,12 +175,9 @@ class Evaluation:
 
     def text(self) -> Section:
         """What of drawn documents can be read."""
-        s = self.settings
-        reader, targets = RapidReader(torch.get_num_threads()), tuple(sorted(map(float, s.targets)))
-        setup = text_study.Setup(self.subjects.dove, reader, targets, s.characters, s.batch_size)
-        fonts = [Path(font) for font in s.fonts]
-        wanted = text_study.ordered(s.documents, fonts)
-        return text_section.show(text_study.measure(wanted, fonts, setup, self.output), setup, len(fonts))
+        assert self.reading is not None
+        results = text_study.measure(*self.reading, self.output)
+        return text_section.show(results, self.reading[1], len(self.settings.fonts))
 
     def compare(self) -> Section:
         """Two models, paired."""

@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dove_eval import typesetting
 from dove_eval.documents import KINDS, Document, draw
-from dove_eval.reader import Reader, characters_read, crop, plain, some
-from dove_eval.settings import EvaluationError
+from dove_eval.reader import RapidReader, Reader, characters_read, crop, plain, some
+from dove_eval.settings import EvalSettings, EvaluationError
 from dove_eval.systems import Codec, Dove
 from dove_ext.atomic import atomic_write, make_writable_folder
 from dove_ext.images.cut import cut, in_grid, tile_counts, waiting
@@ -54,6 +55,20 @@ class Setup:
     targets: tuple[float, ...]
     characters: int
     batch_size: int
+    fonts: tuple[Path, ...] = ()
+
+
+def find(settings: EvalSettings, system: Dove) -> tuple[list[tuple[str, int]], Setup]:
+    """What settings ask for: kind and seed of each document, and how they are measured.
+
+    Raises:
+        DoveError: if there is no such kind, a font cannot be read, or the reader is not installed.
+    """
+    fonts = tuple(Path(font) for font in settings.fonts)
+    wanted = ordered(settings.documents, fonts)
+    targets = tuple(sorted(map(float, settings.targets)))
+    reader = RapidReader(torch.get_num_threads())
+    return wanted, Setup(system, reader, targets, settings.characters, settings.batch_size, fonts)
 
 
 def ordered(documents: Sequence[str], fonts: Sequence[Path]) -> list[tuple[str, int]]:
@@ -72,22 +87,20 @@ def ordered(documents: Sequence[str], fonts: Sequence[Path]) -> list[tuple[str, 
         found += [(seed, number, kind) for seed in range(int(count or 1))]
     for font in fonts:
         try:
-            draw(KINDS[0], 0, [font])
+            typesetting.font(font, 20)
         except OSError as error:
             raise EvaluationError(f"--fonts {str(font)!r} is no font that can be read ({error})") from error
     return [(kind, seed) for seed, _, kind in sorted(found)]
 
 
-def measure(
-    wanted: Sequence[tuple[str, int]], fonts: Sequence[Path], setup: Setup, output: Path
-) -> list[Point]:
+def measure(wanted: Sequence[tuple[str, int]], setup: Setup, output: Path) -> list[Point]:
     """A result for each document; those that lie in `output` already are not measured again."""
     folder = make_writable_folder(output / "rows" / "text")
     identity = [FORMAT, setup.system.identity, setup.reader.identity, setup.targets, setup.characters]
     results = []
     with progress(len(wanted), "text") as bar, torch.no_grad():
         for kind, seed in wanted:
-            document = draw(kind, seed, fonts)
+            document = draw(kind, seed, setup.fonts)
             digest = hashlib.sha256(json.dumps([*identity, document.lines]).encode())
             digest.update(np.asarray(document.picture).tobytes())
             place = folder / f"{document.name}-{digest.hexdigest()[:12]}.json"
@@ -127,7 +140,7 @@ def measure_document(document: Document, setup: Setup) -> Point:
     own = model.encode(picture, tiles="auto", batch_size=batch)
     add(OWN, own, tiled.decode(own))
     view = model.encode(picture, tiles=1, num_tokens=model.config.num_tokens)
-    add(VIEW, view, model.decode(view)[0])
+    add(VIEW, view, model.decode(view)[0].cpu())
     least = min(points[f"{target:g} dB"]["tokens"] for target in setup.targets)
     codec = Codec.jpeg(setup.system.token_bytes)
     data = codec.fit_all(picture, [least])[least]
@@ -162,8 +175,9 @@ class _Tiled:
             document.picture, tiles="auto", num_tokens=tiles * self.slots, return_p_eos=True,
             batch_size=self.batch_size,
         )  # fmt: skip
-        squares = torch.stack([tile.pixels for tile in cut(pictures, side, limits, self.model.device)])
-        self.pixels = normalise(squares)
+        # A thumbnail has been resized and is float; tiles may be 8-bit pixels.
+        squares = [normalise(tile.pixels) for tile in cut(pictures, side, limits, self.model.device)]
+        self.pixels = torch.stack(squares)
         parts = self.pixels.to(self.model.dtype).split(self.batch_size)
         found = [self.model.condition(part).quality for part in parts]
         known = [quality for quality in found if quality is not None]
@@ -200,7 +214,7 @@ class _Tiled:
         def some_of(rows: list[int]) -> Tensor:
             return self._render(padded[rows], lengths[rows]).float().add(1).div(2).clamp(0, 1)
 
-        return next(put_together(tokens.tiles, self.model.config.image_size, self.batch_size, some_of))
+        return next(put_together(tokens.tiles, self.model.config.image_size, self.batch_size, some_of)).cpu()
 
     def _render(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         keys = [
