@@ -199,10 +199,12 @@ _DRAW: dict[str, tuple[tuple[int, int], Callable[[Sheet], None]]] = {
     "page-12": (WINDOW, lambda sheet: _page(sheet, 12)),
     "terminal": (WINDOW, _terminal),
     "poster": (WINDOW, _poster),
+    "screen": ((1280, 800), _screenshot),
 }
 KINDS = tuple(_DRAW)
 """Dense pages of 20- and 28-pixel type, slides, screenshots, forms, receipts; and harder ones: pages of
-12-pixel type, terminals (light type on black), posters (coloured type on a ground like a photograph)."""
+12-pixel type, terminals (light type on black), posters (coloured type on a ground like a photograph); and
+the window of the screenshots on a screen of 1280 x 800."""
 
 
 def draw(kind: str, seed: int, fonts: Sequence[Path] = ()) -> Document:
