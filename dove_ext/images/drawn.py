@@ -20,7 +20,7 @@ Random = np.random.Generator
 Array = npt.NDArray[np.generic]
 Colour = tuple[int, int, int]
 
-_WORDS = """
+WORDS = """
 the of and to in a is that for it was on are as with his they at be this from have or by one had not but
 what all were when we there can an your which their said if do will each about how up out them then she many
 some so these would other into has more her two like him see time could no make than first been its who now
@@ -63,7 +63,7 @@ def _font(random: Random, low: int, high: int) -> ImageFont.FreeTypeFont | Image
 
 
 def _sentence(random: Random, words: int) -> str:
-    text = " ".join(random.choice(_WORDS, words))
+    text = " ".join(random.choice(WORDS, words))
     return [text, text.upper(), text.capitalize(), f"{random.integers(10**6)} {text}"][random.integers(4)]
 
 
@@ -97,7 +97,7 @@ def _blend(share: npt.NDArray[np.floating], ground: Colour, ink: Colour) -> Imag
     return Image.fromarray(mixed.round().astype(np.uint8))
 
 
-def _cloud(random: Random, size: int) -> Image.Image:
+def cloud(random: Random, size: int) -> Image.Image:
     """Coloured noise whose power falls with frequency as a photograph's does."""
     fy, fx = np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None]
     fall = 1 / np.maximum(np.hypot(fy, fx), 1 / size)
@@ -342,7 +342,7 @@ def _halftone(random: Random, size: int) -> Image.Image:
 
 
 def _mesh(random: Random, size: int) -> Image.Image:
-    image = _cloud(random, size)
+    image = cloud(random, size)
     draw, step, ink = ImageDraw.Draw(image), int(random.integers(6, 40)), _colour(random)
     for k in range(0, size, step):
         draw.line((k, 0, k, size), ink)

@@ -334,9 +334,10 @@ class DoveModel(Pretrained):
             token_budget: choose the lengths over all images of this call so that they sum to exactly this
                 (`dove_ext.tokens.lengths.lengths_for_budget`); from one token an image to K.
             target_psnr: the fewest tokens of each image with which this model's own reconstruction is that
-                close to it, in dB (`models.quality.shortest_reaching`); `max_tokens` wins. What was reached
-                is `psnr` of the result. Costs about nine reconstructions; on a CPU about three of a model
-                with the linear code, which knows its quality.
+                close to it, in dB (`models.quality.shortest_reaching`); `max_tokens` wins. For text in
+                tiles 26, for small type 28 (docs/tiles.md). `psnr` of the result is what it reached.
+                Costs about nine reconstructions; on a CPU about three of a model with the linear code, which
+                knows its quality.
             return_p_eos: keep the p_eos curve [B, K] with the tokens; all K positions are run then.
             return_relevance: keep how much each place counted, [B, h, w], with the tokens: what a model with
                 a relevance map made of the query, or the relevance that was given, on the model's grid.

@@ -33,7 +33,8 @@ def configure(parser: ArgumentParser) -> None:
             verb, help=summary, description=f"{summary[0].upper()}{summary[1:]}.",
             formatter_class=RawDescriptionHelpFormatter, epilog=f"example:\n  {_example(verb)}",
         )  # fmt: skip
-        describe_image_paths(sub)
+        if verb != "text":  # which draws its own
+            describe_image_paths(sub)
         add_model_options(sub)
         group = sub.add_argument_group("beside it")
         for item in fields(EvalSettings):
@@ -50,6 +51,8 @@ def _example(verb: str) -> str:
         return f"dove eval {verb} --labelled train.npz --labelled-test test.npz -o report/"
     if verb == "compare":
         return "dove eval compare --data photos/ --model dove-tiny --against runs/mine/model -o report/"
+    if verb == "text":
+        return "dove eval text --documents page-20:5 slide:5 --targets 24 28 -o report/"
     if verb == "query":
         return "dove eval query --data boxes.tar --mosaic-data labelled.tar --model dove-tiny-q -o report/"
     return f"dove eval {verb} --data photos/ -o report/"

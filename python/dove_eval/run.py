@@ -20,6 +20,8 @@ from dove_eval import (
     reconstruction,
     reconstruction_section,
     segment,
+    text_section,
+    text_study,
 )
 from dove_eval.datasets import ImageSet
 from dove_eval.features import Extracted, extract
@@ -59,6 +61,9 @@ class Evaluation:
         """
         self.settings = settings
         self.subjects = find_subjects(settings)
+        self.reading = (
+            text_study.find(settings, self.subjects.dove) if settings.measurement == "text" else None
+        )
         # Last, so that a wrong name leaves no empty folder behind.
         self.output = make_writable_folder(settings.output)
 
@@ -81,15 +86,23 @@ class Evaluation:
             sections.append(self.query())
         if "compare" in wanted:
             sections.append(self.compare())
-        images = found.images if found.images is not None else found.labelled
-        assert images is not None
-        kind = "queries" if wanted == ["query"] else "images"
-        readable = kind if wanted == ["segment"] else f"{len(images) - len(images.failed)} {kind}"
-        subtitle = f"Measured on {readable} from {images.source}, {datetime.now(timezone.utc):%d %B %Y}."
+        if "text" in wanted:
+            sections.append(self.text())
+        subtitle = f"Measured on {self.looked_at(wanted)}, {datetime.now(timezone.utc):%d %B %Y}."
         notes = list(found.notes)
         for each in found.sets:
             notes += [*unreadable(each), *each.left_out]
         return Report(f"{found.dove.name}: evaluation", subtitle, sections, self.origin(), notes)
+
+    def looked_at(self, wanted: list[str]) -> str:
+        """What was measured, for the report's head."""
+        if wanted == ["text"]:
+            return f"drawn documents: {', '.join(self.settings.documents)}"
+        images = self.subjects.images if self.subjects.images is not None else self.subjects.labelled
+        assert images is not None
+        kind = "queries" if wanted == ["query"] else "images"
+        readable = kind if wanted == ["segment"] else f"{len(images) - len(images.failed)} {kind}"
+        return f"{readable} from {images.source}"
 
     def wanted(self) -> list[str]:
         """The measurements that were asked for and that the data allows."""
@@ -159,6 +172,12 @@ class Evaluation:
             )
             results[questions.kind] = query.summarise(questions, rows, found.query_counts, found.words)
         return query_section.show(found.questions, results, found.reader, found.query_counts)
+
+    def text(self) -> Section:
+        """What of drawn documents can be read."""
+        assert self.reading is not None
+        results = text_study.measure(*self.reading, self.output)
+        return text_section.show(results, self.reading[1], len(self.settings.fonts))
 
     def compare(self) -> Section:
         """Two models, paired."""

@@ -14,6 +14,9 @@ from dove_ext.errors import DoveError
 COUNTS = (16, 32, 64, 128, 256)  # token counts that curves are drawn through
 QUERY_COUNTS = (32, 48, 64)
 MOSAICS = 500
+TARGETS = (20.0, 24.0, 28.0, 32.0)  # dB at which text is read
+CHARACTERS = 250
+DOCUMENTS = ("page-20:5", "page-28:5", "slide:8", "screenshot:8", "form:7", "receipt:7")
 # What can be measured: the verbs of `dove eval`.
 MEASUREMENTS = {
     "reconstruction": "quality against token count, beside VQGAN, JPEG and WebP",
@@ -22,13 +25,14 @@ MEASUREMENTS = {
     "probe": "a linear layer on every hidden layer",
     "segment": "hidden features as pictures",
     "query": "what a text query brings inside its boxes, on photographs and on mosaics",
+    "text": "how much of the text of drawn documents can still be read, at how many tokens",
     "compare": "two models on the same images, paired",
     "all": "everything that the data allows, as one report",
 }
 LABELS = ("classify", "probe")  # need classes
-UNLABELLED = tuple(name for name in MEASUREMENTS if name not in LABELS)
+UNLABELLED = tuple(name for name in MEASUREMENTS if name not in (*LABELS, "text"))
 CLASSES = (*LABELS, "all")
-ONE_MODEL = tuple(name for name in MEASUREMENTS if name not in ("compare", "query"))
+ONE_MODEL = tuple(name for name in MEASUREMENTS if name not in ("compare", "query", "text"))
 ASKED = ("query", "all")
 QUALITY = ("reconstruction", "compare", "all")
 DISTANCES = {  # what a perceptual distance truly is
@@ -177,6 +181,26 @@ class EvalSettings:
             "measured apart", "PATH", of=ASKED,
         ),
     )  # fmt: skip
+    documents: Sequence[str] = field(
+        default=DOCUMENTS,
+        metadata=_about("documents that are drawn: KIND or KIND:COUNT", "KIND", of=("text",)),
+    )
+    fonts: Sequence[str | Path] = field(
+        default=(),
+        metadata=_about(
+            "font files, which documents take by turns beside Pillow's own font", "FILE",
+            of=("text",),
+        ),
+    )  # fmt: skip
+    targets: Sequence[float] = field(
+        default=TARGETS, metadata=_about("PSNR in dB at which text is read", "DB", of=("text",))
+    )
+    characters: int = field(
+        default=CHARACTERS,
+        metadata=_about(
+            "read about N characters of each document, in lines evenly spread", "N", of=("text",)
+        ),
+    )
     layer: int | None = field(
         default=None,
         metadata=_about(

@@ -264,15 +264,15 @@ class Codec:
         """One point a count."""
         pictures = to_pil((pixels + 1) / 2)
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # the encoders release the interpreter
-            fitted = list(pool.map(lambda picture: self._fit_all(picture, counts), pictures))
+            fitted = list(pool.map(lambda picture: self.fit_all(picture, counts), pictures))
         for n in counts:
             files = [image[n] for image in fitted]
             images = torch.stack([self.decode(data) for data in files])
             sizes = torch.tensor([len(data) for data in files])
             yield Reconstruction(str(n), images, torch.full((len(files),), n), sizes)
 
-    def _fit_all(self, picture: Image.Image, counts: Sequence[int]) -> dict[int, bytes]:
-        """The largest file within each budget, by bisection; trials are shared among the budgets."""
+    def fit_all(self, picture: Image.Image, counts: Sequence[int]) -> dict[int, bytes]:
+        """The largest file within the bytes of each number of tokens, by bisection; trials are shared."""
         tried: dict[int, bytes] = {}
 
         def size(quality: int) -> int:

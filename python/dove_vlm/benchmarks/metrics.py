@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 
+from dove_ext.metrics.edits import levenshtein
 from dove_vlm.benchmarks.normalise import normalise_vqa
 
 
@@ -63,16 +64,6 @@ def _similarity(left: str, right: str, threshold: float) -> float:
     longer = max(len(left), len(right))
     distance = levenshtein(left, right) / longer if longer else 0.0
     return 1 - distance if distance < threshold else 0.0
-
-
-def levenshtein(left: str, right: str) -> int:
-    """How many characters must be put in, taken out or changed."""
-    row = list(range(len(right) + 1))
-    for i, a in enumerate(left, 1):
-        diagonal, row[0] = row[0], i
-        for j, b in enumerate(right, 1):
-            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (a != b))
-    return row[-1]
 
 
 def relaxed_accuracy(answer: str, reference: str, tolerance: float = 0.05) -> float:
