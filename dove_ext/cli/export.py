@@ -9,10 +9,9 @@ from dove_ext.cli.command import EXIT_OK, Command
 from dove_ext.cli.options import (
     DTYPES,
     add_json_option,
+    add_length_options,
     length_arguments,
     load_model,
-    positive,
-    probability,
 )
 from dove_ext.cli.outputs import output_path
 from dove_ext.errors import DoveError
@@ -39,17 +38,9 @@ def configure(parser: ArgumentParser) -> None:
         "(default: all three)",
     )  # fmt: skip
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="(default: %(default)s)")
-    group = parser.add_argument_group("length", "how many tokens; by default the model decides, in the graph")
-    group.add_argument("--num-tokens", type=positive, metavar="N", help="exactly N tokens an image")
-    group.add_argument("--max-tokens", type=positive, metavar="N", help="at most N tokens an image")
-    group.add_argument(
-        "--eos-threshold",
-        type=probability,
-        metavar="P",
-        help="stop an image at the first position where the model's stop probability reaches P",
-    )
+    add_length_options(parser, ("num_tokens", "max_tokens", "eos_threshold"))
     add_json_option(parser)
-    parser.set_defaults(device="cpu", token_budget=None, target_psnr=None)
+    parser.set_defaults(device="cpu")
 
 
 def run(args: Namespace) -> int:

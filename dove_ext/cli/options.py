@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Collection
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -80,32 +81,38 @@ def add_model_options(parser: ArgumentParser) -> None:
     )
 
 
-def add_length_options(parser: ArgumentParser) -> None:
-    """--num-tokens, --max-tokens, --eos-threshold, --token-budget, --target-psnr."""
+_LENGTHS: dict[str, dict[str, Any]] = {
+    "num_tokens": {"type": positive, "metavar": "N", "help": "exactly N tokens an image"},
+    "max_tokens": {"type": positive, "metavar": "N", "help": "at most N tokens an image"},
+    "eos_threshold": {
+        "type": probability,
+        "metavar": "P",
+        "help": "stop an image at the first position where the model's stop probability reaches P",
+    },
+    "token_budget": {
+        "type": positive,
+        "metavar": "N",
+        "help": "N tokens for all images together, shared out by how much each still has to say",
+    },
+    "target_psnr": {
+        "type": decibels,
+        "metavar": "DB",
+        "help": "the fewest tokens with which the model's own reconstruction reaches DB decibels; "
+        "--max-tokens wins",
+    },
+}
+
+
+def add_length_options(parser: ArgumentParser, names: Collection[str] = tuple(_LENGTHS)) -> None:
+    """--num-tokens, --max-tokens, --eos-threshold, --token-budget, --target-psnr, or some of these."""
     group = parser.add_argument_group(
         "length", "how many tokens; by default the model decides for each image"
     )
-    group.add_argument("--num-tokens", type=positive, metavar="N", help="exactly N tokens an image")
-    group.add_argument("--max-tokens", type=positive, metavar="N", help="at most N tokens an image")
-    group.add_argument(
-        "--eos-threshold",
-        type=probability,
-        metavar="P",
-        help="stop an image at the first position where the model's stop probability reaches P",
-    )
-    group.add_argument(
-        "--token-budget",
-        type=positive,
-        metavar="N",
-        help="N tokens for all images together, shared out by how much each still has to say",
-    )
-    group.add_argument(
-        "--target-psnr",
-        type=decibels,
-        metavar="DB",
-        help="the fewest tokens with which the model's own reconstruction reaches DB decibels; "
-        "--max-tokens wins",
-    )
+    for name, option in _LENGTHS.items():
+        if name in names:
+            group.add_argument(_flag(name), **option)
+        else:
+            parser.set_defaults(**{name: None})
 
 
 def add_image_options(parser: ArgumentParser) -> None:
