@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dove_ext.atomic import make_writable_folder
+from dove_ext.images.tiles import tile_limits
 from dove_ext.tokens import DoveTokens
 from dove_instruct.build import build, set_trained
 from dove_instruct.conversations import Conversation, fingerprint, read_conversations
@@ -54,6 +55,11 @@ class Run:
             raise TrainingError(
                 f"global_batch ({settings.global_batch}) must be a multiple of the {world.size} processes"
             )
+        if settings.tiles:
+            try:
+                tile_limits(settings.tiles)
+            except ValueError as error:
+                raise TrainingError(str(error)) from error
         self.conversations = read_conversations(settings.data, settings.images or None)
         self.folder = make_writable_folder(folder)
         self.report = Reporter(folder, quiet=not world.leads, tensorboard=settings.tensorboard)

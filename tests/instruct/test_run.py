@@ -204,6 +204,9 @@ def test_pictures_in_tiles(tmp_path: Path) -> None:
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "run" / "model")
     assert processor.image_processor.tiles == 6
     assert (model.tile_separators.weight != start).all()
+    with pytest.raises(TrainingError, match="tiles must be a whole number from 1 to 4096"):
+        run(files, tmp_path / "many", tiles=5000)
+    assert not (tmp_path / "many").exists()
     # A model that has read whole pictures learns to read tiles.
     whole = run(files, tmp_path / "whole", steps=1)
     whole.train()
