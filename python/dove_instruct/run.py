@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from dove_ext.atomic import make_writable_folder
 from dove_ext.images.tiles import tile_limits
 from dove_ext.tokens import DoveTokens
+from dove_ext.tokens.lengths import LengthRule
 from dove_instruct.build import build, set_trained
 from dove_instruct.conversations import Conversation, fingerprint, read_conversations
 from dove_instruct.rows import Rows
@@ -74,6 +75,11 @@ class Run:
             self.encoder.tokenizer = self.model.vision_tower.dove.tokenizer
             self.processor.image_processor.encoder = self.encoder
         self.encoder.eval()
+        if settings.lengths and not settings.tiles:  # of tiles they are a picture's, which `encode` checks
+            try:
+                LengthRule(**settings.lengths).check(self.encoder.config.num_tokens, images=1)
+            except (ValueError, TypeError) as error:
+                raise TrainingError(f"lengths cannot be used: {error}") from error
         if settings.ask and not self.encoder.config.query_vocab_size:
             raise TrainingError(
                 f"{settings.encoder!r} reads no queries; leave ask out, or take an encoder that does"

@@ -73,6 +73,8 @@ def test_parts_that_are_not_there(tmp_path: Path) -> None:
     from tests.instruct.small import run
 
     files = write_files(tmp_path)
+    with pytest.raises(TrainingError, match="lengths cannot be used: num_tokens must be between 1 and 64"):
+        run(files, tmp_path, lengths={"num_tokens": 65})
     with pytest.raises(TrainingError, match="the language model or its tokenizer cannot be used"):
         run(files, tmp_path / "a", tokenizer=str(tmp_path / "nothing"))
     with pytest.raises(CheckpointError, match="there is no model at 'dove-tinny'"):
