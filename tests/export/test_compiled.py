@@ -27,7 +27,7 @@ def files(model: DoveModel, tmp_path_factory: pytest.TempPathFactory) -> list[Pa
 
 def test_they_give_the_librarys_tokens_lengths_and_pictures(model: DoveModel, files: list[Path]) -> None:
     encoder, packed_encoder, decoder = (torch._inductor.aoti_load_package(str(file)) for file in files)
-    within = 1e-5 if model.dtype == torch.float32 else 0.02
+    precise = stop_at_share(micro())
     for count in BATCHES:
         x = pictures(count)
         expected = model.encode(x)
@@ -41,7 +41,11 @@ def test_they_give_the_librarys_tokens_lengths_and_pictures(model: DoveModel, fi
         kept = [row[:n] for row, n in zip(tokens, lengths.tolist(), strict=True)]
         assert torch.equal(torch.cat(kept), packed)
         whole = model.encode(x, num_tokens=model.config.num_tokens).to_padded()[0]
-        assert (tokens - whole).float().norm() < within * whole.float().norm()
+        if model.dtype == torch.float32:
+            assert (tokens - whole).norm() < 1e-5 * whole.norm()
+        else:  # within twice what the library itself loses in that dtype
+            exact = precise.encode(x, num_tokens=model.config.num_tokens).to_padded()[0]
+            assert (tokens - exact).norm() < 2 * (whole - exact).norm()
         assert decoded.dtype == torch.float32 and decoded.min() >= 0 and decoded.max() <= 1
 
 
