@@ -12,7 +12,7 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -121,7 +121,7 @@ def export(
     to: Format,
     folder: str | os.PathLike[str],
     *,
-    parts: tuple[str, ...] = ("encoder", "packed_encoder", "decoder"),
+    parts: Sequence[str] = tuple(PARTS),
     num_tokens: int | None = None,
     max_tokens: int | None = None,
     eos_threshold: float | None = None,
@@ -147,7 +147,7 @@ def export(
 
     Raises:
         ValueError: if the format or a part is unknown, or a length out of range.
-        ExportError: if a package that the format needs is missing, or it cannot hold this model.
+        ExportError: if a package that the format needs is missing.
     """
     if to not in SUFFIXES:
         raise ValueError(f"there is no format {to!r}; choose one of {', '.join(SUFFIXES)}")

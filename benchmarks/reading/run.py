@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 
 from dove_ext.atomic import atomic_write
 from dove_ext.tokens import DoveTokens
+from dove_ext.tokens.indexing import cumulate
 from dove_instruct.conversations import PLACE, Conversation
 from dove_instruct.prompts import WORDING
 from dove_instruct.run import Run
@@ -98,7 +99,7 @@ class ReadingRun(Run):
         assert self.store is not None
         count = self._counts[int(self._random.integers(len(self._counts)))]
         parts = [self.store.tokens(self.name(image, query or ""), count) for image in images]
-        ends = torch.tensor([0, *(len(part) for part in parts)]).cumsum(0, dtype=torch.int32)
+        ends = cumulate(torch.tensor([len(part) for part in parts]))
         return DoveTokens(torch.cat(parts), ends, num_slots=MOST)
 
     def name(self, image: Path | str, question: str) -> str:

@@ -181,7 +181,9 @@ class DoveImageProcessor(BaseImageProcessor):
             raise ValueError(f"DoveImageProcessor has no option {unknown[0]!r}; leave it out")
         asked = self.query if query is None else query
         if isinstance(images, DoveTokens):
-            tokens = self._made_before(images, rule, query, return_pixel_values)
+            late = {"query": query, "tiles": tiles, "drop_empty": drop_empty}
+            late["return_pixel_values"] = return_pixel_values or None
+            tokens = self._made_before(images, rule, late)
             return self._features(tokens, return_tensors)
         images = flat(images)
         tiles = self.tiles if tiles is None else tiles
@@ -217,12 +219,9 @@ class DoveImageProcessor(BaseImageProcessor):
         tokens = dove.encode((pixels + 1) / 2, batch_size=batch_size or self.batch_size, **rule)
         return self._features(tokens, return_tensors, pixels)
 
-    def _made_before(
-        self, tokens: DoveTokens, rule: dict[str, Any], query: Asked, return_pixel_values: bool | None
-    ) -> DoveTokens:
+    def _made_before(self, tokens: DoveTokens, rule: dict[str, Any], late: dict[str, Any]) -> DoveTokens:
         strange = [name for name in rule if name != "max_tokens"]
-        strange += ["query"] if query is not None else []
-        strange += ["return_pixel_values"] if return_pixel_values else []
+        strange += [name for name, value in late.items() if value is not None]
         if strange:
             raise ValueError(
                 f"{strange[0]} comes too late for images that are tokens already; encode them with it, or "

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dove_ext.cli import main
 from dove_ext.errors import ExportError
-from dove_ext.export import ABOUT, BATCH, Decoder, Encoder, export
+from dove_ext.export import ABOUT, BATCH, PARTS, SUFFIXES, Decoder, Encoder, export
 from dove_ext.models.dove import DoveModel
 from dove_ext.tokens.lengths import LengthRule
 from tests.models.micro import asked, micro, photos, stop_at_share
@@ -127,6 +127,13 @@ def test_refusals(model: DoveModel, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=sentence):
             export(model, **{"to": "torch-export", "folder": tmp_path / "new", **kwargs})
     assert not (tmp_path / "new").exists()
+
+
+def test_the_command_knows_the_same_formats_and_parts() -> None:
+    """It names them itself: the library's own names come with torch."""
+    from dove_ext.cli import export as verb
+
+    assert set(verb.FORMATS) == set(SUFFIXES) and tuple(PARTS) == verb.PARTS
 
 
 def test_command(model: DoveModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

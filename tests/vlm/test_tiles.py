@@ -191,5 +191,8 @@ def test_refusals() -> None:
         vlm.get_image_features(pixel_values=pixels, image_tile_ends=wrong)
     with pytest.raises(ValueError, match="tiles must be a whole number"):
         made(images=[wide()], text="<image>", tiles=0)
+    for option in ({"tiles": 2}, {"drop_empty": True}):
+        with pytest.raises(ValueError, match="comes too late for images that are tokens already"):
+            made(images=encoder().encode([wide()]), text="<image>", **option)
     with pytest.raises(ValueError, match="drop_empty leaves out tiles; give tiles"):
         made(images=[wide()], text="<image>", drop_empty=True)
