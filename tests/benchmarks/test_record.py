@@ -48,7 +48,7 @@ def test_tables_of_all_committed_records(capsys: pytest.CaptureFixture[str]) -> 
     assert table.main([]) == 0
     out = capsys.readouterr().out
     paths = sorted(record.RESULTS.glob("*-cpu.json"))
-    assert len(paths) == out.count("### ") == out.count("| what | median time | faster than |") == 4
+    assert paths and len(paths) == out.count("### ") == out.count("| what | median time | faster than |")
     rows = sum(len(json.loads(path.read_text())["rows"]) for path in paths)
     assert sum(line.startswith("| ") for line in out.splitlines()) == rows + 2 * len(paths)
 
