@@ -16,52 +16,17 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from dove_ext.errors import DoveError
 from dove_ext.memory import keep_freed_memory, let_idle_threads_sleep
-from dove_ext.models.dove import DoveModel
-from dove_ext.models.vqgan import VQGAN
-from dove_instruct.settings import Settings, make_settings
-from dove_train.distributed import join
-from dove_train.settings import read_recipe
 
 from ..record import machine
-from . import report, store, systems
-from .run import ReadingRun, evaluate
-
-RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "small-vlm.yaml"
-COUNTS = (8, 16, 32, 64, 128, 256)
-SIDE = 256  # pixels
-
-
-@dataclass(frozen=True)
-class System:
-    """A row, or several, of the table.
-
-    Attributes:
-        tokens: the name of its store; "" for none.
-        trained: numbers of tokens in training, None: the encoder's own length.
-        tested: likewise.
-    """
-
-    tokens: str
-    trained: tuple[int | None, ...] = (None,)
-    tested: tuple[int | None, ...] = (None,)
-
-
-SYSTEMS = {
-    "question alone": System(""),
-    "patches": System("patches"),
-    "vqgan": System("vqgan"),
-    "dove-tiny": System("dove", (None, *COUNTS), (*COUNTS, None)),
-    "dove-tiny, own lengths": System("dove"),
-    "dove-tiny-q": System("q"),
-}
+from . import report
+from .run import evaluate
+from .trials import SYSTEMS, run_of, slug
 
 
 def main() -> int:
@@ -113,73 +78,19 @@ def measure(args: argparse.Namespace) -> int:
 
 def one(args: argparse.Namespace, out: Path, name: str, seed: int, rows: Sequence[dict[str, str]]) -> None:
     """One system and seed: trained, asked, written down."""
-    system, slug = SYSTEMS[name], name.replace(" ", "-").replace(",", "")
-    places = {n: out / "results" / f"{slug}-{'own' if n is None else n}-{seed}.json" for n in system.tested}
+    places = {
+        n: out / "results" / f"{slug(name)}-{'own' if n is None else n}-{seed}.json"
+        for n in SYSTEMS[name].tested
+    }
     if all(place.exists() for place in places.values()):
         return
-    settings = settings_of(args, seed, system)
-    tokens = tokens_of(args, system.tokens, settings) if system.tokens else None
-    facts = {"system": name, "seed": seed, "steps": settings.steps, "machine": machine()}
-    with join("cpu", "ddp") as world:
-        run = ReadingRun(
-            settings,
-            out / "runs" / f"{slug}-{seed}",
-            world,
-            root=args.data,
-            store=tokens,
-            counts=system.trained,
-            asked=system.tokens == "q",
-        )
+    with run_of(args, name, seed) as run:
+        facts = {"system": name, "seed": seed, "steps": run.settings.steps, "machine": machine()}
         facts["parameters"] = sum(p.numel() for p in run.model.parameters())
         run.fit()
         for count, place in places.items():
             found = evaluate(run, rows, count, place, facts)
             print(f"{name}, {found['count']}, seed {seed}: {found['accuracy']:.1f}%", flush=True)
-
-
-def settings_of(args: argparse.Namespace, seed: int, system: System) -> Settings:
-    """The recipe's, with this run's data."""
-    values: dict[str, Any] = {
-        **read_recipe(RECIPE),
-        "data": [str(args.data / "train.json")],
-        "tokenizer": str(args.data / "tokenizer"),
-        "device": "cpu",
-        "seed": seed,
-    }
-    if args.steps is not None:
-        values["steps"] = args.steps
-    if system.tokens == "q":  # rows of one question each: as many questions a step as the others have
-        rows = json.loads((args.data / "train.json").read_text(encoding="utf-8"))
-        turns = sum(len(row["conversations"]) // 2 for row in rows) / len(rows)
-        values["global_batch"] = round(turns * values["global_batch"])
-    return make_settings(values, str(RECIPE))
-
-
-def tokens_of(args: argparse.Namespace, what: str, settings: Settings) -> store.Store:
-    """The store of a kind of tokens, made if it is not there."""
-    folder = args.output / args.data.resolve().name / "tokens" / what
-    if folder.exists():
-        return store.Store(folder)
-    print(f"{folder}: tokens of all pictures", flush=True)
-    root, fit = args.data, settings.fit
-    asked = [
-        (row["image"], turn["value"].replace("<image>\n", ""))
-        for row in json.loads((root / "train.json").read_text(encoding="utf-8"))
-        for turn in row["conversations"][::2]
-    ]
-    lines = (root / "test.jsonl").read_text(encoding="utf-8").splitlines()
-    asked += [(row["image"], row["question"]) for row in map(json.loads, lines)]
-    names = list(dict.fromkeys(image for image, _ in asked))
-    made: store.Made
-    if what == "patches":
-        made = systems.patches(SIDE, root, names, fit)
-    elif what == "vqgan":
-        made = systems.vqgan(VQGAN.from_pretrained(args.vqgan).eval(), SIDE, root, names, fit)
-    elif what == "q":
-        made = systems.asked(DoveModel.from_pretrained("dove-tiny-q").eval(), root, asked, fit)
-    else:
-        made = systems.dove(DoveModel.from_pretrained("dove-tiny").eval(), root, names, fit)
-    return store.write(folder, made)
 
 
 if __name__ == "__main__":

@@ -128,25 +128,35 @@ class ReadingRun(Run):
         return self.store.own(self.name(row["image"], row["question"])) if count is None else count
 
     def _generate(self, rows: Sequence[dict[str, str]], count: int | None) -> list[str]:
+        tokens = [
+            self.store.tokens(self.name(row["image"], row["question"]), count)
+            for row in rows
+            if self.store is not None
+        ]
+        return self.generate(self.inputs([row["question"] for row in rows], tokens))
+
+    def inputs(self, questions: Sequence[str], tokens: Sequence[Tensor]) -> dict[str, Tensor]:
+        """What the model takes for questions, each about a picture of such tokens [n, D]; none: without."""
         system, user, assistant, _ = WORDING[self.settings.template]
-        tokens: list[Tensor] = []
-        prompts = []
-        for row in rows:
-            place = ""
-            if self.store is not None:
-                tokens.append(self.store.tokens(self.name(row["image"], row["question"]), count))
-                place = self.processor.image_token * len(tokens[-1]) + "\n"
-            prompts.append(system + user + place + row["question"] + assistant)
+        places = [self.processor.image_token * len(part) + "\n" for part in tokens] or [""] * len(questions)
+        prompts = [
+            system + user + place + text + assistant for place, text in zip(places, questions, strict=True)
+        ]
         tokenizer = self.processor.tokenizer
         tokenizer.padding_side = "left"
         inputs = dict(tokenizer(prompts, return_tensors="pt", padding=True))
         inputs.pop("token_type_ids", None)
         tokenizer.padding_side = "right"
         if tokens:
-            inputs["image_tokens"] = torch.cat(tokens)
+            inputs["image_tokens"] = torch.cat(list(tokens))
             inputs["num_image_tokens"] = torch.tensor([len(part) for part in tokens])
+        return inputs
+
+    def generate(self, inputs: dict[str, Tensor]) -> list[str]:
+        """Greedy answers."""
         made = self.model.generate(**inputs, do_sample=False, max_new_tokens=8)
-        found = tokenizer.batch_decode(made[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        behind = inputs["input_ids"].shape[1]
+        found = self.processor.tokenizer.batch_decode(made[:, behind:], skip_special_tokens=True)
         return [text.strip() for text in found]
 
 

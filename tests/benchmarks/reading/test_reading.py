@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks.reading import __main__ as program
-from benchmarks.reading import report, store, systems
+from benchmarks.reading import report, speed, store, systems, trials
 from benchmarks.reading.run import ReadingRun, evaluate
 from dove_ext.models.dove import DoveModel
 from dove_instruct.question_data import write_questions
@@ -155,10 +155,11 @@ def test_the_command_measures_once_and_writes_a_table(
 ) -> None:
     recipe = {"text_config": SHAPE, "template": "plain", "fit": "squash", "bf16": False, "global_batch": 2}
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
-    monkeypatch.setattr(program, "RECIPE", tmp_path / "recipe.yaml")
-    monkeypatch.setattr(program, "SIDE", 32)
-    monkeypatch.setattr(program, "keep_freed_memory", lambda: None)
-    monkeypatch.setattr(program, "let_idle_threads_sleep", lambda: None)
+    monkeypatch.setattr(trials, "RECIPE", tmp_path / "recipe.yaml")
+    monkeypatch.setattr(trials, "SIDE", 32)
+    for module in (program, speed):
+        monkeypatch.setattr(module, "keep_freed_memory", lambda: None)
+        monkeypatch.setattr(module, "let_idle_threads_sleep", lambda: None)
     monkeypatch.setattr(DoveModel, "from_pretrained", lambda *_, **__: encoder())
     arguments = ["reading", str(data), "--steps", "1", "--seeds", "0", "1", "-o", str(tmp_path / "out")]
     chosen = ["question alone", "patches", "dove-tiny, own lengths"]
@@ -167,6 +168,21 @@ def test_the_command_measures_once_and_writes_a_table(
     table = capsys.readouterr().out
     assert "| question alone | - | - |" in table and "| patches | own | 4.0 |" in table
     assert " ± " in table and table.rstrip().endswith("| 2 |")
+
+    record = tmp_path / "speed.json"
+    options = [str(data), "--steps", "1", "-o", str(tmp_path / "out"), "--quick", "--questions", "3"]
+    assert speed.main([*options, "--json", str(record)]) == 0
+    prefill, whole = json.loads(record.read_text())["rows"]
+    assert prefill["what"] == "prefill" and set(whole["time_us"]) == set(chosen)
+    rows = [json.loads(line) for line in (data / "test.jsonl").read_text().splitlines()]
+    asked = [data / rows[i * len(rows) // 3]["image"] for i in range(3)]
+    own = encoder().encode(asked, fit="squash").lengths.float().mean().item()
+    expected = {"question alone": 0, "patches": 4, "dove-tiny, own lengths": own}
+    assert whole["tokens"] == pytest.approx(expected)
+    assert whole["missing"].keys() == {"dove-tiny", "dove-tiny-q", "vqgan"}
+    assert speed.main([*options, "--steps", "2"]) == 1
+    assert "'dove-tiny, own lengths'" in capsys.readouterr().err
+
     monkeypatch.setattr(ReadingRun, "fit", lambda _: pytest.fail("it was measured already"))
     assert program.main() == 0
     assert capsys.readouterr().out == table[table.index("| tokens of") :]
