@@ -2,7 +2,7 @@
 
     OMP_WAIT_POLICY=PASSIVE python -m benchmarks.reading DATA [--vqgan FOLDER] [-o out/reading]
 
-DATA is a folder that `dove vlm questions` wrote; recipes/small-vlm.yaml says how each is trained. Systems:
+DATA is a folder that `dove vlm questions` wrote; a recipe says how each is trained. Systems:
 the question alone, raw patches of 16 x 16 pixels, a VQGAN's 256 codes (a folder by
 `dove train recipes/vqgan-tiny.yaml`), dove-tiny (one model reads prefixes of 8 to 256 tokens and own lengths,
 drawn anew for each row), dove-tiny at its own lengths alone, and dove-tiny-q asked the question. Tokens are
@@ -26,7 +26,7 @@ from dove_ext.memory import keep_freed_memory, let_idle_threads_sleep
 from ..record import machine
 from . import report
 from .run import evaluate
-from .trials import SYSTEMS, run_of, slug
+from .trials import RECIPE, SYSTEMS, run_of, slug
 
 
 def main() -> int:
@@ -38,6 +38,7 @@ def main() -> int:
     parser.add_argument("--vqgan", metavar="FOLDER", help="a VQGAN with its codebook (without: no such row)")
     parser.add_argument("--systems", nargs="+", choices=list(SYSTEMS), metavar="NAME", help="only these")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
+    parser.add_argument("--recipe", type=Path, default=RECIPE, help="(default: recipes/small-vlm.yaml)")
     parser.add_argument("--steps", type=int, help="(default: the recipe's)")
     parser.add_argument("--limit", type=int, metavar="N", help="ask N test questions, evenly spread")
     parser.add_argument("--threads", type=int, help="(default: torch's own choice)")

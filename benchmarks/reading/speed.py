@@ -30,7 +30,7 @@ from .. import timing
 from ..record import Record, arguments
 from . import systems, trials
 from .run import ReadingRun
-from .trials import SYSTEMS, run_of, settings_of, slug
+from .trials import RECIPE, SYSTEMS, run_of, settings_of, slug
 
 OURS = "dove-tiny, own lengths"
 
@@ -43,6 +43,9 @@ def main(options: list[str] | None = None) -> int:
     parser = arguments(__doc__ or "", seconds=60.0)
     parser.add_argument("data", type=Path, help="a folder by `dove vlm questions`")
     parser.add_argument("--vqgan", metavar="FOLDER", help="a VQGAN with its codebook (without: no such row)")
+    parser.add_argument(
+        "--recipe", type=Path, default=RECIPE, help="of the training (default: recipes/small-vlm.yaml)"
+    )
     parser.add_argument("--steps", type=int, help="of the training (default: the recipe's)")
     parser.add_argument("--questions", type=int, default=32, help="(default: %(default)s)")
     parser.add_argument("-o", "--output", type=Path, default=Path("out/reading"), metavar="FOLDER")

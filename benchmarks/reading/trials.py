@@ -52,7 +52,7 @@ SYSTEMS = {
 def settings_of(args: argparse.Namespace, seed: int, system: System) -> Settings:
     """The recipe's, with this run's data."""
     values: dict[str, Any] = {
-        **read_recipe(RECIPE),
+        **read_recipe(args.recipe),
         "data": [str(args.data / "train.json")],
         "tokenizer": str(args.data / "tokenizer"),
         "device": "cpu",
@@ -64,7 +64,7 @@ def settings_of(args: argparse.Namespace, seed: int, system: System) -> Settings
         rows = json.loads((args.data / "train.json").read_text(encoding="utf-8"))
         turns = sum(len(row["conversations"]) // 2 for row in rows) / len(rows)
         values["global_batch"] = round(turns * values["global_batch"])
-    return make_settings(values, str(RECIPE))
+    return make_settings(values, str(args.recipe))
 
 
 def tokens_of(args: argparse.Namespace, what: str, settings: Settings) -> store.Store:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoConfig
 
 from dove_instruct import cli
 from dove_instruct.settings import Settings, make_settings
@@ -22,6 +23,15 @@ def parse(*arguments: Any) -> Namespace:
     parser = ArgumentParser()
     cli.configure(parser)
     return parser.parse_args([str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize("name", ["vicuna-7b-dove", "small-vlm", "small-vlm-rotary"])
+def test_recipes_can_be_read(name: str) -> None:
+    values = {**read_recipe(ROOT / "recipes" / f"{name}.yaml"), "data": ["x"]}
+    s = make_settings({**values, "tokenizer": "x"} if "text_config" in values else values, "recipe")
+    if s.text_config:
+        made = AutoConfig.for_model(**s.text_config)
+        assert made.hidden_size == 128 and made.max_position_embeddings == 512
 
 
 def test_the_recipe_is_table_8() -> None:

@@ -12,7 +12,7 @@ from dove_train.settings import make_settings, read_recipe
 from tests.models.micro import words
 from tests.train.small import PHOTOS, asked_shard, lite_file
 
-OF_VLM = {"vicuna-7b-dove", "small-vlm"}  # of `dove vlm train`: tests/instruct, tests/house
+OF_VLM = {"vicuna-7b-dove", "small-vlm", "small-vlm-rotary"}  # of `dove vlm train`: tests/instruct
 RECIPES = [p for p in sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml")) if p.stem not in OF_VLM]
 
 # What proves nothing here and costs minutes: width, depth and size.

@@ -155,13 +155,24 @@ def test_the_command_measures_once_and_writes_a_table(
 ) -> None:
     recipe = {"text_config": SHAPE, "template": "plain", "fit": "squash", "bf16": False, "global_batch": 2}
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
-    monkeypatch.setattr(trials, "RECIPE", tmp_path / "recipe.yaml")
     monkeypatch.setattr(trials, "SIDE", 32)
     for module in (program, speed):
         monkeypatch.setattr(module, "keep_freed_memory", lambda: None)
         monkeypatch.setattr(module, "let_idle_threads_sleep", lambda: None)
     monkeypatch.setattr(DoveModel, "from_pretrained", lambda *_, **__: encoder())
-    arguments = ["reading", str(data), "--steps", "1", "--seeds", "0", "1", "-o", str(tmp_path / "out")]
+    chosen_recipe = ["--recipe", str(tmp_path / "recipe.yaml")]
+    arguments = [
+        "reading",
+        str(data),
+        *chosen_recipe,
+        "--steps",
+        "1",
+        "--seeds",
+        "0",
+        "1",
+        "-o",
+        str(tmp_path / "out"),
+    ]
     chosen = ["question alone", "patches", "dove-tiny, own lengths"]
     monkeypatch.setattr(sys, "argv", [*arguments, "--systems", *chosen, "--limit", "5"])
     assert program.main() == 0
@@ -170,7 +181,17 @@ def test_the_command_measures_once_and_writes_a_table(
     assert " ± " in table and table.rstrip().endswith("| 2 |")
 
     record = tmp_path / "speed.json"
-    options = [str(data), "--steps", "1", "-o", str(tmp_path / "out"), "--quick", "--questions", "3"]
+    options = [
+        str(data),
+        *chosen_recipe,
+        "--steps",
+        "1",
+        "-o",
+        str(tmp_path / "out"),
+        "--quick",
+        "--questions",
+        "3",
+    ]
     assert speed.main([*options, "--json", str(record)]) == 0
     prefill, whole = json.loads(record.read_text())["rows"]
     assert prefill["what"] == "prefill" and set(whole["time_us"]) == set(chosen)
