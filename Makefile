@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
 CXX_SOURCES := $(shell find csrc examples -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help demo test test-transformers test-vllm test-export lint format bench clean
+.PHONY: help demo test test-transformers test-vllm test-export fuzz lint format bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -58,6 +58,14 @@ $(VENV)/.export: $(VENV)/.dev  # apart, so that `make test` does not find them a
 
 test-export: $(VENV)/.export  ## tests/export with ONNX Runtime, AOTInductor and a C++ program (some minutes)
 	OMP_WAIT_POLICY=PASSIVE PYTHONPATH=$(VENV)/export $(BIN)/python -m pytest tests/export
+
+$(VENV)/.fuzz: $(VENV)/.dev
+	$(BIN)/pip install --quiet --no-compile "atheris>=3"
+	touch $@
+
+fuzz: $(VENV)/.fuzz  ## a minute for each reader of strangers' files (SECURITY.md); Python 3.11 to 3.13
+	for target in tokens model picture shard query recipe conversations; do \
+		$(BIN)/python -m tests.fuzz $$target -max_total_time=60 || exit 1; done
 
 lint: $(VENV)/.dev  ## ruff, mypy and clang-format, as the pre-commit hooks run them
 	$(BIN)/ruff check .

@@ -255,9 +255,11 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         values = yaml.load(Path(path).read_text(encoding="utf-8"), _loader(yaml))
     except OSError as error:
         raise TrainingError(f"the recipe {str(path)!r} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise TrainingError(f"the recipe {str(path)!r} is not YAML: {reason}") from error
+    except (
+        Exception
+    ) as error:  # PyYAML raises what its parts happen to: a KeyError of `!!bool x`, of a month 13
+        reason = " ".join(f"{error or type(error).__name__}".split())
+        raise TrainingError(f"the recipe {str(path)!r} is not YAML: {reason:.300}") from error
     if not isinstance(values, dict):
         raise TrainingError(
             f"the recipe {str(path)!r} must be a mapping of settings, such as `batch_size: 16`"
@@ -288,7 +290,7 @@ def parse_value(text: str, option: str) -> Any:
 
     try:
         return yaml.load(text, _loader(yaml))
-    except yaml.YAMLError as error:
+    except Exception as error:  # see `read_recipe`
         raise TrainingError(
             f"{option}: {text!r} is not a YAML value; quote what has brackets or spaces, as in '[1, 2]'"
         ) from error

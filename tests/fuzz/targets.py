@@ -1,0 +1,284 @@
+"""All that reads strangers' bytes, each as a function of bytes that may raise nothing but a DoveError."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import tarfile
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import yaml  # noqa: F401  (read_recipe imports it late; here it is instrumented)
+from PIL import Image
+
+from dove_ext import DoveModel, DoveTokens, StackConfig
+from dove_ext.errors import DoveError
+from dove_ext.images.files import read_stream
+from dove_ext.images.index import ImageIndex
+from dove_instruct.conversations import read_conversations
+from dove_instruct.settings import make_settings as make_instruct_settings
+from dove_train.settings import make_settings, read_recipe
+from tests.models.micro import MICRO, asked, linear, micro, photos
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Target(NamedTuple):
+    """What is fuzzed.
+
+    Fields:
+        run: reads the bytes.
+        seeds: inputs to start from.
+        words: a dictionary: what a blind change would hardly hit upon.
+    """
+
+    run: Callable[[bytes], None]
+    seeds: Callable[[], Iterator[bytes]]
+    words: tuple[str, ...] = ()
+
+
+@cache
+def _held() -> tempfile.TemporaryDirectory[str]:
+    memory = Path("/dev/shm")
+    return tempfile.TemporaryDirectory(
+        prefix="dove-fuzz-", dir=memory if os.access(memory, os.W_OK) else None
+    )
+
+
+def _room() -> Path:
+    """A folder for what must be read from a file; in memory where there is such a place."""
+    return Path(_held().name)
+
+
+def _file(name: str, data: bytes) -> Path:
+    path = _room() / name
+    path.write_bytes(data)
+    return path
+
+
+def try_one(target: Target, data: bytes) -> str:
+    """Read an input; what was wrong with it, in one line, or "" where it was read.
+
+    Raises:
+        Exception: any but a `DoveError`: a fault of ours, as is a message of several lines or without end.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            target.run(data)
+        except DoveError as error:
+            text = str(error)
+            assert text and "\n" not in text and len(text) < 2000, f"not one sentence: {text[:3000]!r}"
+            return text
+    return ""
+
+
+def _with_length(data: bytes) -> bytes:
+    """A safetensors file from its header, a zero byte, and what is behind it: its length fits."""
+    header, _, rest = data.partition(b"\0")
+    return len(header).to_bytes(8, "little") + header + rest
+
+
+def _without_length(file: bytes) -> bytes:
+    length = int.from_bytes(file[:8], "little")
+    return file[8 : 8 + length] + b"\0" + file[8 + length :]
+
+
+# --- Token files --------------------------------------------------------------------------------------------
+
+
+def _tokens(data: bytes) -> None:
+    """The first byte says whether what follows is the file or comes without its first length."""
+    data = _with_length(data[1:]) if data[:1] == b"H" else data[1:]
+    tokens = DoveTokens.load(_file("tokens.safetensors", data))
+    tokens.to_padded()
+    again = _room() / "again.safetensors"
+    tokens.save(again)
+    assert torch.equal(DoveTokens.load(again).tokens, tokens.tokens)
+
+
+def _token_files() -> Iterator[bytes]:
+    model = micro()
+    path = _room() / "seed.safetensors"
+    for made in (
+        model.encode(photos(2), num_tokens=2),
+        linear().encode(photos(1), target_psnr=20, return_p_eos=True),
+        model.encode([photos(1)[0].repeat(1, 2, 3)], tiles=6, num_tokens=7),
+    ):
+        made.save(path)
+        yield b"H" + _without_length(path.read_bytes())
+        yield b"F" + path.read_bytes()
+
+
+# --- Model folders ------------------------------------------------------------------------------------------
+
+
+@cache
+def _folder() -> Path:
+    folder = _room() / "model"
+    stack = StackConfig(hidden=32, layers=1, heads=1, mlp=32)
+    vqgan = dataclasses.replace(MICRO.vqgan, channels=32, channel_multipliers=(1,), stem_patch=4)
+    asked(_room(), generator=stack, token_decoder=stack, vqgan=vqgan).save_pretrained(folder)
+    return folder
+
+
+_PARTS = {b"C": "config.json", b"T": "tokenizer.json", b"W": "model.safetensors"}
+
+
+def _model(data: bytes) -> None:
+    """The first byte says which file; of weights only the header, the tensors are its own."""
+    part = _PARTS.get(data[:1])
+    if part is None:
+        return
+    good = _folder() / part
+    before = good.read_bytes()
+    content = data[1:]
+    if part == "model.safetensors":
+        content = _with_length(content + b"\0" + _without_length(before).partition(b"\0")[2])
+    try:
+        good.write_bytes(content)
+        model = DoveModel.from_pretrained(_folder())
+        if part == "tokenizer.json":
+            model.encode(photos(1), query="red dog", num_tokens=1)
+    finally:
+        good.write_bytes(before)
+
+
+def _model_files() -> Iterator[bytes]:
+    for letter, part in _PARTS.items():
+        content = (_folder() / part).read_bytes()
+        yield letter + (_without_length(content).partition(b"\0")[0] if letter == b"W" else content)
+
+
+# --- Pictures and shards ------------------------------------------------------------------------------------
+
+
+def _picture(data: bytes) -> None:
+    read_stream(io.BytesIO(data), "'picture'")
+
+
+_FORMATS = {
+    "PNG": ("RGB", "RGBA", "L", "LA", "P", "1", "I;16"),
+    "JPEG": ("RGB", "L", "CMYK"),
+    "GIF": ("P",),
+    "BMP": ("RGB", "1"),
+    "TIFF": ("RGB", "L", "F", "I", "P"),
+    "WEBP": ("RGB", "RGBA"),
+    "PPM": ("RGB", "L"),
+}
+
+
+def _pictures() -> Iterator[bytes]:
+    picture = Image.fromarray(photos(1)[0].permute(1, 2, 0).numpy()).resize((9, 7))
+    for form, modes in _FORMATS.items():
+        for mode in modes:
+            out = io.BytesIO()
+            (
+                picture.convert("L").convert(mode) if mode in ("I;16", "I", "F") else picture.convert(mode)
+            ).save(out, form)
+            yield out.getvalue()
+
+
+def _shard(data: bytes) -> None:
+    index = ImageIndex([_file("shard.tar", data)])
+    for i in range(min(len(index), 8)):
+        index.name(i), index.short_name(i)
+        try:
+            index.read(i)
+        except DoveError:
+            continue
+
+
+def _shards() -> Iterator[bytes]:
+    png = next(_pictures())
+    for form in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        out = io.BytesIO()
+        with tarfile.open(fileobj=out, mode="w", format=form) as tar:
+            for name in (
+                "a/1.png",
+                "b.png",
+                f"{'long' * 40}/ü.png"[: 90 if form == tarfile.USTAR_FORMAT else 200],
+            ):
+                info = tarfile.TarInfo(name)
+                info.size = len(png)
+                tar.addfile(info, io.BytesIO(png))
+            link = tarfile.TarInfo("c.png")
+            link.type, link.linkname = tarfile.SYMTYPE, "b.png"
+            tar.addfile(link)
+        yield out.getvalue()
+
+
+# --- Text ---------------------------------------------------------------------------------------------------
+
+
+@cache
+def _asked() -> DoveModel:
+    return DoveModel.from_pretrained(_folder())
+
+
+def _query(data: bytes) -> None:
+    """Any string, surrogates included."""
+    _asked().queries(data.decode("utf-8", "surrogateescape"), 1)
+
+
+def _queries() -> Iterator[bytes]:
+    yield from (b"red dog", b"null", "\N{DOG}".encode(), b" ", b"a" * 300, b"\xff\x00")
+
+
+def _recipe(data: bytes) -> None:
+    """Its first line says for which program."""
+    make = make_instruct_settings if data.startswith(b"encoder:") else make_settings
+    make(read_recipe(_file("recipe.yaml", data)), "recipe.yaml")
+
+
+def _recipes() -> Iterator[bytes]:
+    for path in sorted((ROOT / "recipes").glob("*.yaml")):
+        yield b"".join(line for line in path.read_bytes().splitlines(True) if not line.startswith(b"#"))
+    yield b"learning_rate: 5e-4\nstages: {a: {steps: 1, train: [head]}}\n"
+
+
+def _conversations(data: bytes) -> None:
+    """The first byte says which of the two layouts."""
+    read_conversations([_file("rows.jsonl" if data[:1] == b"L" else "rows.json", data[1:])])
+
+
+def _conversation_files() -> Iterator[bytes]:
+    talk = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "a dog"}]
+    rows = [
+        {"id": "1", "image": "a.jpg", "conversations": talk},
+        {"id": 2, "conversations": [{"from": "human", "value": "so?"}, talk[1]]},
+    ]
+    yield b"J" + json.dumps(rows).encode()
+    yield b"L" + b"\n".join(json.dumps(row).encode() for row in rows)
+    yield b"L" + json.dumps({"image": ["a", "b"], "question": "<image> or <image>?", "answer": "a"}).encode()
+
+
+_HEADER = (
+    '"shape":[',
+    '"dtype":"F32"',
+    '"data_offsets":[0,4]',
+    "__metadata__",
+    "cu_seqlens",
+    "p_eos",
+    "BF16",
+)
+TARGETS = {
+    "tokens": Target(_tokens, _token_files, (*_HEADER, "num_slots", "names", "tiles", "psnr", "relevance")),
+    "model": Target(
+        _model, _model_files, (*_HEADER, "model_type", "null", "true", "1e999", "-1", "999999999")
+    ),
+    "picture": Target(_picture, _pictures),
+    "shard": Target(_shard, _shards, ("ustar\x00", "GNU.sparse.size", "path=", ".png")),
+    "query": Target(_query, _queries),
+    "recipe": Target(_recipe, _recipes, ("stages:", "{}", "[]", "&a", "*a", "<<:", "!!", "2001-99-99", "0x")),
+    "conversations": Target(
+        _conversations, _conversation_files, ('"from"', '"value"', "<image>", "null", "{}")
+    ),
+}
