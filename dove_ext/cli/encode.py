@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from argparse import ArgumentParser, Namespace
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from dove_ext.cli.command import Command
@@ -21,13 +22,14 @@ from dove_ext.cli.options import (
     tiles_argument,
 )
 from dove_ext.cli.outputs import check_no_picture, output_path, picture_files
-from dove_ext.cli.pictures import Failures, encode_tiles, find_pictures, printable, read_batches
+from dove_ext.cli.pictures import Failures, find_pictures, printable
 from dove_ext.progress import progress
 
 
 def run(args: Namespace) -> int:
     """Encode, write the file, report."""
     from dove_ext.atomic import check_no_input, check_writable_file
+    from dove_ext.models.sets import encode_set
     from dove_ext.tokens import DoveTokens
 
     lengths, tiles = length_arguments(args), tiles_argument(args)
@@ -41,18 +43,14 @@ def run(args: Namespace) -> int:
     parts: list[DoveTokens] = []
     done: list[int] = []
     # A budget is shared among all images, so these must be encoded in one call.
-    batch_size = len(index) if args.token_budget else args.batch_size
-    options = {"return_p_eos": args.p_eos, **query}
+    # A budget is shared among all images, so these must be encoded in one call.
+    together = len(index) if args.token_budget else None
     with progress(len(index), "encode") as bar:
-        if tiles is not None:
-            encoded = encode_tiles(model, index, lengths, args, failures, **options)
-        else:
-            encoded = (
-                (batch, encode(model, images, lengths, batch_size=args.batch_size, **options).cpu())
-                for batch, images in read_batches(
-                    index, model.config.image_size, args.fit, batch_size, failures
-                )
-            )
+        encoded = encode_set(
+            partial(encode, model, lengths=lengths, return_p_eos=args.p_eos), index, model.config.image_size,
+            on_problem=failures.of(index), batch_size=args.batch_size, together=together, fit=args.fit,
+            tiles=tiles, **query,
+        )  # fmt: skip
         for batch, tokens in encoded:
             parts.append(tokens)
             done += batch

@@ -1,24 +1,18 @@
-"""Pictures into the verbs: found, read in batches past bad ones, and failures kept for the end."""
+"""Pictures into the verbs: found, and failures kept for the end."""
 
 from __future__ import annotations
 
 import os
 import sys
-from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from dove_ext.errors import DoveError, ImageError
+from dove_ext.errors import DoveError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from dove_ext.images import Fit
     from dove_ext.images.index import ImageIndex
-    from dove_ext.models.dove import DoveModel
-    from dove_ext.tokens import DoveTokens
 
 
 @dataclass
@@ -31,6 +25,10 @@ class Failures:
     def add(self, path: str | os.PathLike[str], error: Exception) -> None:
         """Keep one for the end."""
         self.failed.append((str(path), str(error)))
+
+    def of(self, index: ImageIndex) -> Callable[[int, Exception], None]:
+        """`add` for the pictures of an index, by their numbers."""
+        return lambda i, error: self.add(index.name(i), error)
 
     def require_some(self, done: int) -> None:
         """Give up if nothing could be used.
@@ -73,82 +71,6 @@ def find_pictures(arguments: Sequence[str], failures: Failures) -> ImageIndex:
     index = ImageIndex(arguments, on_problem=failures.add)
     failures.require_some(len(index))
     return index
-
-
-def read_batches(
-    index: ImageIndex, size: int, fit: Fit, batch_size: int, failures: Failures
-) -> Iterator[tuple[list[int], Tensor]]:
-    """Read pictures in order, past those that cannot be read.
-
-    Yields:
-        (list[int], Tensor): which could be read, and their pixels [B, 3, S, S] in [0, 1]. `prepare_images`
-        turns these into the very numbers it would have made of the files.
-    """
-    import torch
-
-    for start in range(0, len(index), batch_size):
-        good, pixels = [], []
-        for i in range(start, min(start + batch_size, len(index))):
-            try:
-                pixels.append(index.prepare(i, size, fit=fit))
-                good.append(i)
-            except ImageError as error:
-                failures.add(index.name(i), error)
-        if good:
-            yield good, (torch.cat(pixels) + 1) / 2
-
-
-def encode_tiles(
-    model: DoveModel,
-    index: ImageIndex,
-    lengths: dict[str, Any],
-    args: Namespace,
-    failures: Failures,
-    **options: Any,
-) -> Iterator[tuple[list[int], DoveTokens]]:
-    """Encode pictures in order as tiles, past those that cannot be read.
-
-    Args:
-        model: encodes.
-        index: of the pictures.
-        lengths: from `length_arguments`.
-        args: with `tiles`, `batch_size` and `token_budget`.
-        failures: takes what cannot be read.
-        **options: of `DoveModel.encode`.
-
-    Yields:
-        (list[int], DoveTokens): which could be read, and their tokens on the CPU.
-    """
-    from dove_ext.cli.options import encode
-
-    how = {**options, "tiles": args.tiles, "batch_size": args.batch_size}
-    # A budget is shared among all images, so these must be encoded in one call.
-    together = len(index) if args.token_budget else args.batch_size
-    for start in range(0, len(index), together):
-        group = list(range(start, min(start + together, len(index))))
-        try:
-            tokens = encode(model, [index.image(i) for i in group], lengths, **how)
-        except ImageError:
-            group = [i for i in group if _usable(index, i, model.config.image_size, failures)]
-            if not group:
-                continue
-            tokens = encode(model, [index.image(i) for i in group], lengths, **how)
-        yield group, tokens.cpu()
-
-
-def _usable(index: ImageIndex, i: int, side: int, failures: Failures) -> bool:
-    """Whether tiles can be cut out of a picture; it is decoded to find out."""
-    import torch
-
-    from dove_ext.images.cut import cut, waiting
-
-    try:
-        next(cut(waiting(index.image(i)), side, (1, 1), torch.device("cpu")))
-    except ImageError as error:
-        name = repr(index.name(i))
-        failures.add(index.name(i), ImageError(str(error).replace("the PIL image", name, 1)))
-        return False
-    return True
 
 
 def printable(text: str | Path) -> str:

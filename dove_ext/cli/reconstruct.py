@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from dove_ext.cli.options import (
     tiles_argument,
 )
 from dove_ext.cli.outputs import SUFFIX, output_names, output_path, picture_files
-from dove_ext.cli.pictures import Failures, encode_tiles, find_pictures, printable, read_batches
+from dove_ext.cli.pictures import Failures, find_pictures, printable
 from dove_ext.progress import progress
 
 if TYPE_CHECKING:
@@ -116,11 +117,17 @@ def _reconstruct_tiles(
     from dove_ext.images.files import save_image
     from dove_ext.images.tile_map import draw_tile_map
     from dove_ext.metrics.pixel import psnr
+    from dove_ext.models.sets import encode_set
 
     items: list[dict[str, Any]] = []
     query = {} if args.query is None else {"query": args.query}
+    encoded = encode_set(
+        partial(encode, model, lengths=lengths), index, model.config.image_size,
+        on_problem=failures.of(index), batch_size=args.batch_size,
+        together=len(index) if args.token_budget else None, tiles=args.tiles, **query,
+    )  # fmt: skip
     with progress(len(index), "reconstruct") as bar:
-        for group, tokens in encode_tiles(model, index, lengths, args, failures, **query):
+        for group, tokens in encoded:
             decoded = model.decode_pictures(tokens, batch_size=args.batch_size)
             for number, (i, image) in enumerate(zip(group, decoded, strict=True)):
                 part, image = tokens.picture(number), image.cpu()
@@ -167,11 +174,12 @@ def _reconstruct(
     model: DoveModel, index: ImageIndex, lengths: dict[str, Any], args: Namespace, failures: Failures
 ) -> Iterator[tuple[int, Row]]:
     from dove_ext.images.sheet import Row
+    from dove_ext.models.sets import read_batches
 
     fixed_counts = [n for n in FIXED_COUNTS if n <= model.config.num_tokens]
     # A budget is shared among all images, so these must be encoded in one call.
     together = len(index) if args.token_budget else args.batch_size
-    for batch, images in read_batches(index, model.config.image_size, args.fit, together, failures):
+    for batch, images in read_batches(index, model.config.image_size, args.fit, together, failures.of(index)):
         if args.query is not None:
             rows = _of_query(model, images, lengths, args)
             for i, original, (null, own, where) in zip(batch, images, rows, strict=True):

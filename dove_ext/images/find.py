@@ -4,15 +4,16 @@ A path is one of
 
 - a picture, whatever its suffix;
 - an uncompressed tar file (a shard): the pictures in it, told by their suffixes, and links to files in it;
+- a parquet file, a shard, too: the rows of its column of pictures;
 - a folder: the pictures in it at all depths, told by their suffixes, through symbolic links; if it has none,
-  the .tar files in it.
+  the .tar files in it, and if there are none of these, the .parquet files.
 
 In folders and shards three kinds of things are passed over: what has a leading dot in its name, or lies in a
 folder that has; what this package wrote itself (`*.dove.png`); and files of other kinds. A symbolic link
 that leads back to a folder it lies in is not followed. Paths keep their order, and within one path everything
 is sorted by name, folder by folder (within a shard: as it lies there). What is named twice is taken once.
 
-Everything else that is not taken is said: tar files beside pictures and compressed ones are counted, and what
+Everything else that is not taken is said: shards beside pictures and compressed ones are counted, and what
 cannot be read is a problem.
 """
 
@@ -27,6 +28,8 @@ from typing import NamedTuple
 from dove_ext.errors import ImageError
 from dove_ext.images.files import IMAGE_SUFFIXES, read_image
 from dove_ext.images.shards import COMPRESSED_TARS, list_members
+from dove_ext.images.tables import SUFFIX as TABLE_SUFFIX
+from dove_ext.images.tables import Columns, is_table, list_rows
 
 OWN_SUFFIX = ".dove.png"  # of the pictures that `dove decode` and `dove reconstruct` write
 _SUFFIXES = tuple(IMAGE_SUFFIXES)
@@ -40,10 +43,10 @@ class Found(NamedTuple):
         root: which of the paths it was found in.
         place: the folder or shard that it lies in.
         inside: the place's path within the root, with a slash behind it; empty for the root itself.
-        name: file name, or the member's name in the shard.
+        name: file name, the member's name in the shard, or the key of a row.
         by_name: whether the root is the picture itself.
         in_shard: whether the place is a shard.
-        offset: of its first byte in the shard.
+        offset: of its first byte in the shard; of a row its number.
         size: in the shard, in bytes.
         fault: why it cannot be read, where that is known already; else empty.
     """
@@ -75,13 +78,20 @@ class Search:
         paths: what to look through.
         on_problem: called with the path and the error for a path, folder or shard that cannot be read or has
             no pictures; the search goes on with the rest. If it raises, the search ends.
+        columns: of parquet files.
 
     Attributes:
         left_out: one sentence for each kind of thing that was left out, once the search is done.
     """
 
-    def __init__(self, paths: Sequence[Path], on_problem: Callable[[str, ImageError], None]) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        on_problem: Callable[[str, ImageError], None],
+        columns: Columns = Columns(),  # noqa: B008
+    ) -> None:
         self.left_out: list[str] = []
+        self._columns = columns
         self._paths, self._on_problem = paths, on_problem
         # Absolute paths. Of pictures only those given by name: a set of all would outgrow the index.
         self._folders: dict[str, bool] = {}  # and whether there were pictures in that walk
@@ -101,7 +111,7 @@ class Search:
             name = path.name.lower()
             if stat.S_ISDIR(mode):
                 yield from self._folder(root, path)
-            elif name.endswith((".tar", *COMPRESSED_TARS)):
+            elif name.endswith((".tar", TABLE_SUFFIX, *COMPRESSED_TARS)):
                 yield from self._shard(root, path, "", given=True)
             elif self._is_new(path):
                 yield from self._picture(root, path)
@@ -117,6 +127,7 @@ class Search:
 
     def _folder(self, root: int, top: Path) -> Iterator[Found]:
         shards: list[tuple[Path, str]] = []
+        tables: list[tuple[Path, str]] = []
         pictures, own, compressed, broken = 0, 0, 0, 0
         entered: list[str] = []
         level = self._enter(top, "", [], entered)
@@ -138,17 +149,24 @@ class Search:
                         yield Found(root, str(folder), inside, name)
                 elif name.lower().endswith(".tar"):
                     shards.append((folder / name, f"{inside}{name}/"))
+                elif is_table(name):
+                    tables.append((folder / name, f"{inside}{name}/"))
                 else:
                     compressed += name.lower().endswith(COMPRESSED_TARS)
                     own += name.lower().endswith(OWN_SUFFIX)
                     broken += is_link and _leads_nowhere(folder / name)
             else:
                 levels.pop()
-        if shards and pictures:
-            others = sum(str(path.absolute()) not in self._given for path, _ in shards)
-            self._leave_out(others, ".tar file", top, "it has pictures; name shards that are to be read")
-        else:
-            for shard, inside in shards:
+        # Beside the tar files that img2dataset writes lie parquet files of what it knows about the pictures.
+        beside = "pictures" if pictures else "tar files" if shards else ""
+        for others, kind in (
+            (shards if pictures else [], ".tar file"),
+            (tables if beside else [], ".parquet file"),
+        ):
+            count = sum(str(path.absolute()) not in self._given for path, _ in others)
+            self._leave_out(count, kind, top, f"it has {beside}; name shards that are to be read")
+        if not pictures:
+            for shard, inside in shards or tables:
                 pictures += 1
                 yield from self._shard(root, shard, inside)
         self._folders.update(dict.fromkeys(entered, pictures > 0))
@@ -189,16 +207,18 @@ class Search:
         if not self._is_new(path):
             return
         count = 0
+        table = is_table(path)
         try:
-            for member in list_members(path):
-                if is_picture(member.name):
+            for member in list_rows(path, self._columns) if table else list_members(path):
+                if table or is_picture(member.name):
                     count += 1
                     yield Found(root, str(path), inside, member.name, False, True, *member[1:])
         except ImageError as error:
             self._on_problem(str(path), error)
             return
         if given and not count:
-            self._problem(path, f"is a tar file without pictures; {_REMEDY}")
+            kind = "parquet" if table else "tar"
+            self._problem(path, f"is a {kind} file without pictures; {_REMEDY}")
 
     def _is_new(self, path: Path) -> bool:
         """Whether a file was not taken yet, by its own name or with its folder."""

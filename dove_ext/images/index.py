@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import os
 import warnings
@@ -18,6 +19,7 @@ from dove_ext.images.files import open_stream, read_image, read_stream
 from dove_ext.images.find import Found, Search
 from dove_ext.images.prepare import Fit, prepare_images
 from dove_ext.images.shards import read_member
+from dove_ext.images.tables import Columns, is_table, read_picture, read_text
 
 
 class Location(NamedTuple):
@@ -25,10 +27,10 @@ class Location(NamedTuple):
 
     Attributes:
         file: the picture, or the shard that holds it.
-        member: its name in the shard; None for a file.
+        member: its name in the shard, or its key in a parquet file; None for a file.
         root: which of the index's paths it was found in.
         inside: its path within that one, such as "train/cat/1.jpg"; for a file given by name, the name.
-        offset: of its first byte in the shard; 0 for a file.
+        offset: of its first byte in the shard, or its row; 0 for a file.
     """
 
     file: Path
@@ -47,6 +49,10 @@ class _Place(NamedTuple):
     inside: str  # likewise
     is_shard: bool
 
+    @property
+    def is_table(self) -> bool:
+        return self.is_shard and is_table(self.path)
+
 
 class ImageIndex:
     """A list of pictures that holds their places, not their pixels.
@@ -56,11 +62,13 @@ class ImageIndex:
     a path, and in which order.
 
     Args:
-        paths: folders, .tar files (WebDataset shards: <key>.jpg beside <key>.json) and pictures.
+        paths: folders, pictures, .parquet files and .tar files (WebDataset shards: <key>.jpg beside
+            <key>.json).
         synsets: text file with one class a line, of which the first word counts (ImageNet: n01440764). Only
             pictures in a folder of such a name are kept; for those at the top of a shard its name counts.
         on_problem: called with a path and the error where a path, or a folder or shard in one, cannot be
             read or has no pictures; the others are indexed all the same. None: the first one is raised.
+        columns: of .parquet files.
 
     Attributes:
         left_out: sentences about what was left out besides what the rule passes over; each is also given as
@@ -78,8 +86,10 @@ class ImageIndex:
         *,
         synsets: Path | None = None,
         on_problem: Callable[[str, ImageError], None] | None = None,
+        columns: Columns = Columns(),  # noqa: B008
     ) -> None:
         roots = list(map(Path, paths))
+        self._columns = columns
         self._labels = _labels(roots)
         # Flat arrays: a million Python objects would take ten times the room, and every worker process would
         # copy them as soon as it counts a reference.
@@ -87,7 +97,7 @@ class ImageIndex:
         self._place, self._offset, self._size = array("i"), array("q"), array("q")
         self._names, self._ends = bytearray(), array("q")
         self._faults: dict[int, str] = {}
-        search = Search(roots, on_problem or _raise)
+        search = Search(roots, on_problem or _raise, columns)
         if synsets is None:
             for found in search:
                 self._add(found)
@@ -145,12 +155,25 @@ class ImageIndex:
         title = repr(self.name(index))
         if index in self._faults:
             raise ImageError(f"{title} {self._faults[index]}")
+        if place.is_table:
+            return read_picture(Path(place.path), self._offset[index], self._columns.image)
         if place.is_shard:
             return read_member(Path(place.path), name, self._offset[index], self._size[index])
         try:
             return (Path(place.path) / name).read_bytes()
         except OSError as error:
             raise ImageError(f"{title} cannot be read: {error.strerror}") from error
+
+    def text(self, index: int, column: str) -> str | None:
+        """What a column of the picture's parquet file says beside it; None where it says nothing.
+
+        Raises:
+            ImageError: if the picture lies in no parquet file, or that has no such texts.
+        """
+        place, _ = self._where(index)
+        if not place.is_table:
+            raise ImageError(f"{self.name(index)!r} lies in no parquet file, so it has no column {column!r}")
+        return read_text(Path(place.path), self._offset[index], column)
 
     def image(self, index: int) -> str | Image.Image:
         """The picture as `encode` takes it, not read yet: its path, or of a shard's member a PIL image.
@@ -178,6 +201,22 @@ class ImageIndex:
         except ImageError as error:  # it knows the pixels only
             raise ImageError(str(error).replace("the tensor", repr(self.name(index)), 1)) from error
 
+    def part(self, start: int, stop: int) -> ImageIndex:
+        """The pictures from `start` to before `stop` as an index of their own, under the same names."""
+        part = copy.copy(self)
+        places, first = self._place[start:stop], self._ends[start - 1] if start else 0
+        part._ends = array("q", (end - first for end in self._ends[start:stop]))
+        part._names = self._names[first : first + (part._ends[-1] if part._ends else 0)]
+        part._offset, part._size = self._offset[start:stop], self._size[start:stop]
+        low, high = (places[0], places[-1] + 1) if places else (0, 0)
+        part._places, part._place = self._places[low:high], array("i", (place - low for place in places))
+        part._faults = {i - start: why for i, why in self._faults.items() if start <= i < stop}
+        return part
+
+    def sizes(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """Of shards' members the first byte and the size; of rows their number and 0; of files twice 0."""
+        return list(zip(self._offset[start:stop], self._size[start:stop], strict=True))
+
     def spread(self, limit: int) -> list[int]:
         """At most `limit` (from 1) indices, evenly spread."""
         count = min(limit, len(self))
@@ -195,7 +234,10 @@ class ImageIndex:
             if found.by_name:  # the label ends with the picture's own name
                 label = label.rpartition("/")[0]
             label += "/" if label else ""
-            self._places.append(_Place(found.place, found.root, label, found.inside, found.in_shard))
+            inside = found.inside
+            if self._columns.key is not None and found.in_shard and is_table(found.place):
+                label = inside = ""  # a key is the whole name
+            self._places.append(_Place(found.place, found.root, label, inside, found.in_shard))
         if found.fault:
             self._faults[len(self._place)] = found.fault
         self._place.append(len(self._places) - 1)

@@ -9,6 +9,7 @@ from typing import Any
 from dove_ext.errors import ImageError
 from dove_ext.images.index import ImageIndex
 from dove_ext.images.shards import Member, list_members, read_member
+from dove_ext.images.tables import is_table
 
 TRAIN, TEST = "train", "test"
 _SPLITS = {"train": TRAIN, "training": TRAIN, "test": TEST, "val": TEST, "valid": TEST, "validation": TEST}
@@ -27,14 +28,14 @@ class Notes:
         self._places: dict[str, list[Member]] = {}
 
     def note(self, i: int) -> dict[str, Any] | None:
-        """What `<key>.json` beside a shard's picture says; None without one, and of a picture that is a file.
+        """What `<key>.json` beside a shard's picture says; None without one, and of a file or a row.
 
         Raises:
             ImageError: naming the JSON, if it is no JSON object, or the shard cannot be read.
         """
         location = self.index.locate(i)
         shard, member = location.file, location.member
-        if member is None:
+        if member is None or is_table(shard):
             return None
         if shard != self._shard:
             self._shard, self._places = shard, {}

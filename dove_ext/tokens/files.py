@@ -1,6 +1,7 @@
 """`DoveTokens` on disk: a safetensors file, written atomically and untrusted when read.
 
-Both functions deal in plain fields, by the names that `DoveTokens` gives them.
+All functions deal in plain fields, by the names that `DoveTokens` gives them. The same tokens are the same
+bytes.
 
 tokens      [T, D]    float32, float16, bfloat16 or float64
 cu_seqlens  [B + 1]   int32
@@ -15,7 +16,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,25 +44,48 @@ def save_fields(path: str | os.PathLike[str], fields: Mapping[str, Any]) -> None
         TokensError: if `load_fields` would refuse the file.
         OutputError: if it cannot be written.
     """
+    payload = to_bytes(fields)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(payload)
+
+
+def to_bytes(fields: Mapping[str, Any], about: Mapping[str, str] | None = None) -> bytes:
+    """The file that `save_fields` writes.
+
+    Args:
+        fields: of a `DoveTokens` on the CPU.
+        about: further metadata, which `load_fields` passes over.
+
+    Raises:
+        TokensError: if `load_fields` would refuse the file.
+    """
     tensors = {name: fields[name] for name in _RANKS if fields[name] is not None}
     model, names = fields["model"], fields["names"]
-    _check_values(tensors, "the batch to save")
+    check_values(tensors, "the batch to save")
     for text in (*(names or ()), "" if model is None else model):
         if not isinstance(text, str):
             raise TokensError(f"the batch to save is not valid: model and names must be str, got {text!r}")
     # What earlier programs can read stays readable for them.
     needs = {1: "psnr" in tensors, 2: "relevance" in tensors, 3: fields["tiles"] is not None}
     version = VERSIONS[max((place for place, needed in needs.items() if needed), default=0)]
-    metadata = {"format": FORMAT, "version": version, "num_slots": str(fields["num_slots"])}
+    metadata = {**(about or {}), "format": FORMAT, "version": version, "num_slots": str(fields["num_slots"])}
     if model is not None:
         metadata["model"] = model
     if names is not None:
         metadata["names"] = json.dumps(names)
     if fields["tiles"] is not None:
         metadata["tiles"] = fields["tiles"].to_json()
-    payload = save({name: t.detach().contiguous() for name, t in tensors.items()}, metadata)
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(payload)
+    return _sorted(save({name: t.detach().contiguous() for name, t in tensors.items()}, metadata))
+
+
+def _sorted(payload: bytes) -> bytes:
+    """A safetensors file with its metadata in order: safetensors writes it in another one each time."""
+    start = 8 + int.from_bytes(payload[:8], "little")
+    header = json.loads(payload[8:start])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the tensors behind it stay aligned
+    return b"".join((len(text).to_bytes(8, "little"), text, memoryview(payload)[start:]))
 
 
 def load_fields(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -75,13 +100,24 @@ def load_fields(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         TokensError: if the file is missing, unreadable, damaged, not of this kind or of a newer version.
     """
+    with open_file(path) as file:
+        return _read(file, repr(str(path)))
+
+
+@contextmanager
+def open_file(path: str | os.PathLike[str]) -> Iterator[Any]:
+    """A safetensors file, memory-mapped while the block runs, and as long as a tensor of it is kept.
+
+    Raises:
+        TokensError: if it is missing, unreadable or damaged.
+    """
     name = repr(str(path))
     if not Path(path).is_file():
         kind = "is not a file" if Path(path).exists() else "does not exist"
         raise TokensError(f"{name} {kind}; give a file written by DoveTokens.save or `dove encode`")
     try:
         with safe_open(path, framework="pt") as file:
-            return _read(file, name)
+            yield file
     except TokensError:
         raise
     except OSError as error:
@@ -91,6 +127,22 @@ def load_fields(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _read(file: Any, name: str) -> dict[str, Any]:
+    fields = read_header(file, name)
+    tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    check_values(tensors, name)
+    return {**fields, **tensors}
+
+
+def read_header(file: Any, name: str) -> dict[str, Any]:
+    """The fields that are no tensors, which are None; what the header says of tensors is checked.
+
+    Args:
+        file: open.
+        name: how an error calls it.
+
+    Raises:
+        TokensError: if the file is not of this kind or of a newer version.
+    """
     metadata = file.metadata() or {}
     if metadata.get("format") != FORMAT:
         held = ", ".join(sorted(map(repr, file.keys()))[:5]) or "nothing"
@@ -111,11 +163,8 @@ def _read(file: Any, name: str) -> dict[str, Any]:
             raise TokensError(
                 f"{name} is not valid: {key} must have {_RANKS[key]} dimensions, its shape is {shape}"
             )
-    tensors = {key: file.get_tensor(key) for key in keys}
-    _check_values(tensors, name)
     return {
         **dict.fromkeys(_RANKS),
-        **tensors,
         "num_slots": _slots(metadata.get("num_slots"), name),
         "model": metadata.get("model"),
         "names": _names(metadata.get("names"), name),
@@ -123,7 +172,12 @@ def _read(file: Any, name: str) -> dict[str, Any]:
     }
 
 
-def _check_values(tensors: dict[str, Tensor], name: str) -> None:
+def check_values(tensors: Mapping[str, Tensor], name: str) -> None:
+    """Refuse values that no tokens have; whether shapes fit together is not looked at.
+
+    Raises:
+        TokensError: naming the file and what is wrong.
+    """
     if tensors["tokens"].dtype not in _DTYPES:
         raise TokensError(f"{name} is not valid: tokens of dtype {tensors['tokens'].dtype} are not supported")
     if not tensors["tokens"].isfinite().all():
