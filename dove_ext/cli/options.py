@@ -21,11 +21,12 @@ DTYPES = ("float32", "bfloat16")
 # `dove_ext.images.find` in short, for the help of every verb that reads sets of pictures.
 IMAGE_PATHS = """\
 pictures are found alike by every verb:
-  A path is a picture, an uncompressed tar file, or a folder, which is searched at all depths and through
-  links; of folders and tar files the members with a picture's suffix count. Passed over are names with a
-  leading dot and *.dove.png, which dove wrote itself. Tar files in a folder are read if it has no pictures;
-  else, and if they are compressed, dove says that it leaves them out. What is named twice is taken once. With
-  several paths, the name of each picture begins with that of its path."""
+  A path is a picture, an uncompressed tar file, a parquet file with a column of pictures, or a folder, which
+  is searched at all depths and through links; of folders and tar files the members with a picture's suffix
+  count. Passed over are names with a leading dot and *.dove.png, which dove wrote itself. Tar files in a
+  folder are read if it has no pictures, parquet files if it has no tar files either; else, and if they are
+  compressed, dove says that it leaves them out. What is named twice is taken once. With several paths, the
+  name of each picture begins with that of its path."""
 
 
 def positive(text: str) -> int:
@@ -125,6 +126,11 @@ def add_image_options(parser: ArgumentParser) -> None:
         help="pictures, folders of them and tar files, see below; colours are taken as stored, without "
         "embedded profiles",
     )
+    add_fit_option(parser)
+
+
+def add_fit_option(parser: ArgumentParser) -> None:
+    """--fit."""
     parser.add_argument(
         "--fit",
         choices=("crop", "squash", "pad"),

@@ -156,7 +156,7 @@ class ImageIndex:
         if index in self._faults:
             raise ImageError(f"{title} {self._faults[index]}")
         if place.is_table:
-            return read_picture(Path(place.path), self._offset[index], self._columns.image)
+            return read_picture(Path(place.path), self._offset[index], self._columns.image, title)
         if place.is_shard:
             return read_member(Path(place.path), name, self._offset[index], self._size[index])
         try:
@@ -201,6 +201,10 @@ class ImageIndex:
         except ImageError as error:  # it knows the pixels only
             raise ImageError(str(error).replace("the tensor", repr(self.name(index)), 1)) from error
 
+    def refuse(self, index: int, why: str) -> None:
+        """Let a picture in a shard be one that cannot be read; `why` goes on behind its name."""
+        self._faults[index] = why
+
     def part(self, start: int, stop: int) -> ImageIndex:
         """The pictures from `start` to before `stop` as an index of their own, under the same names."""
         part = copy.copy(self)
@@ -216,6 +220,10 @@ class ImageIndex:
     def sizes(self, start: int, stop: int) -> list[tuple[int, int]]:
         """Of shards' members the first byte and the size; of rows their number and 0; of files twice 0."""
         return list(zip(self._offset[start:stop], self._size[start:stop], strict=True))
+
+    def places(self) -> list[str]:
+        """The folders and shards that the pictures lie in."""
+        return [place.path for place in self._places]
 
     def spread(self, limit: int) -> list[int]:
         """At most `limit` (from 1) indices, evenly spread."""

@@ -60,18 +60,18 @@ def list_rows(table: Path, columns: Columns) -> Iterator[Member]:
                 row += 1
 
 
-def read_picture(table: Path, row: int, column: str) -> bytes:
-    """The picture file in a row.
+def read_picture(table: Path, row: int, column: str, title: str) -> bytes:
+    """The picture file in a row; `title` is how an error calls it.
 
     Raises:
-        ImageError: naming file and row, if there is none, or the file cannot be read.
+        ImageError: if there is none, or the parquet file cannot be read.
     """
     value = read_cell(table, row, column)
     data = value.get("bytes") if isinstance(value, dict) else value
     if not data:
         path = value.get("path") if isinstance(value, dict) else None
         why = "has no picture" if path is None else f"names a picture, {path!r}, and does not hold it"
-        raise ImageError(f"row {row} of {str(table)!r} {why}; embed the pictures in the file")
+        raise ImageError(f"{title} {why}; embed the pictures in the parquet file")
     return bytes(data)
 
 
@@ -98,7 +98,8 @@ class _Cursor:
         self._starts = [0]
         for group in range(metadata.num_row_groups):
             self._starts.append(self._starts[-1] + metadata.row_group(group).num_rows)
-        self._group, self._first, self._batch = -1, 0, None
+        self._group, self._first = -1, 0
+        self._batch: Any = None
         self._batches: Iterator[Any] = iter(())
 
     def value(self, row: int) -> Any:

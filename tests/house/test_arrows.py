@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PROGRAMS = ("dove_train", "dove_eval", "dove_vlm", "dove_instruct")
+PROGRAMS = ("dove_train", "dove_eval", "dove_vlm", "dove_instruct", "dove_data")
 BUILT_ON = {"dove_instruct": ("dove_train", "dove_vlm")}  # one training library, not two
 HOMES = {
     "dove_ext": ROOT / "dove_ext",
