@@ -35,8 +35,8 @@ def collate(pictures: Sequence[DoveTokens]) -> DoveTokens:
 class TokenDataset(torch.utils.data.Dataset[DoveTokens]):
     """Sets that `dove tokenize` has finished, one behind the other, for any order of reading.
 
-    It holds 8 bytes a shard; pictures are read through memory mappings, and keys are looked up on disk. It can
-    be pickled and forked: each process opens the files for itself.
+    It holds 8 bytes a shard; pictures are read through memory mappings, and keys are looked up on disk. It
+    can be pickled and forked: each process opens the files for itself.
 
     Args:
         folders: of sets, one or several. A key is looked up in them in this order.
@@ -60,8 +60,8 @@ class TokenDataset(torch.utils.data.Dataset[DoveTokens]):
             manifest = read_manifest(folder)
             if manifest["settings"]["format"] != SAFETENSORS:
                 raise DataError(
-                    f"{str(folder)!r} has shards for WebDataset; read it with the package webdataset, or make it "
-                    "with --format safetensors"
+                    f"{str(folder)!r} has shards for WebDataset; read it with the package webdataset, or "
+                    "make it with --format safetensors"
                 )
             models.append(manifest["model"]["sha256"])
             if models[-1] != models[0]:
@@ -143,9 +143,7 @@ class TokenDataset(torch.utils.data.Dataset[DoveTokens]):
     def _name(self, shard: int, row: int) -> str:
         names = self._shard(shard).names
         if names is None or row >= len(names):
-            raise DataError(
-                f"shard {shard} of {str(self.folders[0])!r} has no names; run dove tokenize --verify"
-            )
+            raise DataError(f"shard {shard} has no name for its picture {row}; run dove tokenize --verify")
         return names[row]
 
     def _shard(self, shard: int) -> MappedTokens:

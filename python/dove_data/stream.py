@@ -64,7 +64,8 @@ class TokenStream(torch.utils.data.IterableDataset[DoveTokens]):
             world = torch.distributed.get_world_size() if shared else 1
         if not 0 <= rank < world or block < 1 or mix < 1:
             raise DataError(
-                f"rank must be from 0 to world - 1, block and mix at least 1, got {rank} of {world}"
+                f"rank must be from 0 to world - 1, block and mix at least 1, got rank {rank} "
+                f"of {world}, {block} and {mix}"
             )
         self.data = TokenDataset(folders)
         self.shuffle, self.seed, self.block, self.mix = shuffle, seed, block, mix
