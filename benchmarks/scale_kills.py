@@ -2,7 +2,7 @@
 
     python -m benchmarks.scale_kills [--engine local ray] [--kills 20] [--json PATH]
 
-Pictures are drawn, the model is small and random unless --model names one. A run is begun, and something of it
+Pictures are drawn, the model is small and random unless --model names one. A run is begun, and a part of it
 killed at a moment of chance within the time that an undisturbed run takes: in turns a worker and the driver.
 The same command goes on, is killed again, until a set is finished and its files are compared; then another is
 begun.
@@ -40,7 +40,7 @@ _STACK = StackConfig(hidden=64, layers=2, heads=2, mlp=128)
 
 
 def small_model(folder: Path) -> Path:
-    """A random model of 32 x 32 pixels, whose lengths differ from picture to picture."""
+    """A random model of 32 x 32 pixels, all of whose tokens count."""
     import torch
 
     vqgan = VQGANConfig(
@@ -202,7 +202,7 @@ def main(options: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the record to PATH")
     args = parser.parse_args(options)
-    rows = []
+    measured, rows = commit(), []
     for engine in args.engine:
         with tempfile.TemporaryDirectory() as folder:
             place, chance = Path(folder), random.Random(args.seed)
@@ -215,7 +215,7 @@ def main(options: list[str] | None = None) -> int:
             rows.append(trial(engine, args.kills, make, lambda text: print(text, flush=True)))
         if args.json is not None:
             record = {
-                "benchmark": "scale_kills", "commit": commit(),
+                "benchmark": "scale_kills", "commit": measured,
                 "utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "machine": machine(),
                 "pictures": args.pictures, "workers": args.workers, "model": args.model or "small, random",
                 "rows": rows,
