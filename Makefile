@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
 CXX_SOURCES := $(shell find csrc examples -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help demo test test-transformers test-vllm test-export fuzz lint format bench clean
+.PHONY: help demo test test-transformers test-vllm test-export test-ray fuzz lint format bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -58,6 +58,13 @@ $(VENV)/.export: $(VENV)/.dev  # apart, so that `make test` does not find them a
 
 test-export: $(VENV)/.export  ## tests/export with ONNX Runtime, AOTInductor and a C++ program (some minutes)
 	OMP_WAIT_POLICY=PASSIVE PYTHONPATH=$(VENV)/export $(BIN)/python -m pytest tests/export
+
+$(VENV)/.ray: $(VENV)/.dev  # apart, since Ray brings some thirty packages of its own
+	$(BIN)/pip install --quiet --no-compile --upgrade --target $(VENV)/ray "ray[data]>=2.40"
+	touch $@
+
+test-ray: $(VENV)/.ray  ## tests/data with a Ray cluster of four workers on this machine (some minutes)
+	OMP_WAIT_POLICY=PASSIVE PYTHONPATH=$(abspath $(VENV)/ray) $(BIN)/python -m pytest tests/data
 
 $(VENV)/.fuzz: $(VENV)/.dev
 	$(BIN)/pip install --quiet --no-compile "atheris>=3"

@@ -62,7 +62,10 @@ def run(job: Job, units: Iterator[Unit], count: int, workers: int | None) -> Ite
         raise DataError(f"--engine ray needs: pip install 'dove-ext[ray]' ({error})") from error
     ours = not ray.is_initialized()
     if ours:
-        ray.init(log_to_driver=False, logging_level="error", include_dashboard=False)  # or joins RAY_ADDRESS
+        try:  # a cluster that RAY_ADDRESS names, or one of this machine
+            ray.init(log_to_driver=False, logging_level="error")
+        except Exception as error:  # Ray raises plain ones
+            raise DataError(f"Ray cannot be started or joined: {str(error).strip()}") from error
     try:
         yield from _rows(ray, job, units, count, workers)
     finally:

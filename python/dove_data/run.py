@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from dove_data.units import Job, units_of
 from dove_ext.config import DoveConfig
 from dove_ext.images.index import ImageIndex
 from dove_ext.images.tables import Columns, is_table
-from dove_ext.models.pretrained import find_model, load_config
+from dove_ext.models.pretrained import find_model, load_config, shipped_folder
 from dove_ext.tokens.lengths import LengthRule
 
 ENGINES = ("local", "ray")
@@ -70,6 +71,8 @@ def tokenize(
         workers = workers or local.default_workers(local.devices_of(settings.device))
     _check_lengths(settings)
     _check_apart(sources, folder)
+    if engine == "ray":  # whose workers may stand in other folders
+        sources = [Path(source).absolute() for source in sources]
     index = ImageIndex(sources, columns=Columns(settings.image_column, settings.key_column))
     _check_columns(settings, index)
     listed = look_through(index)
@@ -77,7 +80,7 @@ def tokenize(
     with alone(folder):
         begin(folder, plan)
         _sweep(folder)
-        job, count = Job(folder.absolute(), settings, plan_id(plan)), plan["shards"]
+        job, count = Job(folder.absolute(), _found(settings), plan_id(plan)), plan["shards"]
         limit = math.ceil(max_unreadable * len(index)) if 0 < max_unreadable < 1 else int(max_unreadable)
         units = units_of(index, settings.shard_size)
         results: Iterator[Row]
@@ -116,6 +119,14 @@ def _collected(
         if told is not None:
             told(row)
     return rows
+
+
+def _found(settings: Settings) -> Settings:
+    """The settings with a model's folder by its whole path."""
+    model = settings.model
+    if shipped_folder(model) is None and Path(model).is_dir():
+        model = str(Path(model).absolute())
+    return replace(settings, model=model)
 
 
 def _check_lengths(settings: Settings) -> None:

@@ -158,7 +158,7 @@ def test_every_target_has_a_rule_and_says_what_it_does() -> None:
 
 
 def test_make_compiles_the_kernels_once(tmp_path: Path) -> None:
-    targets = ["lint", "test", "test-transformers", "test-vllm", "test-export"]
+    targets = ["lint", "test", "test-transformers", "test-vllm", "test-export", "test-ray"]
     command = ["make", "-n", f"VENV={tmp_path}", *targets]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.count(" --editable ") == 1 and f"touch {tmp_path}/.runtime" in done.stdout
