@@ -3,9 +3,8 @@
     python -m benchmarks.scale_kills [--engine local ray] [--kills 20] [--json PATH]
 
 Pictures are drawn, the model is small and random unless --model names one. A run is begun, and a part of it
-killed at a moment of chance within the time that an undisturbed run takes: in turns a worker and the driver.
-The same command goes on, is killed again, until a set is finished and its files are compared; then another is
-begun.
+killed at a moment of chance: in turns a worker and the driver. The same command goes on, is killed again,
+until a set is finished and its files are compared; then another is begun.
 With the engine "ray" a killed worker does not end a run: Ray goes on with another. A run of `ray` here is a
 cluster of this machine, of --workers.
 """
@@ -113,17 +112,8 @@ class Trial:
         self, engine: str, workers: int, source: Path, model: str, place: Path, chance: random.Random
     ) -> None:
         self.engine, self.place, self.chance = engine, place, chance
-        self.options = [
-            "--engine",
-            engine,
-            "--workers",
-            str(workers),
-            "--shard-size",
-            "4",
-            "--batch-size",
-            "4",
-        ]
-        self.options += ["--model", model, str(source)]
+        fixed = f"--engine {engine} --workers {workers} --shard-size 4 --batch-size 4"
+        self.options = [*fixed.split(), "--model", model, str(source)]
         self.kills: list[dict[str, Any]] = []
 
     def start(self, folder: Path) -> subprocess.Popen[bytes]:
@@ -139,55 +129,62 @@ class Trial:
             raise SystemExit(errors.decode())
         return contents(self.place / "undisturbed"), time.monotonic() - begun
 
-    def kill_at_random(self, folder: Path, victim: str, seconds: float) -> bool:
-        """One run; whether something was killed. It ends, finished or not."""
+    def kill_at_random(self, folder: Path, kills: int) -> None:
+        """One run, until it ends, finished or not; at most so many kills in all.
+
+        Half of the moments lie anywhere from its beginning, the others behind some shards that it has made.
+        """
         begun = time.monotonic()
-        run, moment = self.start(folder), self.chance.uniform(0.1, 0.9) * seconds
-        killed = False
-        while run.poll() is None and not killed:
-            time.sleep(max(0.0, begun + moment - time.monotonic()))
+        run = self.start(folder)
+        while run.poll() is None and len(self.kills) < kills:
+            victim = ("worker", "driver")[len(self.kills) % 2]
+            before = shards = self.shards(folder)
+            wanted = self.chance.choice((0, self.chance.randint(1, 12)))
+            while run.poll() is None and shards < before + wanted:
+                time.sleep(0.02)
+                shards = self.shards(folder)
+            time.sleep(self.chance.uniform(0, 1 if wanted else 10))
             pids = [run.pid] if victim == "driver" else workers_of(run.pid, self.engine)
-            if run.poll() is None and pids:
-                shards = len(list(folder.glob("shards/*/0*")))
-                os.kill(self.chance.choice(pids), signal.SIGKILL)
-                killed = True
-                self.kills.append(
-                    {"victim": victim, "second": round(time.monotonic() - begun, 2), "shards": shards}
-                )
-            moment += 0.2  # no worker is there yet
+            while run.poll() is None and not pids:  # no worker is there yet
+                time.sleep(0.1)
+                pids = workers_of(run.pid, self.engine)
+            if run.poll() is None:
+                try:
+                    os.kill(self.chance.choice(pids), signal.SIGKILL)
+                except ProcessLookupError:  # it has just ended
+                    continue
+                second = round(time.monotonic() - begun, 2)
+                self.kills.append({"victim": victim, "second": second, "shards": self.shards(folder)})
+                if victim == "driver" or self.engine == "local":
+                    break
         _, errors = run.communicate()
-        if killed:
-            self.kills[-1]["exit"] = run.returncode
-            if b"Traceback" in errors:
-                self.kills[-1]["traceback"] = errors.decode()[-2000:]
-        return killed
+        if run.returncode not in (0, 1, -signal.SIGKILL):
+            raise SystemExit(errors.decode())
+        if run.returncode == 1 and b"Traceback" in errors:
+            self.kills[-1]["traceback"] = errors.decode()[-2000:]
+
+    @staticmethod
+    def shards(folder: Path) -> int:
+        return len(list(folder.glob("shards/*/0*")))
 
 
-def trial(engine: str, kills: int, make: Callable[[], Trial], say: Callable[[str], None]) -> dict[str, Any]:
-    runs = make()
+def trial(runs: Trial, kills: int, say: Callable[[str], None]) -> dict[str, Any]:
     expected, seconds = runs.undisturbed()
-    say(f"{engine}: undisturbed in {seconds:.1f} s, {len(expected)} files")
-    sets, equal, number = 0, 0, 0
-    while len(runs.kills) < kills or number:
+    say(f"{runs.engine}: undisturbed in {seconds:.1f} s, {len(expected)} files")
+    sets = equal = 0
+    while True:
         folder = runs.place / f"set-{sets}"
-        victim = ("worker", "driver")[len(runs.kills) % 2]
-        if len(runs.kills) < kills:
-            runs.kill_at_random(folder, victim, seconds)
-            number += 1
-        else:
-            runs.start(folder).communicate()
+        runs.kill_at_random(folder, kills)
+        say(f"{runs.engine}: {len(runs.kills)} kills, {runs.shards(folder)} shards")
         if (folder / "manifest.json").exists():
             same = contents(folder) == expected
-            sets, equal, number = sets + 1, equal + same, 0
-            say(f"{engine}: set {sets} after {len(runs.kills)} kills: {'equal' if same else 'DIFFERS'}")
+            sets, equal = sets + 1, equal + same
+            say(f"{runs.engine}: set {sets} after {len(runs.kills)} kills: {'equal' if same else 'DIFFERS'}")
             shutil.rmtree(folder)
-    return {
-        "engine": engine,
-        "undisturbed_s": round(seconds, 2),
-        "sets": sets,
-        "equal": equal,
-        "kills": runs.kills,
-    }
+            if len(runs.kills) >= kills:
+                break
+    about = {"engine": runs.engine, "undisturbed_s": round(seconds, 2), "sets": sets, "equal": equal}
+    return {**about, "kills": runs.kills}
 
 
 def main(options: list[str] | None = None) -> int:
@@ -209,10 +206,8 @@ def main(options: list[str] | None = None) -> int:
             source = draw_pictures(place / "pictures", args.pictures)
             model = args.model or str(small_model(place / "model"))
 
-            def make(engine: str = engine, source: Path = source, place: Path = place) -> Trial:
-                return Trial(engine, args.workers, source, model, place, chance)  # noqa: B023
-
-            rows.append(trial(engine, args.kills, make, lambda text: print(text, flush=True)))
+            runs = Trial(engine, args.workers, source, model, place, chance)
+            rows.append(trial(runs, args.kills, lambda text: print(text, flush=True)))
         if args.json is not None:
             record = {
                 "benchmark": "scale_kills", "commit": measured,

@@ -34,7 +34,7 @@ def devices_of(name: str) -> list[str]:
     device = find_device(name)
     if device.type == "cuda" and device.index is None:
         return [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-    return [name]
+    return [device.type if device.type == "cpu" else name]
 
 
 def default_workers(devices: list[str]) -> int:

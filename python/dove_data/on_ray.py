@@ -7,7 +7,6 @@ by whoever gets it. All nodes must see the folder under the same path.
 from __future__ import annotations
 
 import logging
-import os
 import pickle
 from collections.abc import Iterator
 from typing import Any
@@ -84,7 +83,6 @@ def _rows(ray: Any, job: Job, units: Iterator[Unit], count: int, workers: int | 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     rows = ray.data.from_items(
         [{"unit": pickle.dumps(unit)} for unit in units], override_num_blocks=min(count, 10_000)
     ).map_batches(

@@ -120,7 +120,7 @@ def begin(folder: Path, plan: dict[str, Any]) -> None:
     """Write the plan, or find the same one there.
 
     Raises:
-        DataError: if the folder holds something else, or a plan that differs, saying in what.
+        DataError: if the folder holds a plan that differs, saying in what.
         OutputError: if it cannot be written.
     """
     if (folder / PLAN).exists():
@@ -131,12 +131,6 @@ def begin(folder: Path, plan: dict[str, Any]) -> None:
                 "with, or choose another folder"
             )
         return
-    others = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-    if others:
-        raise DataError(
-            f"{str(folder)!r} holds {others[0]!r}, and no `dove tokenize` was begun there; choose an "
-            "empty or a new folder"
-        )
     with atomic_write(folder / PLAN) as temporary:
         temporary.write_text(json.dumps(plan, indent=2), encoding="utf-8")
 
@@ -146,9 +140,16 @@ def alone(folder: Path) -> Iterator[None]:
     """While the block runs, no other run works in the folder; a lock ends with its process, however it ends.
 
     Raises:
-        DataError: if another does.
+        DataError: if another does, or something else than a set is there.
         OutputError: if the folder cannot be made or written.
     """
+    if not (folder / PLAN).exists() and folder.is_dir():
+        others = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+        if others:
+            raise DataError(
+                f"{str(folder)!r} holds {others[0]!r}, and no `dove tokenize` was begun there; choose an "
+                "empty or a new folder"
+            )
     with (make_writable_folder(folder) / LOCK).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -175,7 +175,7 @@ def test_other_folders_are_refused(made: Path, model: Path, pictures: Path, tmp_
     for folder, why in wrong.items():
         with pytest.raises(DataError, match=why):
             tokenize([pictures], folder, settings_of(model), workers=1)
-    assert not (pictures / "t").exists()
+    assert not (pictures / "t").exists() and not (tmp_path / ".lock").exists()
     with alone(tmp_path / "new"), pytest.raises(DataError, match="another `dove tokenize` is at work"):
         tokenize([pictures], tmp_path / "new", settings_of(model), workers=1)
     with pytest.raises(DataError, match="num_tokens must be between 1 and 64, got 65"):
