@@ -60,7 +60,7 @@ test-export: $(VENV)/.export  ## tests/export with ONNX Runtime, AOTInductor and
 	OMP_WAIT_POLICY=PASSIVE PYTHONPATH=$(VENV)/export $(BIN)/python -m pytest tests/export
 
 $(VENV)/.ray: $(VENV)/.dev  # apart, since Ray brings some thirty packages of its own
-	$(BIN)/pip install --quiet --no-compile --upgrade --target $(VENV)/ray "ray[data]>=2.40"
+	$(BIN)/pip install --quiet --upgrade --target $(VENV)/ray "ray[data]>=2.40"
 	touch $@
 
 test-ray: $(VENV)/.ray  ## tests/data with a Ray cluster of four workers on this machine (some minutes)

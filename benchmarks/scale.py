@@ -20,6 +20,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from dove_ext.models.sets import encode_set
 
 from . import timing
 from .record import commit, machine
-from .scale_kills import descendants
+from .scale_kills import cluster, descendants
 
 PHOTOS = Path(__file__).resolve().parents[1] / "examples" / "photos"
 _TICK = os.sysconf("SC_CLK_TCK")
@@ -183,11 +184,8 @@ def main(options: list[str] | None = None) -> int:
         for engine in args.engines:
             for workers in (1, 2):
                 calls[f"{engine}-{workers}"] = lambda source, e=engine, w=workers: made.engine(source, e, w)
-        if "ray" in args.engines:
-            import ray
-
-            ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
-        rows = measure(calls, few, many, args.rounds)
+        with cluster(4) if "ray" in args.engines else nullcontext():
+            rows = measure(calls, few, many, args.rounds)
         record = {
             "benchmark": "scale", "commit": measured,
             "utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -5,8 +5,8 @@
 Pictures are drawn, the model is small and random unless --model names one. A run is begun, and a part of it
 killed at a moment of chance: in turns a worker and the driver. The same command goes on, is killed again,
 until a set is finished and its files are compared; then another is begun.
-With the engine "ray" a killed worker does not end a run: Ray goes on with another. A run of `ray` here is a
-cluster of this machine, of --workers.
+With the engine "ray" a killed worker does not end a run: Ray goes on with another. Its runs join one cluster on
+this machine, of --workers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,26 @@ def workers_of(pid: int, engine: str) -> list[int]:
     return sorted(p for p, line in descendants(pid).items() if WORKERS[engine] in line)
 
 
+@contextmanager
+def cluster(workers: int) -> Iterator[str]:
+    """A Ray cluster on this machine while the block runs, by its address; on a busy one it starts seldom."""
+    import ray
+
+    options = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
+    for attempt in range(6):
+        try:
+            address = ray.init(num_cpus=workers, **options).address_info["gcs_address"]
+            break
+        except Exception:  # Ray raises plain ones
+            ray.shutdown()
+            if attempt == 5:
+                raise
+    try:
+        yield address
+    finally:
+        ray.shutdown()
+
+
 class Trial:
     """Runs of one engine, killed now and then.
 
@@ -106,12 +127,20 @@ class Trial:
         model: a name or folder.
         place: for sets; a folder.
         chance: of moments.
+        address: of the Ray cluster, which outlives drivers.
     """
 
     def __init__(
-        self, engine: str, workers: int, source: Path, model: str, place: Path, chance: random.Random
+        self,
+        engine: str,
+        workers: int,
+        source: Path,
+        model: str,
+        place: Path,
+        chance: random.Random,
+        address: str | None,
     ) -> None:
-        self.engine, self.place, self.chance = engine, place, chance
+        self.engine, self.place, self.chance, self.address = engine, place, chance, address
         fixed = f"--engine {engine} --workers {workers} --shard-size 4 --batch-size 4"
         self.options = [*fixed.split(), "--model", model, str(source)]
         self.kills: list[dict[str, Any]] = []
@@ -119,7 +148,11 @@ class Trial:
     def start(self, folder: Path) -> subprocess.Popen[bytes]:
         code = "import sys; from dove_ext.cli import main; sys.exit(main(sys.argv[1:]))"
         command = [sys.executable, "-c", code, "tokenize", *self.options, str(folder)]
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        env = {**os.environ, **({} if self.address is None else {"RAY_ADDRESS": self.address})}
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=env)
+
+    def workers(self, run: subprocess.Popen[bytes]) -> list[int]:
+        return workers_of(os.getpid() if self.engine == "ray" else run.pid, self.engine)
 
     def undisturbed(self) -> tuple[dict[str, bytes], float]:
         begun = time.monotonic()
@@ -144,10 +177,10 @@ class Trial:
                 time.sleep(0.02)
                 shards = self.shards(folder)
             time.sleep(self.chance.uniform(0, 1 if wanted else 10))
-            pids = [run.pid] if victim == "driver" else workers_of(run.pid, self.engine)
+            pids = [run.pid] if victim == "driver" else self.workers(run)
             while run.poll() is None and not pids:  # no worker is there yet
                 time.sleep(0.1)
-                pids = workers_of(run.pid, self.engine)
+                pids = self.workers(run)
             if run.poll() is None:
                 try:
                     os.kill(self.chance.choice(pids), signal.SIGKILL)
@@ -201,12 +234,12 @@ def main(options: list[str] | None = None) -> int:
     args = parser.parse_args(options)
     measured, rows = commit(), []
     for engine in args.engine:
-        with tempfile.TemporaryDirectory() as folder:
+        started = cluster(args.workers) if engine == "ray" else nullcontext(None)
+        with tempfile.TemporaryDirectory() as folder, started as address:
             place, chance = Path(folder), random.Random(args.seed)
             source = draw_pictures(place / "pictures", args.pictures)
             model = args.model or str(small_model(place / "model"))
-
-            runs = Trial(engine, args.workers, source, model, place, chance)
+            runs = Trial(engine, args.workers, source, model, place, chance, address)
             rows.append(trial(runs, args.kills, lambda text: print(text, flush=True)))
         if args.json is not None:
             record = {

@@ -16,16 +16,15 @@ from tests.data.small import contents, folder_of, settings_of, stop_after
 ray = pytest.importorskip("ray", reason="the extra `ray`; make test-ray brings it")
 pytest.importorskip("ray.data")
 
-from benchmarks.scale_kills import workers_of  # noqa: E402
+from benchmarks.scale_kills import cluster, workers_of  # noqa: E402
 
 WORKERS = 4
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    ray.init(num_cpus=WORKERS, include_dashboard=False, log_to_driver=False, logging_level="error")
-    yield
-    ray.shutdown()
+def four_workers() -> Iterator[None]:
+    with cluster(WORKERS):
+        yield
 
 
 def test_four_workers_make_the_same_set_past_kills(model: Path, tmp_path: Path) -> None:
