@@ -5,8 +5,8 @@
 Pictures are drawn, the model is small and random unless --model names one. A run is begun, and a part of it
 killed at a moment of chance: in turns a worker and the driver. The same command goes on, is killed again,
 until a set is finished and its files are compared; then another is begun.
-With the engine "ray" a killed worker does not end a run: Ray goes on with another. Its runs join one cluster on
-this machine, of --workers.
+With the engine "ray" a killed worker does not end a run: Ray goes on with another. Its runs join one cluster
+of this machine, of --workers.
 """
 
 from __future__ import annotations
@@ -100,6 +100,7 @@ def workers_of(pid: int, engine: str) -> list[int]:
 @contextmanager
 def cluster(workers: int) -> Iterator[str]:
     """A Ray cluster on this machine while the block runs, by its address; on a busy one it starts seldom."""
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves workers beside other work
     import ray
 
     options = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
