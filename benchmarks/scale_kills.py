@@ -99,19 +99,12 @@ def workers_of(pid: int, engine: str) -> list[int]:
 
 @contextmanager
 def cluster(workers: int) -> Iterator[str]:
-    """A Ray cluster on this machine while the block runs, by its address; on a busy one it starts seldom."""
+    """A Ray cluster on this machine while the block runs, by its address."""
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves workers beside other work
     import ray
 
     options = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
-    for attempt in range(6):
-        try:
-            address = ray.init(num_cpus=workers, **options).address_info["gcs_address"]
-            break
-        except Exception:  # Ray raises plain ones
-            ray.shutdown()
-            if attempt == 5:
-                raise
+    address = ray.init(num_cpus=workers, **options).address_info["gcs_address"]
     try:
         yield address
     finally:
