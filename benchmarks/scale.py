@@ -167,7 +167,9 @@ def main(options: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", nargs="+", type=Path, default=[PHOTOS], help="(default: examples/photos)")
-    parser.add_argument("--few", type=int, default=32, help="pictures (default: %(default)s)")
+    parser.add_argument(
+        "--few", type=int, default=32, help="pictures, two shards of 8 or more (default: %(default)s)"
+    )
     parser.add_argument("--many", type=int, default=96, help="(default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="(default: %(default)s)")
     parser.add_argument("--engines", nargs="+", choices=("local", "ray"), default=["local"])
@@ -179,7 +181,7 @@ def main(options: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         few, many = (copies(args.data, place / f"{n}-pictures", n) for n in (args.few, args.many))
-        made = Candidates(Settings(model=args.model, shard_size=16), place)
+        made = Candidates(Settings(model=args.model, shard_size=8), place)
         calls: dict[str, Callable[[Path], None]] = {"bare": made.bare}
         for engine in args.engines:
             for workers in (1, 2):
