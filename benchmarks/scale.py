@@ -181,7 +181,7 @@ def main(options: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         few, many = (copies(args.data, place / f"{n}-pictures", n) for n in (args.few, args.many))
-        made = Candidates(Settings(model=args.model, shard_size=8), place)
+        made = Candidates(Settings(model=args.model, batch_size=8, shard_size=8), place)
         calls: dict[str, Callable[[Path], None]] = {"bare": made.bare}
         for engine in args.engines:
             for workers in (1, 2):
