@@ -122,7 +122,7 @@ def measure(
         rows.append(
             {
                 "candidate": name,
-                "pictures_per_s": timing.spread([1 / wall for wall, _ in values]),
+                "wall_s_per_picture": timing.spread([wall for wall, _ in values]),
                 "cpu_s_per_picture": timing.spread([cpu for _, cpu in values]),
                 "cpu_over_bare": timing.spread(ratios),
             }
