@@ -11,6 +11,7 @@ from safetensors import safe_open
 
 from dove_ext.errors import TokensError
 from dove_ext.tokens import DoveTokens
+from dove_ext.tokens.mapped import MappedTokens
 from tests.tokens.test_container import SLOTS, assert_holds, cu, make
 
 
@@ -78,3 +79,26 @@ def test_what_could_not_be_loaded_is_not_saved(fields: dict[str, Any], words: st
     with pytest.raises(TokensError, match=f"the batch to save is not valid: {words}"):
         DoveTokens(**good | fields).save(tmp_path / "t.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_same_tokens_are_the_same_bytes(tmp_path: Path) -> None:
+    tokens = make([3, 1], names=("a", "b"), model="m")[1]
+    for name in range(8):  # safetensors has an order of chance for what is beside the tensors
+        tokens.save(tmp_path / f"{name}")
+    assert len({(tmp_path / f"{name}").read_bytes() for name in range(8)}) == 1
+
+
+def test_pictures_of_a_file_one_at_a_time(tmp_path: Path) -> None:
+    tokens = make([3, 1, 5], names=("a", "b", "c"), model="m", p_eos=torch.rand(3, SLOTS))[1]
+    tokens.save(tmp_path / "t")
+    mapped = MappedTokens(tmp_path / "t")
+    assert len(mapped) == 3 and mapped.names == ("a", "b", "c")
+    for i in (2, 0, 1, -1):
+        for name in ("tokens", "p_eos", "cu_seqlens"):
+            assert torch.equal(getattr(mapped[i], name), getattr(tokens[i], name)), name
+        assert (mapped[i].names, mapped[i].model) == (tokens[i].names, "m")
+    with pytest.raises(IndexError):
+        mapped[3]
+    (tmp_path / "t").write_bytes((tmp_path / "t").read_bytes()[:-1])
+    with pytest.raises(TokensError, match="is damaged, cut short"):
+        MappedTokens(tmp_path / "t")
