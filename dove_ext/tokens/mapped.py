@@ -63,7 +63,8 @@ class MappedTokens:
             parts = [self._run(row, row + 1) for row in rows]
         try:
             fields = {**self._fields, "names": None, "tiles": None}
-            tokens = DoveTokens.cat([DoveTokens(**{**fields, **part}) for part in parts])
+            run = [DoveTokens(**{**fields, **part}) for part in parts]
+            tokens = run[0] if len(run) == 1 else DoveTokens.cat(run)
             names, tiles = self._fields["names"], self._fields["tiles"]
             beside: dict[str, Any] = {
                 "names": names and tuple(names[row] for row in rows),
