@@ -60,14 +60,14 @@ def dove(wheel: Path, arguments: Sequence[str]) -> subprocess.CompletedProcess[s
 
 def test_it_holds_the_library_and_its_programs_only(wheel: Path) -> None:
     folders = {path.name for path in wheel.iterdir() if path.suffix != ".dist-info"}
-    assert folders == {"dove_ext", "dove_eval", "dove_instruct", "dove_train", "dove_vlm"}
+    assert folders == {"dove_data", "dove_ext", "dove_eval", "dove_instruct", "dove_train", "dove_vlm"}
     (top_level,) = wheel.glob("*.dist-info/top_level.txt")
     assert set(top_level.read_text().split()) == folders
 
 
 def test_every_package_of_the_sources_is_in_it(wheel: Path) -> None:
     for place in (ROOT, ROOT / "python"):
-        for name in ("dove_ext", "dove_eval", "dove_instruct", "dove_train", "dove_vlm"):
+        for name in ("dove_data", "dove_ext", "dove_eval", "dove_instruct", "dove_train", "dove_vlm"):
             for path in (place / name).rglob("*.py"):
                 assert (wheel / path.relative_to(place)).exists(), path
 
