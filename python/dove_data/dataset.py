@@ -135,9 +135,10 @@ class TokenDataset(torch.utils.data.Dataset[DoveTokens]):
                 self._keys[place] = open_keys(folder)
             first = int(self.starts[self._shards[place]])
             for number in candidates(self._keys[place], key):
-                found = self._place(first + number)
-                if self._name(*found) == key:
-                    return found
+                if first + number < len(self):  # a damaged index leads anywhere
+                    found = self._place(first + number)
+                    if self._name(*found) == key:
+                        return found
         raise KeyError(key)
 
     def _name(self, shard: int, row: int) -> str:

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from dove_data import DataError, TokenDataset, TokenStream, collate, tokenize, verify
 from dove_data.plan import shard_path
+from dove_data.shards import shard_bytes
 from dove_ext import DoveTokens, TokensError
 from dove_ext.tokens.mapped import MappedTokens
 from tests.data.small import COUNT, folder_of, settings_of
@@ -136,3 +137,12 @@ def test_damage_that_no_header_shows_is_found_where_it_is_read(copy: Path) -> No
     assert len(mapped[0].tokens) >= 1
     with pytest.raises(TokensError, match="is not valid: its cu_seqlens lead out of its tokens"):
         mapped[len(mapped) - 1]
+
+
+def test_a_stranger_can_make_checksums(copy: Path) -> None:
+    tokens = DoveTokens.load(shard_path(copy, 0, "safetensors"))
+    for about in ({"plan": 1}, {}, {"unit": 0, "plan": "x"}):
+        payload, _ = shard_bytes(tokens, about, "safetensors")
+        shard_path(copy, 0, "safetensors").write_bytes(payload)
+        (sentence,) = verify(copy)
+        assert "is of another run" in sentence or "does not say what it is" in sentence
