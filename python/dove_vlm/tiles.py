@@ -14,6 +14,8 @@ from dove_vlm.configuration import DoveLlavaConfig
 TOKEN, TILE, ROW = 0, 1, 2
 """Kinds of a placeholder: a token of a tile; the end of a tile; the end of a tile and of its row."""
 
+NO_TILES = "this model reads no tiles; leave tiles out, or make it with tile_separators=True and train it so"
+
 
 class Laid(NamedTuple):
     """Pictures' tokens in reading order, and what stands between them.
@@ -106,9 +108,7 @@ def check_ends(ends: Tensor, counts: list[int], tokens: int, separators: nn.Modu
         ValueError: if they do not fit together, or the model reads no tiles.
     """
     if separators is None:
-        raise ValueError(
-            "this model reads no tiles; leave tiles out, or make it with tile_separators=True and train it so"
-        )
+        raise ValueError(NO_TILES)
     if ends.dim() != 1 or len(ends) != sum(counts):
         raise ValueError(
             f"image_tile_ends must be [{sum(counts)}], one for each of num_image_tokens, got "

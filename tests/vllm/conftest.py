@@ -31,7 +31,7 @@ def plugin() -> None:
 
 @pytest.fixture(scope="session")
 def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """dove-tiny before a Llama of two layers."""
+    """dove-tiny before a Llama of two layers, which reads tiles, too."""
     from tests.vllm.served import save
 
-    return save(tmp_path_factory.mktemp("llama"), "dove-tiny")
+    return save(tmp_path_factory.mktemp("llama"), "dove-tiny", tile_separators=True)

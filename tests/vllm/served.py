@@ -19,16 +19,32 @@ from tests.vlm.small import TEMPLATE, WORDS, llama, model, tokenizer
 
 PHOTOS = Path(__file__).parents[2] / "examples" / "photos"
 WORDS_OF_AN_ANSWER = 6
+ONE = "<s> what is this <image> ?"
+TWO = "<s> <image> is left of <image> ?"
+NONE = "<s> how many cups are there ?"
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"num_tokens": 0}, "num_tokens must be between 1 and 256, got 0"),
+    ({"num_tokens": 3, "max_tokens": 3}, "num_tokens decides the lengths"),
+    ({"eos_threshold": "low"}, "eos_threshold must be a number"),
+    ({"token_budget": 9}, "token_budget is for all images of a call"),
+    ({"size": 3}, "an image has no option 'size' here"),
+    ({"device": "cpu"}, "an image has no option 'device' here"),
+    ({"fit": "stretch"}, "fit must be one of"),
+    ({"drop_empty": True}, "drop_empty leaves out tiles; give tiles"),
+    ({"tiles": 0}, "tiles must be a whole number from 1 to 4096"),
+]
+"""What a request may not ask of a picture, whoever asks which model, and what it is told."""
+
 SHAPE = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
 """Of `small.llama`, with heads that vLLM has kernels for."""
 
 
-def save(folder: Path, encoder: str, language_model: Any = None) -> Path:
+def save(folder: Path, encoder: str, language_model: Any = None, **config: Any) -> Path:
     """A model and its processor in one folder; it never says the image token."""
     processor = dove_vlm.DoveLlavaProcessor(
         dove_vlm.DoveImageProcessor(encoder), tokenizer(), chat_template=TEMPLATE
     )
-    vlm = model(language_model or llama(**SHAPE), DoveModel.from_pretrained(encoder))
+    vlm = model(language_model or llama(**SHAPE), DoveModel.from_pretrained(encoder), **config)
     assert processor.image_token_id == len(WORDS)
     with torch.no_grad():
         vlm.get_output_embeddings().weight[processor.image_token_id] = 0
@@ -39,13 +55,18 @@ def save(folder: Path, encoder: str, language_model: Any = None) -> Path:
 
 @cache
 def pictures() -> list[Image.Image]:
-    """Pieces of the photographs of examples/, 64 pixels wide: twelve, from flat to full."""
+    """Pieces of the photographs of examples/, 64 pixels wide: twelve, from flat to full; then `TILED`."""
     found = []
     for path in sorted(PHOTOS.glob("*.jpg")):
         photo = Image.open(path).convert("RGB")
         for size in (64, 160, 400):
             found.append(photo.crop((40, 40, 40 + size, 40 + size)).resize((64, 64)))
-    return found[:12]
+    shapes = (500, 256), (480, 400), (64, 64)  # two tiles and a thumbnail, four and one, one
+    return [*found[:12], *(photo.resize(shape) for shape in shapes), found[4].resize(shapes[0])]
+
+
+TILED = (12, 13, 14, 15)
+"""Numbers of pictures of several shapes; the last is of the first's."""
 
 
 @dataclass(frozen=True)
@@ -85,12 +106,16 @@ class Reference:
     def __call__(self, case: Case) -> Answer:
         key = repr(case)  # options may hold tables
         if key not in self._known:
-            images = [pictures()[i] for i in case.images] or None
-            made = self.processor(images=images, text=case.text, return_tensors="pt", **dict(case.options))
+            made = self.made(case)
             out = self.model.generate(**made, max_new_tokens=WORDS_OF_AN_ANSWER, do_sample=False)[0].tolist()
             prompt = made["input_ids"][0].tolist()
             self._known[key] = Answer(prompt, out[len(prompt) :])
         return self._known[key]
+
+    def made(self, case: Case) -> Any:
+        """What its processor makes of a request."""
+        images = [pictures()[i] for i in case.images] or None
+        return self.processor(images=images, text=case.text, return_tensors="pt", **dict(case.options))
 
 
 @contextmanager

@@ -10,17 +10,13 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tests.vllm.served import Case, Reference, ask, engine, save
+from tests.vllm.served import NONE, ONE, TWO, Case, Reference, ask, engine, save
 from tests.vlm.small import WORDS
-
-ONE = "<s> what is this <image> ?"
-TWO = "<s> <image> is left of <image> ?"
-NONE = "<s> how many cups are there ?"
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """dove-tiny-q before a Qwen2 of two layers, whose embeddings are tied."""
+    """dove-tiny-q before a Qwen2 of two layers, whose embeddings are tied; it reads tiles."""
     torch.manual_seed(3)
     config = AutoConfig.for_model(
         "qwen2",
@@ -34,9 +30,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pad_token_id=0,
         tie_word_embeddings=True,
     )
-    return save(
-        tmp_path_factory.mktemp("qwen2"), "dove-tiny-q", AutoModelForCausalLM.from_config(config).eval()
-    )
+    language_model = AutoModelForCausalLM.from_config(config).eval()
+    return save(tmp_path_factory.mktemp("qwen2"), "dove-tiny-q", language_model, tile_separators=True)
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +83,19 @@ def test_a_query_may_shorten_a_picture(llm: Any, reference: Reference) -> None:
     answers = ask(llm, cases)
     assert answers == [reference(case) for case in cases]
     assert len(answers[0].prompt) != len(answers[1].prompt)
+
+
+def test_tiles_under_a_query(llm: Any, reference: Reference) -> None:
+    """In chunks, too; a tile that is left out leaves its end behind."""
+    asked: dict[str, Any] = {"tiles": 4, "query": "the left side", "max_tokens": 60}
+    kinds = [asked, {**asked, "query": "the sky"}, {**asked, "drop_empty": True}]
+    cases = [Case(ONE, (13,), tuple(options.items())) for options in kinds] + [Case(ONE, (5,)), Case(NONE)]
+    answers = ask(llm, cases)
+    assert answers == [reference(case) for case in cases]
+    assert len(answers[0].prompt) > 2 * 32
+    dropped = reference.made(cases[2])["image_tile_ends"]
+    assert int((dropped > 0).sum()) == 5 and bool((dropped[1:] * dropped[:-1] > 0).any())
+    assert len({tuple(answer.words) for answer in answers}) == len(cases)
 
 
 def test_caches_smaller_than_the_work(llm: Any, reference: Reference) -> None:

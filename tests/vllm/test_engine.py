@@ -8,12 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from tests.vllm.served import Case, Reference, ask, engine, pictures
-
-ONE = "<s> what is this <image> ?"
-TWO = "<s> <image> is left of <image> ?"
-NONE = "<s> how many cups are there ?"
+from tests.vllm.served import NONE, ONE, TILED, TWO, WRONG, Case, Reference, ask, engine, pictures
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +65,34 @@ def test_own_lengths_in_a_row_under_one_prompt(llm: Any, reference: Reference) -
     assert [ask(llm, [case])[0] for case in cases] == [reference(case) for case in cases]
 
 
+def tiled(text: str, *images: int, **options: Any) -> Case:
+    return Case(text, images, tuple({"tiles": 4, **options}.items()))
+
+
+def test_tiles_beside_whole_pictures_and_none(llm: Any, reference: Reference) -> None:
+    several, four, one, _ = TILED
+    cases = [tiled(ONE, several), Case(ONE, (several,)), Case(NONE), tiled(TWO, four, one, max_tokens=60)]
+    cases += [tiled(ONE, one), tiled(ONE, 3, tiles=(2, 6), num_tokens=20), tiled(ONE, several, tiles="auto")]
+    answers = ask(llm, cases)
+    assert answers == [reference(case) for case in cases]
+    counts = [reference.made(case).get("image_tile_ends", torch.zeros(0)) for case in cases]
+    assert [int((ends > 0).sum()) for ends in counts] == [3, 0, 0, 5 + 1, 1, 5, 3]
+    assert len(answers[5].prompt) == 5 + 20 + 5  # numbers are the picture's, and the ends come on top
+    assert len({tuple(answer.words) for answer in answers}) >= len(cases) - 1  # the last is the first again
+
+
+def test_tiles_of_one_length_in_a_row_under_one_prompt(llm: Any, reference: Reference) -> None:
+    cases = [tiled(ONE, i, num_tokens=120) for i in (TILED[0], TILED[-1])]
+    answers = [ask(llm, [case])[0] for case in cases]
+    assert answers == [reference(case) for case in cases]
+    ends = [reference.made(case)["image_tile_ends"] for case in cases]
+    assert len(answers[0].prompt) == len(answers[1].prompt) and not torch.equal(*ends)
+    assert answers[0].words != answers[1].words
+    (again,) = llm.generate([cases[0].for_vllm()], use_tqdm=False)
+    assert again.num_cached_tokens >= 96  # the cache is there
+    assert ask(llm, cases) == answers
+
+
 def test_a_conversation(llm: Any, reference: Reference) -> None:
     from vllm import SamplingParams
 
@@ -86,12 +111,11 @@ def test_a_conversation(llm: Any, reference: Reference) -> None:
 @pytest.mark.parametrize(
     ("case", "sentence"),
     [
-        (Case(ONE, (0,), (("num_tokens", 0),)), "num_tokens must be between 1 and 256, got 0"),
-        (Case(ONE, (0,), (("num_tokens", 3), ("max_tokens", 3))), "num_tokens decides the lengths"),
+        *((Case(ONE, (0,), tuple(options.items())), sentence) for options, sentence in WRONG),
         (Case(ONE, (0,), (("query", "the dog"),)), "no weights for text queries"),
-        (Case(ONE, (0,), (("token_budget", 9),)), "token_budget is for all images of a call"),
-        (Case(ONE, (0,), (("size", 3),)), "an image has no option 'size'"),
-        (Case(ONE, (0,), (("fit", "stretch"),)), "fit must be one of"),
+        (Case(ONE, (12,), (("tiles", 4), ("fit", "crop"))), "fit says how a picture becomes square"),
+        (Case(ONE, (12,), (("tiles", 4), ("num_tokens", 2))), "a token for each tile of a picture, 3 for"),
+        (Case(ONE, (12,), (("tiles", 4), ("drop_empty", True))), "it needs a query and a model with a"),
         (Case(TWO, (0,)), "the prompt has 2 <image> for 1 images"),
         (Case(NONE, (0,)), "the prompt has 0 <image> for 1 images"),
     ],

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from dove_vlm.serving.prompt_embeds import prompt_embeds
-from tests.vllm.served import WORDS_OF_AN_ANSWER, Case, Reference, engine, pictures
+from tests.vllm.served import NONE, ONE, TWO, WORDS_OF_AN_ANSWER, Case, Reference, engine
 
 CASES = [
-    Case("<s> what is this <image> ?", (0,)),
-    Case("<s> <image> is left of <image> ?", (5, 8)),
-    Case("<s> how many cups are there ?"),
-    Case("<s> what is this <image> ?", (8,), (("num_tokens", 100),)),
+    Case(ONE, (0,)),
+    Case(TWO, (5, 8)),
+    Case(NONE),
+    Case(ONE, (8,), (("num_tokens", 100),)),
+    Case(ONE, (12,), (("tiles", 4), ("num_tokens", 100))),
 ]
-
-
-def rows(reference: Reference, case: Case) -> Any:
-    images = [pictures()[i] for i in case.images] or None
-    made = reference.processor(images=images, text=case.text, return_tensors="pt", **dict(case.options))
-    return prompt_embeds(reference.model, made)[0]
 
 
 def test_prompt_embeds(llama_folder: Path, tmp_path: Path) -> None:
@@ -31,6 +25,8 @@ def test_prompt_embeds(llama_folder: Path, tmp_path: Path) -> None:
     sampling = SamplingParams(temperature=0, max_tokens=WORDS_OF_AN_ANSWER, ignore_eos=True)
     options = {"enable_prompt_embeds": True, "limit_mm_per_prompt": None}
     with engine(tmp_path, **options) as llm:
-        prompts = [{"prompt_embeds": rows(reference, case)} for case in CASES]
+        prompts = [
+            {"prompt_embeds": prompt_embeds(reference.model, reference.made(case))[0]} for case in CASES
+        ]
         outputs = llm.generate(prompts, sampling, use_tqdm=False)
     assert [list(one.outputs[0].token_ids) for one in outputs] == [reference(case).words for case in CASES]

@@ -20,7 +20,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from dove_vlm.serving.requests import LENGTHS
-from tests.vllm.served import WORDS_OF_AN_ANSWER, Answer, Case, Reference, pictures, save
+from tests.vllm.served import WORDS_OF_AN_ANSWER, WRONG, Answer, Case, Reference, pictures, save
 from tests.vlm.small import WORDS
 
 TEXT_TEMPLATE = "{% for message in messages %}<s> {{ message['content'] }}{% endfor %}"
@@ -147,11 +147,9 @@ def test_many_at_once(client: Any, reference: Reference) -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"num_tokens": 0}, "num_tokens must be between 1 and 256, got 0"),
-        ({"num_tokens": 9, "max_tokens": 9}, "num_tokens decides the lengths"),
+        *WRONG,
         ({"query": ""}, "query is empty"),
-        ({"eos_threshold": "low"}, "eos_threshold must be a number"),
-        ({"device": "cpu"}, "an image has no option 'device' here"),
+        ({"tiles": 4}, "this model reads no tiles; leave tiles out"),
     ],
 )
 def test_a_refusal_is_one_sentence_for_one_request(

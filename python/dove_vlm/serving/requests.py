@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from dove_ext.images.tiles import MAX_TILES, tile_limits
 from dove_ext.tokens.lengths import LengthRule
 from dove_vlm.placeholders import check_counts
+from dove_vlm.tiles import NO_TILES, TOKEN
 
 LENGTHS = ("num_tokens", "max_tokens", "eos_threshold", "target_psnr")
-PER_REQUEST = (*LENGTHS, "query", "fit")
+PER_REQUEST = (*LENGTHS, "query", "fit", "tiles", "drop_empty")
 """Options of `DoveImageProcessor` that a request may set."""
 
 PER_SERVER = (*PER_REQUEST, "device", "batch_size")
@@ -20,27 +23,46 @@ PER_SERVER = (*PER_REQUEST, "device", "batch_size")
 NUMBERS = ("eos_threshold", "target_psnr")
 
 
-def image_options(request: Mapping[str, Any], server: Mapping[str, Any], slots: int) -> dict[str, Any]:
+def image_options(
+    request: Mapping[str, Any],
+    server: Mapping[str, Any],
+    slots: int,
+    *,
+    tile_separators: bool = False,
+    tiles: Any = None,
+) -> dict[str, Any]:
     """The image processor's options for the pictures of one request.
 
-    A request that says anything of lengths has none of the server's limits, as with the processor's own.
+    A request that says anything of lengths has none of the server's limits, as with the processor's own; one
+    that asks for tiles has none of its `fit`, and one that asks for `fit` none of its tiles.
 
     Args:
         request: `mm_processor_kwargs` of the request, flat or in `images_kwargs`.
         server: those of the server.
-        slots: K of the model, the most tokens of an image.
+        slots: K of the model, the most tokens of an image, or of a tile.
+        tile_separators: whether the model reads tiles.
+        tiles: the image processor's own.
 
     Returns:
         dict: keyword arguments of `DoveImageProcessor.preprocess`.
 
     Raises:
-        ValueError: in one sentence, if there is an option that may not be set there, or a length rule means
-            nothing.
+        ValueError: in one sentence, if there is an option that may not be set there, a length rule or tiles
+            mean nothing, or the model reads no tiles.
     """
     asked, given = _flat(request, PER_REQUEST), _flat(server, PER_SERVER)
-    if any(name in asked for name in LENGTHS):
-        given = {name: value for name, value in given.items() if name not in LENGTHS}
-    options = {**given, **asked}
+    late = {name for name in LENGTHS if any(other in asked for other in LENGTHS)}
+    late |= {"fit"} if "tiles" in asked else set()
+    late |= {"tiles", "drop_empty"} if "fit" in asked else set()
+    options = {**{name: value for name, value in given.items() if name not in late}, **asked}
+    tiles = options.get("tiles", tiles)
+    if tiles is not None:
+        tile_limits(tiles)
+        if not tile_separators:
+            raise ValueError(NO_TILES)
+        if "fit" in options:
+            raise ValueError("fit says how a picture becomes square, which tiles need not; leave one out")
+        slots *= MAX_TILES + 1  # numbers are the picture's; the encoder knows how many tiles it has
     LengthRule(**{name: value for name, value in options.items() if name in LENGTHS}).check(slots, images=1)
     return options
 
@@ -63,24 +85,9 @@ def _flat(kwargs: Mapping[str, Any], allowed: Sequence[str]) -> dict[str, Any]:
             raise ValueError(f"query must be one text for all images of the request, got {value!r}")
         if name in NUMBERS and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise ValueError(f"{name} must be a number, got {value!r}")
+        if name == "drop_empty" and not isinstance(value, bool):
+            raise ValueError(f"drop_empty must be true or false, got {value!r}")
     return found
-
-
-def check_whole(tile_separators: bool, tiles: Any) -> None:
-    """Refuse a model for pictures in tiles: an engine knows no ends of these, nor most tokens of a picture.
-
-    Args:
-        tile_separators: of the model's configuration.
-        tiles: of its image processor.
-
-    Raises:
-        ValueError: if either is set.
-    """
-    if tile_separators or tiles is not None:
-        raise ValueError(
-            "this model reads pictures in tiles, which vLLM's plugin does not serve yet; serve its language "
-            "model with dove_vlm.serving.prompt_embeds, or save model and processor without tiles"
-        )
 
 
 def check_prompt(places: int, images: int, image_token: str) -> None:
@@ -101,19 +108,22 @@ def check_prompt(places: int, images: int, image_token: str) -> None:
         )
 
 
-def rows_of_images(tokens: Tensor, counts: Sequence[int], images: int, width: int) -> list[Tensor]:
-    """Tokens of one call as a list, compared with all that is known of them.
+def rows_of_images(
+    tokens: Tensor, counts: Sequence[int], ends: Tensor | None, images: int, width: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Tokens of one call as a list, and where tiles end, compared with all that is known of them.
 
     What leaves here is what the engine works with: there, one row too few would end every request in flight.
 
     Args:
         tokens: [T, D], all images' one after the other.
-        counts: how many of each.
+        counts: placeholders of each.
+        ends: int8 [P], the kind of each placeholder (`tiles.lay_out`); None: all are tokens.
         images: how many images there were.
         width: D of the model.
 
     Returns:
-        list[Tensor]: [n_i, D] of each image, in memory of its own.
+        tuple: [n_i, D] of each image, and the kinds of its placeholders, int8 [P_i], in memory of their own.
 
     Raises:
         ValueError: if something does not fit.
@@ -125,24 +135,31 @@ def rows_of_images(tokens: Tensor, counts: Sequence[int], images: int, width: in
             f"the encoder's tokens are {list(tokens.shape)}, this model reads [T, {width}]; save model and "
             "processor into one folder"
         )
-    if min(counts, default=1) < 1 or sum(counts) != len(tokens):
+    if ends is None:
+        ends = torch.zeros(sum(counts), dtype=torch.int8)
+    kinds = [part.clone() for part in ends.split(list(counts))] if len(ends) == sum(counts) else []
+    lengths = [int((part == TOKEN).sum()) for part in kinds]
+    if min(lengths, default=0) < 1 or sum(lengths) != len(tokens):
         raise ValueError(
-            f"images were counted as {list(counts)} tokens and have {len(tokens)} together; this is a fault "
-            "of dove_vlm"
+            f"images were counted as {list(counts)} placeholders, {sum(lengths)} of them tokens, and have "
+            f"{len(tokens)} tokens together; this is a fault of dove_vlm"
         )
-    return [part.clone() for part in tokens.split(list(counts))]
+    return [part.clone() for part in tokens.split(lengths)], kinds
 
 
-def joined_rows(parts: Sequence[Tensor], counts: Sequence[int]) -> list[int]:
-    """How many rows the engine was handed of each image, if they are as many as were counted.
+def joined_rows(parts: Sequence[Tensor], ends: Sequence[Tensor], counts: Sequence[int]) -> list[int]:
+    """How many rows the engine owes for each image, if they are as many as were counted.
 
     Args:
         parts: [n_i, D] of each image.
+        ends: int8 [P_i], the kinds of its placeholders.
         counts: what the processor counted of each.
 
     Raises:
         ValueError: naming the first image whose numbers differ.
     """
-    lengths = [len(part) for part in parts]
+    lengths = [len(kinds) for kinds in ends]
     check_counts(lengths, counts)
+    between = [int((kinds != TOKEN).sum()) for kinds in ends]
+    check_counts([len(part) + more for part, more in zip(parts, between, strict=True)], counts)
     return lengths

@@ -26,6 +26,7 @@ from dove_vlm.serving.vllm.processing import (
     DoveMultiModalProcessor,
     DoveProcessingInfo,
 )
+from dove_vlm.tiles import TileSeparators
 
 
 @MULTIMODAL_REGISTRY.register_processor(
@@ -48,6 +49,7 @@ class ServedDoveLlava(nn.Module, SupportsMultiModal, SupportsPP):
         self.configure_mm_token_handling(config.text_config.vocab_size, [config.image_token_id])
         with self._mark_tower_model(vllm_config, "image"):
             self.multi_modal_projector = DoveMultiModalProjector(config)
+            self.tile_separators = TileSeparators(config) if config.tile_separators else None
         with self._mark_language_model(vllm_config):
             self.language_model = init_vllm_registered_model(
                 vllm_config=vllm_config,
@@ -69,19 +71,23 @@ class ServedDoveLlava(nn.Module, SupportsMultiModal, SupportsPP):
 
         Args:
             **kwargs: `image_tokens`, [n_i, D] of each image, in a list or, where all are of a length, in one
-                tensor; `num_image_tokens` [N].
+                tensor; likewise `image_tile_ends`, int8 [P_i], the kinds of its placeholders;
+                `num_image_tokens` [N].
 
         Returns:
-            list[Tensor]: [n_i, hidden] of each.
+            list[Tensor]: [P_i, hidden] of each.
 
         Raises:
             ValueError: if they are not as many as were counted.
         """
         if kwargs.get("image_tokens") is None:
             return []
-        parts = list(kwargs["image_tokens"])
-        lengths = joined_rows(parts, [int(n) for n in kwargs["num_image_tokens"]])
-        return list(self.multi_modal_projector(torch.cat(parts)).split(lengths))
+        parts, ends = list(kwargs["image_tokens"]), list(kwargs["image_tile_ends"])
+        lengths = joined_rows(parts, ends, [int(n) for n in kwargs["num_image_tokens"]])
+        features = self.multi_modal_projector(torch.cat(parts))
+        if self.tile_separators is not None:
+            features = self.tile_separators(features, torch.cat(ends))
+        return list(features.split(lengths))
 
     def forward(
         self,

@@ -22,13 +22,12 @@ from dove_vlm.processor import DoveLlavaProcessor
 from dove_vlm.serving.requests import (
     PER_REQUEST,
     check_prompt,
-    check_whole,
     image_options,
     rows_of_images,
 )
 
 STAND_IN = np.zeros((1, 1, 3), np.uint8)
-"""The picture that vLLM measures its memory with, known by its identity: it has K tokens of zeros.
+"""The picture that vLLM measures its memory with, known by its identity: zeros, as many as there can be.
 
 The processes that measure need no encoder, and so load none.
 """
@@ -54,8 +53,8 @@ class DoveProcessingInfo(BaseProcessingInfo):
         return {"images_kwargs": set(PER_REQUEST)}
 
     def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int]:
-        """K, whatever the picture."""
-        return {"image": self.slots}
+        """K, whatever the picture; in tiles it may fill the prompt."""
+        return {"image": self.most}
 
     @property
     def slots(self) -> int:
@@ -63,9 +62,19 @@ class DoveProcessingInfo(BaseProcessingInfo):
         return self.get_hf_config().vision_config.max_image_tokens
 
     @property
-    def server_options(self) -> Mapping[str, Any]:
-        """`--mm-processor-kwargs`."""
-        return self.ctx.get_mm_config().mm_processor_kwargs or {}
+    def most(self) -> int:
+        """The most placeholders of a picture."""
+        return self.ctx.model_config.max_model_len if self.get_hf_config().tile_separators else self.slots
+
+    def image_options(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """What `requests.image_options` makes of a request to this server."""
+        return image_options(
+            request,
+            self.ctx.get_mm_config().mm_processor_kwargs or {},
+            self.slots,
+            tile_separators=self.get_hf_config().tile_separators,
+            tiles=self.get_hf_processor().image_processor.tiles,
+        )
 
 
 class DoveDummyInputsBuilder(BaseDummyInputsBuilder[DoveProcessingInfo]):
@@ -78,7 +87,7 @@ class DoveDummyInputsBuilder(BaseDummyInputsBuilder[DoveProcessingInfo]):
     def get_dummy_mm_data(
         self, seq_len: int, mm_counts: Mapping[str, int], mm_options: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """So many images of K tokens each."""
+        """So many of the largest images."""
         return {"image": [STAND_IN] * mm_counts.get("image", 0)}
 
 
@@ -87,9 +96,7 @@ class DoveMultiModalProcessor(BaseMultiModalProcessor[DoveProcessingInfo]):
 
     def __init__(self, info: DoveProcessingInfo, dummy_inputs: BaseDummyInputsBuilder[Any]) -> None:
         super().__init__(info, dummy_inputs)
-        # What is wrong for all requests shows at the start.
-        check_whole(info.get_hf_config().tile_separators, info.get_hf_processor().image_processor.tiles)
-        image_options({}, info.server_options, info.slots)
+        info.image_options({})  # what is wrong for all requests shows at the start
 
     def apply(self, inputs: Any, timing_ctx: Any) -> Any:
         """See the class.
@@ -113,20 +120,20 @@ class DoveMultiModalProcessor(BaseMultiModalProcessor[DoveProcessingInfo]):
     ) -> BatchFeature:
         images: Any = hf_data["images"]
         width = self.info.get_hf_config().vision_config.hidden_size
+        ends = None
         if all(image is STAND_IN for image in images):
-            counts = [self.info.slots] * len(images)
+            counts = [self.info.most] * len(images)
             tokens = torch.zeros(sum(counts), width)
         else:
-            options = image_options(hf_kwargs, self.info.server_options, self.info.slots)
+            options = self.info.image_options(hf_kwargs)
             made = self.info.get_hf_processor().image_processor(images, return_tensors="pt", **options)
             counts, tokens = made["num_image_tokens"].tolist(), made["image_tokens"]
+            ends = made.get("image_tile_ends")
         # In the engine's dtype, as the connector would make them, and half the bytes on the way.
         tokens = tokens.to("cpu", self.info.ctx.model_config.dtype)
+        rows, kinds = rows_of_images(tokens, counts, ends, len(images), width)
         return BatchFeature(
-            {
-                "image_tokens": rows_of_images(tokens, counts, len(images), width),
-                "num_image_tokens": torch.tensor(counts),
-            }
+            {"image_tokens": rows, "image_tile_ends": kinds, "num_image_tokens": torch.tensor(counts)}
         )
 
     def _get_mm_fields_config(
@@ -134,6 +141,7 @@ class DoveMultiModalProcessor(BaseMultiModalProcessor[DoveProcessingInfo]):
     ) -> Mapping[str, MultiModalFieldConfig]:
         return {
             "image_tokens": MultiModalFieldConfig.batched("image"),
+            "image_tile_ends": MultiModalFieldConfig.batched("image", keep_on_cpu=True),
             "num_image_tokens": MultiModalFieldConfig.batched("image", keep_on_cpu=True),
         }
 
@@ -146,6 +154,6 @@ class DoveMultiModalProcessor(BaseMultiModalProcessor[DoveProcessingInfo]):
         place = self.info.get_hf_config().image_token_id
 
         def room(item: int) -> list[int]:
-            return [place] * len(out_mm_kwargs["image"][item]["image_tokens"].data)
+            return [place] * len(out_mm_kwargs["image"][item]["image_tile_ends"].data)
 
         return [PromptReplacement(modality="image", target=[place], replacement=room)]
