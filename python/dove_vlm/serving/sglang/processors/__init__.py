@@ -1,0 +1,1 @@
+"""What `SGLANG_EXTERNAL_MM_PROCESSOR_PACKAGE` names."""
