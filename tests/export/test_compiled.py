@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from dove_ext.export import export
 from dove_ext.models.dove import DoveModel
@@ -50,14 +51,33 @@ def test_they_give_the_librarys_tokens_lengths_and_pictures(model: DoveModel, fi
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """encode, against an installed library and the libtorch of this environment."""
-    folder = tmp_path_factory.mktemp("program")
-    prefix = installed(folder)
+def prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An installed library."""
+    return installed(tmp_path_factory.mktemp("library"))
+
+
+def built(folder: Path, prefix: Path, *options: str) -> Path:
+    """encode, against that library and the libtorch of this environment."""
     places = f"-DCMAKE_PREFIX_PATH={prefix}", f"-DTORCH={Path(torch.__file__).parent}"
-    cmake("-S", EXAMPLE, "-B", folder / "example", *GENERATOR, *places)
+    cmake("-S", EXAMPLE, "-B", folder / "example", *GENERATOR, *places, *options)
     cmake("--build", folder / "example", "--target", "encode")
     return folder / "example" / "encode"
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory, prefix: Path) -> Path:
+    return built(tmp_path_factory.mktemp("program"), prefix)
+
+
+@pytest.fixture(scope="module")
+def reads_png(program: Path) -> bool:
+    """Whether CMake found libpng here."""
+    return "PNG_LIBRARY_RELEASE:FILEPATH=/" in (program.parent / "CMakeCache.txt").read_text()
+
+
+def png(path: Path, pixels: torch.Tensor, mode: str = "RGB") -> Path:
+    Image.fromarray(pixels.permute(1, 2, 0).numpy()).convert(mode).save(path)
+    return path
 
 
 def ppm(path: Path, pixels: torch.Tensor) -> Path:
@@ -77,6 +97,41 @@ def test_a_program_without_python(program: Path, model: DoveModel, files: list[P
         assert done.stdout == f"{length} tokens of {model.config.token_width} values\n", done.stderr
 
 
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P"])
+def test_a_png_is_read_as_the_library_reads_it(
+    program: Path, reads_png: bool, model: DoveModel, files: list[Path], tmp_path: Path, mode: str
+) -> None:
+    if model.dtype != torch.float32 or not reads_png:
+        pytest.skip("one dtype is enough for the program" if reads_png else "no libpng here")
+    path = png(tmp_path / "a.png", torch.round(pictures(3)[1] * 255).to(torch.uint8), mode)
+    length = int(model.encode([path]).lengths)
+    done = subprocess.run([program, files[0], path], capture_output=True, text=True, check=False)
+    assert done.stdout == f"{length} tokens of {model.config.token_width} values\n", done.stderr
+
+
+def test_a_png_that_is_cut_short(program: Path, reads_png: bool, files: list[Path], tmp_path: Path) -> None:
+    if not reads_png:
+        pytest.skip("no libpng here")
+    whole = png(tmp_path / "whole.png", torch.round(pictures(1)[0] * 255).to(torch.uint8)).read_bytes()
+    for kept in (20, len(whole) // 2):
+        (tmp_path / "torn.png").write_bytes(whole[:kept])
+        line = [program, files[0], tmp_path / "torn.png"]
+        done = subprocess.run(line, capture_output=True, text=True, check=False)
+        assert done.returncode == 1 and "torn.png cannot be read as PNG: " in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def test_without_libpng_a_png_is_one_sentence(
+    prefix: Path, model: DoveModel, files: list[Path], tmp_path: Path
+) -> None:
+    if model.dtype != torch.float32:
+        pytest.skip("one dtype is enough for the program")
+    program = built(tmp_path, prefix, "-DCMAKE_DISABLE_FIND_PACKAGE_PNG=ON")
+    path = png(tmp_path / "a.png", torch.zeros(3, 32, 32, dtype=torch.uint8))
+    done = subprocess.run([program, files[0], path], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "is a PNG, which this program was built without libpng for" in done.stderr
+
+
 def test_it_says_what_is_wrong(program: Path, model: DoveModel, files: list[Path], tmp_path: Path) -> None:
     wide = ppm(tmp_path / "wide.ppm", torch.zeros(3, 32, 40, dtype=torch.uint8))
     torn = tmp_path / "torn.ppm"
@@ -84,7 +139,7 @@ def test_it_says_what_is_wrong(program: Path, model: DoveModel, files: list[Path
     text = tmp_path / "text.ppm"
     text.write_text("hello")
     for picture, sentence in (
-        (wide, "pixels must be float32 [B, 3, S, S]"), (torn, "is cut short"), (text, "is no binary PPM"),
+        (wide, "pixels must be float32 [B, 3, S, S]"), (torn, "is cut short"), (text, "is neither a PNG nor"),
     ):  # fmt: skip
         done = subprocess.run([program, files[0], picture], capture_output=True, text=True, check=False)
         assert done.returncode == 1 and sentence in done.stderr
