@@ -1,7 +1,7 @@
 """Models as graphs that run without this package: `torch.export` programs, ONNX, AOTInductor packages.
 
 Graphs hold plain PyTorch operators, so whoever runs them needs none of our Python. What they lose: compiled
-kernels, and the early end of the generator (all K positions run for every image).
+kernels, and the early end of the generator (all positions that are allowed run for every image).
 """
 
 from __future__ import annotations
@@ -54,20 +54,21 @@ class Encoder(nn.Module):
         self.register_buffer("null", null, persistent=False)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """All tokens [B, K, D], of which the first `lengths` int32 [B] are the image's.
+        """Tokens [B, N, D], of which the first `lengths` int32 [B] are the image's.
+
+        No more than N = `num_tokens`, `max_tokens` or K positions run.
 
         Args:
             pixels: float32 [B, 3, S, S] in [0, 1].
         """
         model, rule = self.model, self.rule
         query = None if self.null is None else Query(self.null.expand(pixels.shape[0], -1))
-        generated = model.generate(model.condition((2 * pixels - 1).to(model.dtype), query), sample=False)
+        condition = model.condition((2 * pixels - 1).to(model.dtype), query)
+        generated = model.generate(condition, rule.most(model.config.num_tokens), sample=False)
         if rule.num_tokens is not None:
             lengths = torch.full_like(generated.tokens[:, 0, 0], rule.num_tokens, dtype=torch.int32)
         else:
             lengths = model.generator.lengths(generated.hidden, rule.eos_threshold)
-        if rule.max_tokens is not None:
-            lengths = lengths.clamp_max(rule.max_tokens)
         return generated.tokens, lengths
 
 
@@ -97,9 +98,12 @@ class Decoder(nn.Module):
         """Pixels float32 [B, 3, S, S] in [0, 1].
 
         Args:
-            tokens: [B, K, D] of the model's dtype; what stands behind a length is ignored.
-            lengths: int32 [B], 1..K.
+            tokens: [B, N, D] of the model's dtype, N as the encoder has it; what stands behind a length is
+                ignored.
+            lengths: int32 [B], 1..N.
         """
+        behind = self.model.config.num_tokens - tokens.shape[1]  # the model has a place for each of K
+        tokens = nn.functional.pad(tokens, (0, 0, 0, behind))
         return (self.model.render(tokens, lengths).float() / 2 + 0.5).clamp(0.0, 1.0)
 
 
@@ -128,8 +132,9 @@ def export(
 ) -> list[Path]:
     """Write a model's graphs, and `export.json`, which says what goes in and comes out.
 
-    Of any batch; width, K and pixels are the model's. Lengths are chosen in the graph, as `DoveModel.encode`
-    does; a model that reads queries is asked for the whole picture.
+    Of any batch; width and pixels are the model's, and K, or what `num_tokens` or `max_tokens` leave of it.
+    Lengths are chosen in the graph, as `DoveModel.encode` does; a model that reads queries is asked for the
+    whole picture.
 
     Args:
         model: in the dtype that the graphs are to have; on the CPU.
@@ -147,7 +152,7 @@ def export(
 
     Raises:
         ValueError: if the format or a part is unknown, or a length out of range.
-        ExportError: if a package that the format needs is missing.
+        ExportError: if a package, or a compiler, that the format needs is missing.
     """
     if to not in SUFFIXES:
         raise ValueError(f"there is no format {to!r}; choose one of {', '.join(SUFFIXES)}")
@@ -160,6 +165,8 @@ def export(
     rule.check(model.config.num_tokens, BATCH)
     if to == "onnx":
         _require_onnx()
+    elif to == "aoti":
+        _require_compiler()
     folder = make_writable_folder(Path(folder))
     training = model.training
     model.eval()
@@ -172,7 +179,7 @@ def export(
         }
         for part in parts:
             program = _traced(model, part, rule)
-            about["parts"][part] = _describe(model, part, SUFFIXES[to])
+            about["parts"][part] = _describe(model, part, SUFFIXES[to], rule)
             _write(program, part, to, Path(place) / (part + SUFFIXES[to]), about["parts"][part])
         (Path(place) / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         for file in sorted(Path(place).iterdir()):
@@ -187,8 +194,9 @@ def _traced(model: DoveModel, part: str, rule: LengthRule) -> ExportedProgram:
     inputs: tuple[Tensor, ...]
     if part == "decoder":
         module: nn.Module = Decoder(model)
-        tokens = torch.zeros(BATCH, config.num_tokens, config.token_width, dtype=model.dtype)
-        inputs = tokens, torch.full((BATCH,), config.num_tokens, dtype=torch.int32)
+        most = rule.most(config.num_tokens)
+        tokens = torch.zeros(BATCH, most, config.token_width, dtype=model.dtype)
+        inputs = tokens, torch.full((BATCH,), most, dtype=torch.int32)
     else:
         module = (Encoder if part == "encoder" else PackedEncoder)(model, rule)
         inputs = (torch.rand(BATCH, 3, config.image_size, config.image_size),)
@@ -248,11 +256,11 @@ def _name_sizes(graph: Any, described: dict[str, Any]) -> None:
         value.shape = Shape(sizes)
 
 
-def _describe(model: DoveModel, part: str, suffix: str) -> dict[str, Any]:
+def _describe(model: DoveModel, part: str, suffix: str, rule: LengthRule) -> dict[str, Any]:
     config, dtype = model.config, str(model.dtype).removeprefix("torch.")
     shapes: dict[str, Any] = {
         "pixels": ["float32", ["batch", 3, config.image_size, config.image_size], "0 to 1"],
-        "tokens": [dtype, ["batch", config.num_tokens, config.token_width]],
+        "tokens": [dtype, ["batch", rule.most(config.num_tokens), config.token_width]],
         "lengths": ["int32", ["batch"]],
         "cu_seqlens": ["int32", ["batch + 1"]],
     }
@@ -271,3 +279,17 @@ def _require_onnx() -> None:
         import onnxscript  # noqa: F401 (the exporter needs it)
     except ImportError as error:
         raise ExportError("ONNX needs: pip install 'dove-ext[export]'") from error
+
+
+def _require_compiler() -> None:
+    """What AOTInductor looks for only when it has traced the model, and then says over a page."""
+    from torch._inductor import config
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        get_cpp_compiler()
+    except (RuntimeError, OSError) as error:
+        tried = config.cpp.cxx[-1]
+        raise ExportError(
+            f"AOTInductor needs a C++ compiler, and {tried!r} does not run; install g++, or name one in CXX"
+        ) from error

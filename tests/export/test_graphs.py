@@ -86,7 +86,27 @@ def test_about_tells_what_goes_in_and_out(model: DoveModel, programs: dict[str, 
 def test_lengths_can_be_decided_before(model: DoveModel, rule: dict[str, Any]) -> None:
     x = pictures(5)
     with torch.no_grad():
-        assert torch.equal(Encoder(model, LengthRule(**rule))(x)[1], model.encode(x, **rule).lengths)
+        tokens, lengths = Encoder(model, LengthRule(**rule))(x)
+        whole, _ = Encoder(model, LengthRule())(x)
+    assert torch.equal(lengths, model.encode(x, **rule).lengths)
+    most = rule.get("num_tokens") or rule.get("max_tokens") or model.config.num_tokens
+    assert tokens.shape[1] == most  # the others do not run
+    torch.testing.assert_close(tokens, whole[:, :most], atol=1e-5, rtol=1e-5)
+
+
+def test_only_the_positions_asked_for_run(model: DoveModel, tmp_path: Path) -> None:
+    encoder, decoder = (
+        torch.export.load(file).module()
+        for file in export(model, "torch-export", tmp_path, parts=("encoder", "decoder"), num_tokens=5)
+    )
+    x, expected = pictures(3), model.encode(pictures(3), num_tokens=5)
+    tokens, lengths = encoder(x)
+    assert tokens.shape == (3, 5, model.config.token_width) and lengths.tolist() == [5, 5, 5]
+    torch.testing.assert_close(tokens.flatten(0, 1), expected.tokens, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(decoder(tokens, lengths), model.decode(expected), atol=1e-4, rtol=1e-4)
+    about = json.loads((tmp_path / ABOUT).read_text())["parts"]
+    shape = ["float32", ["batch", 5, model.config.token_width]]
+    assert about["encoder"]["outputs"]["tokens"] == about["decoder"]["inputs"]["tokens"] == shape
 
 
 def test_bfloat16() -> None:
@@ -118,6 +138,19 @@ def test_onnx_without_its_packages_is_one_sentence(
     assert not (tmp_path / "new").exists()
 
 
+def test_aoti_without_a_compiler_is_one_sentence(
+    model: DoveModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._inductor import config
+
+    monkeypatch.setattr(config.cpp, "cxx", (None, "/nowhere/g++"))
+    with pytest.raises(
+        ExportError, match=r"needs a C\+\+ compiler, and '/nowhere/g\+\+' does not run; install"
+    ):
+        export(model, "aoti", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
 def test_refusals(model: DoveModel, tmp_path: Path) -> None:
     for kwargs, sentence in (
         ({"to": "tflite"}, "there is no format 'tflite'; choose one of torch-export, onnx, aoti"),
@@ -141,7 +174,8 @@ def test_command(model: DoveModel, tmp_path: Path, capsys: pytest.CaptureFixture
     line = ["export", str(tmp_path / "model"), "--to", "torch-export", "-o", str(tmp_path / "out")]
     assert main([*line, "--parts", "encoder", "--max-tokens", "7", "--json"]) == 0
     (file,) = json.loads(capsys.readouterr().out)["files"]
-    assert int(torch.export.load(file).module()(pictures(4))[1].max()) == 7
+    tokens, lengths = torch.export.load(file).module()(pictures(4))
+    assert tokens.shape[1] == 7 and int(lengths.max()) == 7
     assert main([*line, "--num-tokens", "65"]) == 1
     assert "num_tokens must be between 1 and 64" in capsys.readouterr().err
     assert main([*line, "--num-tokens", "5", "--max-tokens", "7"]) == 2
