@@ -132,9 +132,8 @@ def export(
 ) -> list[Path]:
     """Write a model's graphs, and `export.json`, which says what goes in and comes out.
 
-    Of any batch; width and pixels are the model's, and K, or what `num_tokens` or `max_tokens` leave of it.
-    Lengths are chosen in the graph, as `DoveModel.encode` does; a model that reads queries is asked for the
-    whole picture.
+    Of any batch; the rest is the model's, but K where `num_tokens` or `max_tokens` is less. Lengths are
+    chosen in the graph, as `DoveModel.encode` does; models that read queries are asked for the whole picture.
 
     Args:
         model: in the dtype that the graphs are to have; on the CPU.
@@ -151,7 +150,8 @@ def export(
         list[Path]: the graphs' files, in the order of `parts`.
 
     Raises:
-        ValueError: if the format or a part is unknown, or a length out of range.
+        ValueError: if the format or a part is unknown, a length out of range, or the model for ONNX in
+            bfloat16, which operators of opset 18 do not take.
         ExportError: if a package, or a compiler, that the format needs is missing.
     """
     if to not in SUFFIXES:
@@ -161,6 +161,11 @@ def export(
             raise ValueError(f"there is no part {part!r}; choose among {', '.join(PARTS)}")
     if model.device.type != "cpu":
         raise ValueError(f"the model is on {str(model.device)!r}; move it to the CPU")
+    if to == "onnx" and model.dtype == torch.bfloat16:
+        raise ValueError(
+            "ONNX's Conv and Einsum take no bfloat16 before opsets 22 and 28, and these graphs are of 18; "
+            "export float32, or choose torch-export or aoti"
+        )
     rule = LengthRule(num_tokens, max_tokens, eos_threshold)
     rule.check(model.config.num_tokens, BATCH)
     if to == "onnx":
@@ -289,7 +294,5 @@ def _require_compiler() -> None:
     try:
         get_cpp_compiler()
     except (RuntimeError, OSError) as error:
-        tried = config.cpp.cxx[-1]
-        raise ExportError(
-            f"AOTInductor needs a C++ compiler, and {tried!r} does not run; install g++, or name one in CXX"
-        ) from error
+        why = f"AOTInductor needs a C++ compiler, and {config.cpp.cxx[-1]!r} does not run"
+        raise ExportError(f"{why}; install g++, or name one in CXX") from error

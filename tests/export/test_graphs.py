@@ -138,6 +138,12 @@ def test_onnx_without_its_packages_is_one_sentence(
     assert not (tmp_path / "new").exists()
 
 
+def test_onnx_has_no_bfloat16(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"take no bfloat16 .* export float32, or choose"):
+        export(micro().to(torch.bfloat16), "onnx", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
 def test_aoti_without_a_compiler_is_one_sentence(
     model: DoveModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
