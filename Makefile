@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
 CXX_SOURCES := $(shell find csrc examples -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help demo test test-transformers test-vllm test-export test-ray fuzz lint format bench clean
+.PHONY: help demo test test-transformers test-vllm test-export test-ray fuzz sanitize lint format bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -73,6 +73,10 @@ $(VENV)/.fuzz: $(VENV)/.dev
 fuzz: $(VENV)/.fuzz  ## a minute for each reader of strangers' files (SECURITY.md); Python 3.11 to 3.13
 	for target in tokens model picture shard query recipe conversations; do \
 		$(BIN)/python -m tests.fuzz $$target -max_total_time=60 || exit 1; done
+
+sanitize: $(VENV)/.dev  ## the CPU kernels under ASAN, UBSAN and TSAN: case table, and threads that share a model (g++, Linux)
+	$(BIN)/python -m tests.sanitize address,undefined
+	$(BIN)/python -m tests.sanitize thread
 
 lint: $(VENV)/.dev  ## ruff, mypy and clang-format, as the pre-commit hooks run them
 	$(BIN)/ruff check .
