@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -102,7 +101,9 @@ def _start(job: Job, places: Any) -> None:
     """Make a process a worker."""
     global _maker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first process ends the others
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that temporary files are removed
+    # It ends them by SIGTERM, at once: a pool would take an exception for a result, and wait to answer with it
+    # for a lock that a killed worker may have held. Temporary files are the first process's to remove.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     keep_freed_memory()
     _maker = Maker(job, places.get())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import multiprocessing
 import os
 import resource
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,9 @@ from typing import Any
 import pytest
 import torch
 
-from dove_data import DataError, tokenize, verify
+from dove_data import DataError, Settings, local, tokenize, verify
 from dove_data.plan import alone, shard_path
+from dove_data.units import Job
 from dove_ext import DoveModel, DoveTokens, OutputError
 from dove_ext.images.index import ImageIndex
 from tests.data.small import COUNT, contents, folder_of, settings_of, stop_after
@@ -80,6 +83,35 @@ def test_a_killed_worker_ends_the_run_and_two_workers_finish_it(
     tokenize([more], tmp_path / "u", settings_of(model), workers=1)
     tokenize([more], tmp_path / "t", settings_of(model), workers=2)
     assert contents(tmp_path / "t") == contents(tmp_path / "u")
+
+
+def _wait_to_answer(place: Path, lock: Any) -> None:
+    """A worker as a pool leaves it: an exception is an answer, for which it needs the lock."""
+    places = multiprocessing.get_context("spawn").Queue()
+    places.put("cpu")
+    local._start(Job(place, Settings(), ""), places)
+    (place / "ready").touch()
+    with contextlib.suppress(BaseException):
+        time.sleep(60)
+    with lock:
+        pass
+
+
+def test_a_worker_ends_though_a_killed_one_holds_the_lock_of_answers(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    lock = context.Lock()
+    with lock:
+        worker = context.Process(target=_wait_to_answer, args=(tmp_path, lock))
+        worker.start()
+        while not (tmp_path / "ready").exists():
+            assert worker.is_alive()
+            time.sleep(0.05)
+        worker.terminate()
+        worker.join(20)
+        ended = not worker.is_alive()
+        worker.kill()
+        worker.join()
+    assert ended
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "zeros behind", "removed", "of another run"])
