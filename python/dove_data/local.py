@@ -101,8 +101,8 @@ def _start(job: Job, places: Any) -> None:
     """Make a process a worker."""
     global _maker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first process ends the others
-    # It ends them by SIGTERM, at once: a pool would take an exception for a result, and wait to answer with it
-    # for a lock that a killed worker may have held. Temporary files are the first process's to remove.
+    # It ends them by SIGTERM, at once: an exception would be a result, and wait to be sent for a lock that a
+    # killed worker may have held. Temporary files are the first process's to remove.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     keep_freed_memory()
