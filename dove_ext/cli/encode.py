@@ -43,7 +43,6 @@ def run(args: Namespace) -> int:
     parts: list[DoveTokens] = []
     done: list[int] = []
     # A budget is shared among all images, so these must be encoded in one call.
-    # A budget is shared among all images, so these must be encoded in one call.
     together = len(index) if args.token_budget else None
     with progress(len(index), "encode") as bar:
         encoded = encode_set(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import torch
+
 from dove_ext.errors import TokensError
 from dove_ext.tokens.container import DoveTokens
 from dove_ext.tokens.files import check_values, open_file, read_header
@@ -78,8 +80,6 @@ class MappedTokens:
 
     def _run(self, start: int, stop: int) -> dict[str, Any]:
         """The tensors of neighbouring images."""
-        import torch
-
         offsets = self._offsets[start : stop + 1]
         first, last = offsets[0], offsets[-1]
         if not 0 <= first <= last <= self._slices["tokens"].get_shape()[0]:

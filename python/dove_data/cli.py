@@ -7,6 +7,7 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 from typing import Any
 
+from dove_data.settings import ENGINES, FORMATS, MOST_UNREADABLE, SAFETENSORS
 from dove_ext.cli.command import EXIT_FAILED, EXIT_OK, Command, UsageError
 from dove_ext.cli.options import (
     IMAGE_PATHS,
@@ -22,9 +23,9 @@ from dove_ext.cli.options import (
     tiles_argument,
 )
 from dove_ext.cli.pictures import printable
+from dove_ext.config import IMAGE_LENGTHS
 
 EXIT_UNREADABLE = 3  # finished, but for pictures that cannot be read
-_LENGTHS = ("num_tokens", "max_tokens", "eos_threshold", "target_psnr")
 
 
 def unreadable(text: str) -> float:
@@ -66,12 +67,12 @@ def configure(parser: ArgumentParser) -> None:
         help="pictures of a shard, which is what one worker makes at a time (default: %(default)s)",
     )  # fmt: skip
     group.add_argument(
-        "--format", choices=("safetensors", "webdataset"), default="safetensors",
+        "--format", choices=FORMATS, default=SAFETENSORS,
         help="of shards: files of tokens, which dove_data reads, or tar files for WebDataset "
         "(default: %(default)s)",
     )  # fmt: skip
     group.add_argument(
-        "--max-unreadable", type=unreadable, default=0.001, metavar="N|P%",
+        "--max-unreadable", type=unreadable, default=MOST_UNREADABLE, metavar="N|P%",
         help="go on past so many pictures that cannot be read (default: 0.1%%, at least one)",
     )  # fmt: skip
     group = parser.add_argument_group("columns of parquet files")
@@ -82,7 +83,7 @@ def configure(parser: ArgumentParser) -> None:
     group.add_argument("--query-column", metavar="NAME", help="what each picture's tokens are to tell of")
     group = parser.add_argument_group("work")
     group.add_argument(
-        "--engine", choices=("local", "ray"), default="local",
+        "--engine", choices=ENGINES, default=ENGINES[0],
         help="this machine, or a Ray cluster (RAY_ADDRESS; pip install 'dove-ext[ray]'; "
         "default: %(default)s)",
     )  # fmt: skip
@@ -91,7 +92,7 @@ def configure(parser: ArgumentParser) -> None:
         help="processes, each with a model of its own (default: one a GPU, on a CPU one a core)",
     )  # fmt: skip
     add_json_option(parser)
-    add_length_options(parser, _LENGTHS)
+    add_length_options(parser, IMAGE_LENGTHS)
     add_model_options(parser)
 
 

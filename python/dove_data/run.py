@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from dove_data import local, on_ray
 from dove_data.manifest import write_manifest
 from dove_data.plan import SHARDS, alone, begin, look_through, make_plan, plan_id
-from dove_data.settings import DataError, Settings
+from dove_data.settings import ENGINES, MOST_UNREADABLE, DataError, Settings
 from dove_data.shards import Row
 from dove_data.units import Job, units_of
 from dove_ext.config import DoveConfig
@@ -19,10 +19,6 @@ from dove_ext.images.index import ImageIndex
 from dove_ext.images.tables import Columns, is_table
 from dove_ext.models.pretrained import find_model, load_config, shipped_folder
 from dove_ext.tokens.lengths import LengthRule
-
-ENGINES = ("local", "ray")
-MOST_UNREADABLE = 0.001
-"""The share of pictures that may be unreadable; one always may."""
 
 
 class Result(NamedTuple):

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from dove_ext.config import DEFAULT_MODEL
+from dove_ext.config import DEFAULT_MODEL, IMAGE_LENGTHS
 from dove_ext.errors import DoveError
 
 SAFETENSORS, WEBDATASET = "safetensors", "webdataset"
 FORMATS = (SAFETENSORS, WEBDATASET)
+ENGINES = ("local", "ray")
+MOST_UNREADABLE = 0.001
+"""The share of pictures that may be unreadable; one always may."""
 
 
 class DataError(DoveError, ValueError):
@@ -70,8 +73,7 @@ class Settings:
     @property
     def lengths(self) -> dict[str, Any]:
         """The length controls that are given, as arguments of `DoveModel.encode`."""
-        names = ("num_tokens", "max_tokens", "eos_threshold", "target_psnr")
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return {name: getattr(self, name) for name in IMAGE_LENGTHS if getattr(self, name) is not None}
 
     def plain(self) -> dict[str, Any]:
         """For a plan: values of JSON, without the model's name, which its weights stand for."""

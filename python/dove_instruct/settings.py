@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from dove_ext.config import IMAGE_LENGTHS
 from dove_train.settings import TrainingError, at_least, build_settings, one_of, setting
 
 TEMPLATES = ("vicuna", "plain")
-LENGTHS = ("num_tokens", "max_tokens", "eos_threshold", "target_psnr")
 # What a resumed run may change: where things lie, and what decides no weight.
 FREE = {
     "data", "images", "cache", "device", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints",
@@ -42,7 +42,7 @@ class Settings:
     template: str = setting("vicuna", "how turns are written: 'vicuna' or 'plain'")
     max_length: int = setting(2048, "most tokens of a row, images included; what is longer is cut at its end")
     lengths: dict[str, Any] = field(
-        default_factory=dict, metadata={"help": "how many tokens an image has: " + ", ".join(LENGTHS)}
+        default_factory=dict, metadata={"help": "how many tokens an image has: " + ", ".join(IMAGE_LENGTHS)}
     )
     fit: str = setting("pad", "how a picture becomes square: 'pad', 'crop' or 'squash'")
     tiles: int = setting(0, "most tiles a picture is cut into, beside a thumbnail (0: it stays whole)")
@@ -87,8 +87,10 @@ class Settings:
         choices = {"template": TEMPLATES, "parallel": ("ddp", "fsdp2"), "fit": ("pad", "crop", "squash")}
         one_of(self, choices)
         for name in self.lengths:
-            if name not in LENGTHS:
-                raise TrainingError(f"lengths are chosen by {', '.join(LENGTHS)}; {name!r} is none of these")
+            if name not in IMAGE_LENGTHS:
+                raise TrainingError(
+                    f"lengths are chosen by {', '.join(IMAGE_LENGTHS)}; {name!r} is none of these"
+                )
         if self.train_encoder and (self.ask or self.tiles or self.parallel == "fsdp2"):
             other = "ask" if self.ask else "tiles" if self.tiles else "parallel: fsdp2"
             raise TrainingError(f"a trained encoder cannot go with {other}; leave one out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from itertools import pairwise
 
 import pytest
@@ -10,7 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dove_ext.tokens.lengths import lengths_for_budget
+from dove_ext.config import IMAGE_LENGTHS
+from dove_ext.tokens.lengths import LengthRule, lengths_for_budget
+
+
+def test_all_controls_but_the_budget_are_of_an_image_by_itself() -> None:
+    assert {field.name for field in fields(LengthRule)} == {*IMAGE_LENGTHS, "token_budget"}
 
 
 def one_by_one(p_eos: Tensor, budget: int) -> list[int]:

@@ -19,7 +19,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from dove_vlm.serving.requests import LENGTHS
+from dove_ext.config import IMAGE_LENGTHS
 from tests.vllm.served import WORDS_OF_AN_ANSWER, WRONG, Answer, Case, Reference, pictures, save
 from tests.vlm.small import WORDS
 
@@ -123,7 +123,7 @@ def ask(client: Any, case: Case) -> Answer:
 def in_transformers(case: Case) -> Case:
     """The prompt as the server writes it, with the limit that it was started with."""
     text = "\n".join(["<image>"] * len(case.images) + [case.text])
-    limited = case.images and not any(name in LENGTHS for name, _ in case.options)
+    limited = case.images and not any(name in IMAGE_LENGTHS for name, _ in case.options)
     return Case(f"<s> {text}", case.images, (*case.options, *((("max_tokens", 20),) if limited else ())))
 
 

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dove_ext.config import IMAGE_LENGTHS
 from dove_ext.images.tiles import MAX_TILES, tile_limits
 from dove_ext.tokens.lengths import LengthRule
 from dove_vlm.placeholders import check_counts
 from dove_vlm.tiles import NO_TILES, TOKEN
 
-LENGTHS = ("num_tokens", "max_tokens", "eos_threshold", "target_psnr")
-PER_REQUEST = (*LENGTHS, "query", "fit", "tiles", "drop_empty")
+PER_REQUEST = (*IMAGE_LENGTHS, "query", "fit", "tiles", "drop_empty")
 """Options of `DoveImageProcessor` that a request may set."""
 
 PER_SERVER = (*PER_REQUEST, "device", "batch_size")
@@ -51,7 +51,7 @@ def image_options(
             mean nothing, or the model reads no tiles.
     """
     asked, given = _flat(request, PER_REQUEST), _flat(server, PER_SERVER)
-    late = {name for name in LENGTHS if any(other in asked for other in LENGTHS)}
+    late = {name for name in IMAGE_LENGTHS if any(other in asked for other in IMAGE_LENGTHS)}
     late |= {"fit"} if "tiles" in asked else set()
     late |= {"tiles", "drop_empty"} if "fit" in asked else set()
     options = {**{name: value for name, value in given.items() if name not in late}, **asked}
@@ -63,7 +63,9 @@ def image_options(
         if "fit" in options:
             raise ValueError("fit says how a picture becomes square, which tiles need not; leave one out")
         slots *= MAX_TILES + 1  # numbers are the picture's; the encoder knows how many tiles it has
-    LengthRule(**{name: value for name, value in options.items() if name in LENGTHS}).check(slots, images=1)
+    LengthRule(**{name: value for name, value in options.items() if name in IMAGE_LENGTHS}).check(
+        slots, images=1
+    )
     return options
 
 
