@@ -1,8 +1,8 @@
-"""Feature distillation: the generator's hidden states and its tokens predict MobileNetV2's features.
+"""Feature distillation: the generator's hidden states and its tokens predict what a frozen network sees.
 
 Reconstruction alone teaches a code of patches little about what is in a picture. So one linear map of the
-mean hidden state predicts the backbone's features of the whole image, another one of each position those at
-that position. The backbone sees the sharp image, the generator often a low-resolution copy of it, which
+mean hidden state predicts the teacher's features of the whole image, another one of each position those at
+that position. The teacher sees the sharp image, the generator often a low-resolution copy of it, which
 makes the features robust to small and blurred pictures. Tokens are read as their users do: the mean of the
 first n predicts the whole image, for several n at once, and a cross-attention over them each position. The
 paper has no such term: its stack starts from a
@@ -12,7 +12,6 @@ trained language model and is trained for far longer.
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,35 +19,32 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dove_ext.metrics.mobilenet import TAP_WIDTHS, MobileNetDistance
 from dove_train.distributed import whole
+from dove_train.teachers import Teacher
 
 STATISTICS_IMAGES = 256  # enough for a mean and a deviation of each feature
 GRID_WEIGHT = 0.5  # of the positions' term beside the whole image's
 LEAST_AREA = 0.35  # of the random square that both look at, as a share of the image
-COARSE_SHARE = 0.7  # of the images of which the generator sees a low-resolution copy
+COARSE_SHARE = 0.7  # of the images of which the model sees a low-resolution copy
 COARSE_SIDES = (32, 128)  # least and largest side of such a copy, in pixels, drawn evenly by its logarithm
 
 
 class Alignment(nn.Module):
-    """Squared distance of linear maps of hidden states from a frozen backbone's standardised features.
+    """Squared distance of linear maps of hidden states from a teacher's standardised features.
 
     Args:
         hidden: width of the hidden states.
         grid: positions along a side.
-        weights: see `MobileNetDistance`.
+        teacher: frozen.
         token_width: width of the tokens' semantic part; 0: tokens are not aligned.
-
-    Raises:
-        CheckpointError: if the backbone's weights cannot be had.
     """
 
-    def __init__(self, hidden: int, grid: int, weights: Path | None = None, *, token_width: int = 0) -> None:
+    def __init__(self, hidden: int, grid: int, teacher: Teacher, *, token_width: int = 0) -> None:
         super().__init__()
         # In a tuple, so that it is no submodule: it is neither trained, nor sharded, nor in checkpoints.
-        self.backbone = (MobileNetDistance(weights),)
+        self.teacher = (teacher,)
         self.grid = grid
-        widths = {"whole": 1280, "grid": TAP_WIDTHS[-1]}
+        widths = teacher.widths
         # Needed by the loss only, so no part of the model.
         self.heads = nn.ModuleDict({name: nn.Linear(hidden, width) for name, width in widths.items()})
         if token_width:
@@ -65,12 +61,12 @@ class Alignment(nn.Module):
         return reader
 
     def _apply(self, *args: Any, **kwargs: Any) -> Alignment:
-        self.backbone[0]._apply(*args, **kwargs)  # it goes to the same device
+        self.teacher[0]._apply(*args, **kwargs)  # it goes to the same device
         return super()._apply(*args, **kwargs)
 
     @torch.compiler.disable  # sizes are drawn
     def views(self, pixels: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
-        """What the backbone sees, and what the generator sees: a random square of each image, coarse or not.
+        """What the teacher sees, and what the model sees: a random square of each image, coarse or not.
 
         Args:
             pixels: [B, 3, S, S] in [-1, 1].
@@ -94,8 +90,8 @@ class Alignment(nn.Module):
 
     @torch.no_grad()
     def targets(self, images: Tensor) -> dict[str, Tensor]:
-        """The backbone's features of images [B, 3, S, S]: "whole" [B, 1, 1280], "grid" [B, P, 96]."""
-        every, grid = self.backbone[0].features_and_grid(images)
+        """The teacher's features of images [B, 3, S, S]: "whole" [B, 1, F], "grid" [B, P, G]."""
+        every, grid = self.teacher[0](images)
         grid = F.adaptive_avg_pool2d(grid, self.grid)
         return {"whole": every[:, None], "grid": grid.flatten(2).transpose(1, 2)}
 
@@ -114,8 +110,8 @@ class Alignment(nn.Module):
         """The distance of each image.
 
         Args:
-            hidden: [B, P, hidden], of what the generator saw.
-            images: [B, 3, S, S] in [-1, 1], what the backbone is to see.
+            hidden: [B, P, hidden], of what the model saw.
+            images: [B, 3, S, S] in [-1, 1], what the teacher is to see.
             tokens: [B, n, token_width], the semantic part of the first tokens, if tokens are aligned.
 
         Returns:
@@ -160,7 +156,7 @@ class TokenReader(nn.Module):
         """Predictions from tokens [B, n, width].
 
         Returns:
-            dict: "whole" [B, L, 1280] from the first n, n/2, n/4, ... 1 tokens, "grid" [B, P, 96] from all.
+            dict: "whole" [B, L, F] from the first n, n/2, n/4, ... 1 tokens, "grid" [B, P, G] from all.
         """
         count = tokens.shape[1]
         lengths = [count >> k for k in range(count.bit_length())]

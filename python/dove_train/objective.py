@@ -115,6 +115,9 @@ class Objective:
         if outputs.divergence is not None and outputs.lengths is not None:
             kl = gaussian_loss(outputs.divergence, outputs.lengths)
             each, tally["kl"] = each + s.kl_weight * kl, kl
+        if outputs.alignment is not None:
+            each = each + s.alignment_weight * outputs.alignment
+            tally["alignment"] = outputs.alignment
         if outputs.latents is not None and outputs.codes is not None:
             quantiser = quantiser_loss(outputs.latents, outputs.codes)
             each, tally["quantiser"] = each + quantiser, quantiser

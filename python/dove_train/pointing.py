@@ -70,10 +70,14 @@ class Classifier(nn.Module):
         self.features = features
         self.requires_grad_(False)
 
+    def last_layer(self, features: Tensor) -> Tensor:
+        """What the classes are read from at each place, [B, P, `WIDTH`] of [B, P, ...], in [0, 6]."""
+        last = features[..., -self.features :]
+        return F.relu6(F.linear(last, self.head.weight.flatten(1), self.head.bias))
+
     def forward(self, features: Tensor) -> Tensor:
         """Logits of the classes at each place, [B, P, classes] of [B, P, ...]; their mean is the image's."""
-        last = features[..., -self.features :]
-        out: Tensor = self.classes(F.relu6(F.linear(last, self.head.weight.flatten(1), self.head.bias)))
+        out: Tensor = self.classes(self.last_layer(features))
         return out
 
 

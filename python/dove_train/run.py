@@ -27,7 +27,7 @@ from dove_train.progress import Reporter
 from dove_train.queries import QueryImages, folders, read_queries
 from dove_train.schedule import Schedule
 from dove_train.settings import Settings, TrainingError
-from dove_train.stages import make_pass, trained_parameters
+from dove_train.stages import make_pass, pixels_of, trained_parameters
 
 
 class Run:
@@ -54,7 +54,7 @@ class Run:
         for name, stage in settings.stages.items():  # a part or a path that the model lacks is found out now
             if self.schedule.planned[name]:
                 make_pass(self.model, stage, settings), trained_parameters(self.model, stage)
-        size = self.model.config.image_size if isinstance(self.model, DoveModel) else 256
+        size = pixels_of(self.model)
         validation = [Path(p) for p in settings.validation]
         synsets = Path(settings.synsets) if settings.synsets else None
         self.held_out, self.held_out_names = held_out_images(

@@ -120,8 +120,14 @@ class Settings:
     perceptual: str = setting("", "distance: lpips-vgg or mobilenet (empty: none)")
     perceptual_weight: float = setting(0.1, "weight of the perceptual distance")
     perceptual_weights: str = setting("", "file with its backbone (empty: from its package, or downloaded)")
-    alignment_weights: str = setting(
-        "", "path 'features': torchvision's file of MobileNetV2 (empty: from its package)"
+    teacher: str = setting(
+        "mobilenet",
+        "feature distillation: whose features are predicted, mobilenet (V2) or efficientnet-lite2",
+    )
+    alignment_weights: str = setting("", "the teacher's file (empty: from its package)")
+    alignment_weight: float = setting(
+        0.0,
+        "path 'autoencoder': weight of the distance from the teacher's features; 0 leaves it out",
     )
     classifier: str = setting(
         "", "relevance map: file of EfficientNet-Lite2, backbone and teacher (empty: from its package)"
@@ -176,7 +182,7 @@ class Settings:
         at_least(self, 1, *from_one.split(), "evaluate_every", "validation_limit")
         at_least(self, 32, "fit_images")
         from_zero = "steps minutes seed workers min_side max_unreadable picture_every gan_start"
-        weights = "mse_weight perceptual_weight gan_weight kl_weight weight_decay lambda_eos"
+        weights = "mse_weight perceptual_weight gan_weight kl_weight weight_decay lambda_eos alignment_weight"
         at_least(self, 0, *from_zero.split(), *weights.split())
         at_least(self, 0, "target_length")
         for name in ("learning_rate", "clip"):
@@ -203,6 +209,7 @@ class Settings:
             "eos_rule": ("sampled", "paper"),
             "parallel": ("ddp", "fsdp2"),
             "loss_scale": ("absolute", "relative"),
+            "teacher": ("mobilenet", "efficientnet-lite2"),
         }
         one_of(self, choices)
 

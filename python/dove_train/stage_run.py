@@ -29,7 +29,14 @@ from dove_train.queries import every_query, understood
 from dove_train.run import Run
 from dove_train.schedule import PACE_STEPS, Place
 from dove_train.settings import TrainingError
-from dove_train.stages import FeaturesPass, Outputs, make_pass, recompute_activations, trained_parameters
+from dove_train.stages import (
+    AlignedAutoencoderPass,
+    FeaturesPass,
+    Outputs,
+    make_pass,
+    recompute_activations,
+    trained_parameters,
+)
 
 
 class StepPlan(NamedTuple):
@@ -75,7 +82,7 @@ class StageRun:
         self.seed_noise(6, run.step)  # of layers that the path brings along
         path: nn.Module = make_pass(run.model, self.stage, s)
         self.alignment: Alignment | None = None
-        if isinstance(path, FeaturesPass):
+        if isinstance(path, (FeaturesPass, AlignedAutoencoderPass)):
             self.alignment = path.alignment.to(world.device)
             self.start_alignment(self.alignment, resumed)
             trained += self.alignment.heads.parameters()
@@ -261,7 +268,7 @@ class StageRun:
         """
         s, world = self.run.settings, self.run.world
         first = (part * world.size + world.rank) * s.batch_size
-        if self.stage.path == "features":
+        if self.alignment is not None:
             # One number of tokens for all images of a step: positions behind it need not run.
             return draw_views(s.seed, self.run.position + first, s.batch_size), int(plan.lengths[0])
         if s.eos_rule == "paper":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -21,6 +20,7 @@ from dove_train.alignment import Alignment
 from dove_train.length_sampling import DEFAULT_TARGET
 from dove_train.pointing import ClassEvidence, Pointed, classifier_file, point, read_classifier
 from dove_train.settings import Settings, Stage, TrainingError
+from dove_train.teachers import TEACHER_STRIDE, Teacher, make_teacher
 
 
 class Outputs(NamedTuple):
@@ -34,7 +34,7 @@ class Outputs(NamedTuple):
     latents: Tensor | None = None  # [B, P, C], before the quantiser
     codes: Tensor | None = None  # [B, P, C], chosen by it
     indices: Tensor | None = None  # int64 [B, P]
-    alignment: Tensor | None = None  # float32 [B], distance from the backbone's features
+    alignment: Tensor | None = None  # float32 [B], distance from the teacher's features
     margin: Tensor | None = None  # float32 [B], dB above the promised PSNR that the pictures need
     pointed: Pointed | None = None  # a relevance map's answers
 
@@ -110,8 +110,32 @@ class AutoencoderPass(nn.Module):
         return Outputs(self.vqgan.decode(quantised), latents=latents, codes=codes, indices=indices)
 
 
+class AlignedAutoencoderPass(nn.Module):
+    """The VQGAN alone, whose latents (quantised, if they are) also predict a teacher's features."""
+
+    def __init__(self, vqgan: VQGAN, alignment: Alignment) -> None:
+        super().__init__()
+        self.autoencoder, self.alignment = AutoencoderPass(vqgan), alignment
+
+    def forward(self, pixels: Tensor, draws: Tensor, count: int) -> Outputs:
+        """One pass over [B, 3, S, S] in [-1, 1].
+
+        Args:
+            pixels: [B, 3, S, S] in [-1, 1]; these are reconstructed.
+            draws: `draw_views` of these images; the views' latents are what predicts.
+            count: means nothing here.
+        """
+        outputs: Outputs = self.autoencoder(pixels)
+        sharp, seen = self.alignment.views(pixels, draws)
+        vqgan = self.autoencoder.vqgan
+        latents = vqgan.encode(seen)
+        if vqgan.quantize is not None:
+            latents, _ = vqgan.quantize(latents)
+        return outputs._replace(alignment=self.alignment(latents, sharp))
+
+
 class FeaturesPass(nn.Module):
-    """Image -> latents -> hidden states and tokens of the generator, compared with a backbone's features."""
+    """Image -> latents -> hidden states and tokens of the generator, compared with a teacher's features."""
 
     def __init__(self, model: DoveModel, alignment: Alignment) -> None:
         super().__init__()
@@ -163,9 +187,14 @@ class RelevancePass(nn.Module):
         return Outputs(pointed=point(self.relevance, self.teacher, pixels, Query(*asked), owners))
 
 
+def pixels_of(model: DoveModel | VQGAN) -> int:
+    """Pixels along a side of what a model is trained on."""
+    return 256 if isinstance(model, VQGAN) else model.config.image_size
+
+
 def make_pass(
     model: DoveModel | VQGAN, stage: Stage, settings: Settings
-) -> TokensPass | AutoencoderPass | FeaturesPass | RelevancePass:
+) -> TokensPass | AutoencoderPass | AlignedAutoencoderPass | FeaturesPass | RelevancePass:
     """The path that a stage trains.
 
     Raises:
@@ -180,21 +209,23 @@ def make_pass(
                 f"a stage's crop must be a multiple of {vqgan.config.downsampling}, the pixels along a "
                 f"latent of this model; got {stage.crop}"
             )
+        if settings.alignment_weight:
+            side = stage.crop or pixels_of(model)
+            if side % TEACHER_STRIDE:
+                raise TrainingError(
+                    f"a stage's crop must be a multiple of {TEACHER_STRIDE}, the pixels along a place of the "
+                    f"teacher; got {side}"
+                )
+            grid = side // vqgan.config.downsampling
+            alignment = Alignment(vqgan.config.latent_channels, grid, _teacher(settings))
+            return AlignedAutoencoderPass(vqgan, alignment)
         return AutoencoderPass(vqgan)
     if isinstance(model, VQGAN):
         raise TrainingError("a VQGAN has no tokens: its stages need path: autoencoder")
     if stage.path == "features":
-        weights = Path(settings.alignment_weights) if settings.alignment_weights else None
-        try:
-            width = model.config.semantic_width if "tokens" in stage.train else 0
-            alignment = Alignment(
-                model.config.generator.hidden, model.config.grid, weights, token_width=width
-            )
-            return FeaturesPass(model, alignment)
-        except CheckpointError as error:
-            raise TrainingError(
-                f"a stage of path 'features' needs MobileNetV2 (--alignment-weights): {error}"
-            ) from error
+        width = model.config.semantic_width if "tokens" in stage.train else 0
+        hidden, grid = model.config.generator.hidden, model.config.grid
+        return FeaturesPass(model, Alignment(hidden, grid, _teacher(settings), token_width=width))
     if stage.train == ["relevance"]:
         return _relevance_pass(model, settings)
     if stage.path == "query":
@@ -219,6 +250,15 @@ def make_pass(
         )
     renders = {"decoder", "token_decoder", "encoder", "linear"}
     return TokensPass(model, around_stops=model.config.shortcut and not renders & set(stage.train))
+
+
+def _teacher(settings: Settings) -> Teacher:
+    try:
+        return make_teacher(settings.teacher, settings.alignment_weights)
+    except CheckpointError as error:
+        raise TrainingError(
+            f"feature distillation needs the weights of {settings.teacher} (--alignment-weights): {error}"
+        ) from error
 
 
 def _relevance_pass(model: DoveModel, settings: Settings) -> RelevancePass:

@@ -11,14 +11,19 @@ import torch
 
 from dove_ext.config import change_shape, preset
 from dove_ext.metrics.mobilenet import MobileNetDistance
+from dove_ext.models.backbone import Backbone
 from dove_ext.models.dove import DoveModel
+from dove_train import teachers
 from dove_train.alignment import COARSE_SIDES, GRID_WEIGHT, Alignment, TokenReader, draw_views
 from dove_train.distributed import World
+from dove_train.pointing import read_classifier
 from dove_train.run import Run
+from dove_train.settings import TrainingError
 from dove_train.stage_run import StageRun
-from dove_train.stages import make_pass, parts_of, trained_parameters
+from dove_train.stages import AlignedAutoencoderPass, make_pass, parts_of, trained_parameters
+from dove_train.teachers import make_teacher
 from dove_train.train import train, train_stages
-from tests.train.small import recipe, run_to_a_checkpoint, settings
+from tests.train.small import lite_file, recipe, run_to_a_checkpoint, settings
 
 STAGES = {
     "features": {"steps": 4, "path": "features", "train": ["features"], "learning_rate": 1e-2},
@@ -41,7 +46,7 @@ def pictures(count: int = 3, side: int = 64) -> torch.Tensor:
 
 def test_the_distance_is_its_formula(mobilenet_file: Path) -> None:
     torch.manual_seed(0)
-    alignment = Alignment(8, 4, mobilenet_file)
+    alignment = Alignment(8, 4, make_teacher("mobilenet", str(mobilenet_file)))
     alignment.measure(pictures(5), batch_size=2)
     images, hidden = pictures(), torch.randn(3, 16, 8)
     features, grid = MobileNetDistance(mobilenet_file).features_and_grid(images)
@@ -56,7 +61,7 @@ def test_the_distance_is_its_formula(mobilenet_file: Path) -> None:
 
 
 def test_views_keep_shape_and_range_and_some_are_coarse(mobilenet_file: Path) -> None:
-    alignment = Alignment(8, 16, mobilenet_file)
+    alignment = Alignment(8, 16, make_teacher("mobilenet", str(mobilenet_file)))
     images, draws = pictures(20, 256), draw_views(0, 40, 20)
     sharp, seen = alignment.views(images, draws)
     assert sharp.shape == seen.shape == images.shape
@@ -169,6 +174,71 @@ def test_it_can_be_learned(
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.fixture
+def lite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file as EfficientNet-Lite2's, of a small network with random weights."""
+    small = teachers.RelevanceConfig(backbone_width=0.1, backbone_depth=0.4)
+    monkeypatch.setattr(teachers, "RelevanceConfig", lambda: small)
+    return lite_file(tmp_path / "lite.pth", 0.1, 0.4)
+
+
+@torch.no_grad()
+def test_another_teacher(lite: Path) -> None:
+    teacher = make_teacher("efficientnet-lite2", str(lite))
+    whole, grid = teacher(pictures())
+    backbone = Backbone(0.1, 0.4)
+    classifier = read_classifier(lite, backbone)
+    expected = backbone(pictures())
+    torch.testing.assert_close(grid, expected)
+    torch.testing.assert_close(
+        classifier.classes(whole),
+        classifier(expected.flatten(2).transpose(1, 2)).mean(1),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+    alignment = Alignment(8, 4, teacher)
+    assert {name: head.out_features for name, head in alignment.heads.items()} == teacher.widths
+    assert alignment(torch.zeros(3, 16, 8), pictures()).shape == (3,)
+
+
+def test_a_teacher_without_weights_is_one_sentence(tmp_path: Path) -> None:
+    given = settings(teacher="efficientnet-lite2", alignment_weights=str(tmp_path / "none.pth"))
+    given.stages["joint"].path = "features"
+    model = DoveModel(change_shape(preset("dove-tiny"), given.shape))
+    with pytest.raises(TrainingError, match=r"needs the weights of efficientnet-lite2 .*none\.pth"):
+        make_pass(model, given.stages["joint"], given)
+
+
+def test_latents_learn_from_a_teacher(tmp_path: Path, lite: Path) -> None:
+    """A VQGAN's encoder learns from the distance alone, whose weight is the setting's, and a run goes on."""
+    stages = {"joint": {"steps": 2, "path": "autoencoder", "train": ["encoder", "decoder"], "crop": 64}}
+    shape = {**recipe()["shape"]["vqgan"], "codebook_size": 128, "patch_shortcut": False}
+    given = {
+        "preset": "vqgan-tiny", "shape": shape, "stages": stages, "loss_scale": "absolute", "mse_weight": 0.0,
+        "teacher": "efficientnet-lite2", "alignment_weights": str(lite), "alignment_weight": 0.5,
+    }  # fmt: skip
+    run = new_run(tmp_path, lite, **given)
+    run.start()
+    stage = StageRun(run, "joint", None)
+    assert isinstance(stage.path, AlignedAutoencoderPass)
+    images, draws = pictures(2), draw_views(0, 0, 2)
+    outputs = stage.path(images, draws, 1)
+    outputs = outputs._replace(latents=None, codes=None)  # whose own losses reach the encoder, too
+    plan = stage.plan(run.schedule.place())
+    total, tally = run.objective(outputs, images, lambda_eos=0, undecided=1, adversarial=False)
+    torch.testing.assert_close(total, 0.5 * outputs.alignment.sum() / 2)
+    assert torch.equal(tally["alignment"], outputs.alignment.detach().sum())
+    total.backward()
+    assert run.model.encoder.conv_in.weight.grad.abs().max() > 0
+    assert plan.lengths.shape == (2,)
+    stage.train()
+    assert run.step == 2
+
+    given["stages"]["joint"]["crop"] = 48
+    with pytest.raises(TrainingError, match=r"a multiple of 32, .* got 48"):
+        make_pass(run.model, settings(**given).stages["joint"], settings(**given))
 
 
 RESUMED = {
