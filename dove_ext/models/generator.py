@@ -413,11 +413,14 @@ class Generator(nn.Module):
             with torch.no_grad():
                 self.embed_out.weight[self.config.eos_id, -1] = 0.5
         elif self.embed_out.bias is not None:
-            # The other logits start near zero, so this puts p_eos at eos_prior: at 1 / 50304 the gradient
-            # of a linear p_eos would vanish.
-            prior, others = self.config.eos_prior, self.config.vocab_size - 1
+            # p_eos starts at eos_prior: at 1 / 50304 the gradient of a linear p_eos would vanish. One other
+            # word starts as the likeliest, as in a pretrained head: beside 50,303 equal ones EOS would win
+            # the arg-max everywhere, and every sequence end at once.
+            prior, eos, rest = self.config.eos_prior, self.config.eos_id, self.config.vocab_size - 2
+            go_on = 100.0 * rest or 1.0  # its odds; the others' are 1 each
             with torch.no_grad():
-                self.embed_out.bias[self.config.eos_id] = math.log(prior / (1 - prior) * others)
+                self.embed_out.bias[0 if eos else 1] = math.log(go_on)
+                self.embed_out.bias[eos] = math.log(prior / (1 - prior) * (go_on + rest))
         if self.mean is not None and self.log_variance is not None:
             nn.init.eye_(self.mean.weight)
             nn.init.zeros_(self.mean.bias)

@@ -165,5 +165,6 @@ def test_heads(vocab: int, eos: int, bias: bool) -> None:
 def test_new_head_starts_at_its_prior(vocab: int) -> None:
     torch.manual_seed(0)
     model = DoveModel(micro(vocab_size=vocab, eos_prior=0.02).config)
-    p_eos = model.encode(photos(2), return_p_eos=True).p_eos
-    assert p_eos is not None and p_eos.mean().item() == pytest.approx(0.02, rel=0.2)
+    tokens = model.encode(photos(2), return_p_eos=True)
+    assert tokens.p_eos is not None and tokens.p_eos.mean().item() == pytest.approx(0.02, rel=0.2)
+    assert tokens.lengths.tolist() == [SLOTS, SLOTS]  # another word wins everywhere
