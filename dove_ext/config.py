@@ -350,7 +350,7 @@ VQGAN_PRESETS: dict[str, VQGANConfig] = {
 }
 
 # The controls of `encode` that choose an image's length by itself; a `token_budget` is shared with others.
-IMAGE_LENGTHS = ("num_tokens", "max_tokens", "eos_threshold", "target_psnr")
+IMAGE_LENGTHS = ("num_tokens", "min_tokens", "max_tokens", "eos_threshold", "target_psnr")
 DEFAULT_MODEL = "dove-tiny"  # what `dove_ext.encode` and the `dove` command use
 
 

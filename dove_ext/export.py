@@ -68,7 +68,7 @@ class Encoder(nn.Module):
         if rule.num_tokens is not None:
             lengths = torch.full_like(generated.tokens[:, 0, 0], rule.num_tokens, dtype=torch.int32)
         else:
-            lengths = model.generator.lengths(generated.hidden, rule.eos_threshold)
+            lengths = model.generator.lengths(generated.hidden, rule.eos_threshold, rule.least)
         return generated.tokens, lengths
 
 
@@ -127,6 +127,7 @@ def export(
     *,
     parts: Sequence[str] = tuple(PARTS),
     num_tokens: int | None = None,
+    min_tokens: int | None = None,
     max_tokens: int | None = None,
     eos_threshold: float | None = None,
 ) -> list[Path]:
@@ -143,6 +144,7 @@ def export(
         parts: which of "encoder" (padded tokens and lengths), "packed_encoder" (tokens and `cu_seqlens`) and
             "decoder".
         num_tokens: exactly this many tokens, 1..K, decided now.
+        min_tokens: likewise, at least.
         max_tokens: likewise, at most.
         eos_threshold: likewise, see `DoveModel.encode`.
 
@@ -166,7 +168,7 @@ def export(
             "ONNX's Conv and Einsum take no bfloat16 before opsets 22 and 28, and these graphs are of 18; "
             "export float32, or choose torch-export or aoti"
         )
-    rule = LengthRule(num_tokens, max_tokens, eos_threshold)
+    rule = LengthRule(num_tokens, min_tokens, max_tokens, eos_threshold)
     rule.check(model.config.num_tokens, BATCH)
     if to == "onnx":
         _require_onnx()

@@ -38,7 +38,7 @@ def configure(parser: ArgumentParser) -> None:
         "(default: all three)",
     )  # fmt: skip
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="(default: %(default)s)")
-    add_length_options(parser, ("num_tokens", "max_tokens", "eos_threshold"))
+    add_length_options(parser, ("num_tokens", "min_tokens", "max_tokens", "eos_threshold"))
     add_json_option(parser)
     parser.set_defaults(device="cpu")
 

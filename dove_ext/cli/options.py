@@ -84,6 +84,11 @@ def add_model_options(parser: ArgumentParser) -> None:
 
 _LENGTHS: dict[str, dict[str, Any]] = {
     "num_tokens": {"type": positive, "metavar": "N", "help": "exactly N tokens an image"},
+    "min_tokens": {
+        "type": positive,
+        "metavar": "N",
+        "help": "at least N tokens an image; with --tiles, a tile",
+    },
     "max_tokens": {"type": positive, "metavar": "N", "help": "at most N tokens an image"},
     "eos_threshold": {
         "type": probability,
@@ -99,13 +104,13 @@ _LENGTHS: dict[str, dict[str, Any]] = {
         "type": decibels,
         "metavar": "DB",
         "help": "the fewest tokens with which the model's own reconstruction reaches DB decibels; "
-        "--max-tokens wins",
+        "--min-tokens and --max-tokens win",
     },
 }
 
 
 def add_length_options(parser: ArgumentParser, names: Collection[str] = tuple(_LENGTHS)) -> None:
-    """--num-tokens, --max-tokens, --eos-threshold, --token-budget, --target-psnr, or some of these."""
+    """--num-tokens, --min-tokens, --max-tokens and further length controls, or some of these."""
     group = parser.add_argument_group(
         "length", "how many tokens; by default the model decides for each image"
     )
@@ -213,9 +218,12 @@ def length_arguments(args: Namespace) -> dict[str, Any]:
 
     names = [field.name for field in fields(LengthRule)]
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    if (conflict := LengthRule(**given).conflict()) is not None:
+    rule = LengthRule(**given)
+    if (conflict := rule.conflict()) is not None:
         name, others = conflict
         raise UsageError(f"{_flag(name)} decides the lengths; drop it or {' and '.join(map(_flag, others))}")
+    if rule.crossed:
+        raise UsageError(f"--min-tokens {rule.min_tokens} is above --max-tokens {rule.max_tokens}; lower it")
     return given
 
 

@@ -76,7 +76,7 @@ def join(batches: Sequence[Encoded], rule: LengthRule, unread: Sequence[tuple[st
     p_eos, psnr, relevance = (_together([batch[i] for batch in batches]) for i in (2, 3, 4))
     if rule.token_budget is not None and p_eos is not None:
         # Whose tokens they are is known on the device alone; their sum is known here.
-        lengths = lengths_for_budget(p_eos, rule.token_budget)
+        lengths = lengths_for_budget(p_eos, rule.token_budget, rule.least)
         batches = [Encoded(torch.cat([batch.tokens for batch in batches]), lengths)]
     parts = lengths.split([len(batch.lengths) for batch in batches])
     sums: list[Tensor] = []

@@ -303,6 +303,7 @@ class DoveModel(Pretrained):
         images: Any,
         *,
         num_tokens: int | None = None,
+        min_tokens: int | None = None,
         max_tokens: int | None = None,
         eos_threshold: float | None = None,
         token_budget: int | None = None,
@@ -328,16 +329,20 @@ class DoveModel(Pretrained):
             images: anything `dove_ext.images.prepare_images` takes: tensors, arrays, PIL images, paths, or
                 a list of these; or what `prefix` made of them.
             num_tokens: exactly this many tokens for every image, 1..K.
+            min_tokens: stop here at the earliest. An image that would be shorter has exactly this many: the
+                model's decision that a prefix is good enough holds for every longer one, so p_eos is not
+                asked again behind it (`tokens.lengths.LengthRule`).
             max_tokens: stop here at the latest.
             eos_threshold: stop at the first position where p_eos >= this (0..1), instead of where EOS wins
                 the vocabulary's arg-max.
             token_budget: choose the lengths over all images of this call so that they sum to exactly this
-                (`dove_ext.tokens.lengths.lengths_for_budget`); from one token an image to K.
+                (`dove_ext.tokens.lengths.lengths_for_budget`); from one token an image (or `min_tokens`) to
+                K.
             target_psnr: the fewest tokens of each image with which this model's own reconstruction is that
-                close to it, in dB (`models.quality.shortest_reaching`); `max_tokens` wins. For text in
-                tiles 26, for small type 28 (docs/tiles.md). `psnr` of the result is what it reached.
-                Costs about nine reconstructions; on a CPU about three of a model with the linear code, which
-                knows its quality.
+                close to it, in dB (`models.quality.shortest_reaching`); `min_tokens` and `max_tokens`
+                win. For text in tiles 26, for small type 28 (docs/tiles.md). `psnr` of the result is what it
+                reached. Costs about nine reconstructions; on a CPU about three of a model with the linear
+                code, which knows its quality.
             return_p_eos: keep the p_eos curve [B, K] with the tokens; all K positions are run then.
             return_relevance: keep how much each place counted, [B, h, w], with the tokens: what a model with
                 a relevance map made of the query, or the relevance that was given, on the model's grid.
@@ -357,12 +362,12 @@ class DoveModel(Pretrained):
                 small view of the whole, the thumbnail. Every tile has its own row in the result, whose
                 `tiles` says what belongs together. What is said above of an image then holds for a picture:
                 `num_tokens` are exactly this many for all tiles of each picture, `max_tokens` at most, and
-                what there is goes where p_eos is lowest. `target_psnr` is reached by each tile where it shows
-                the picture; `psnr` is then None with `max_tokens` or a query. Not with `relevance`, a prefix
-                or `fit`.
+                what there is goes where p_eos is lowest; `min_tokens` are at least this many for each tile,
+                the thumbnail, too. `target_psnr` is reached by each tile where it shows the picture; `psnr`
+                is then None with `max_tokens` or a query. Not with `relevance`, a prefix or `fit`.
             drop_empty: with tiles and a query for a model with a relevance map, leave out tiles that show
-                nothing of what is asked for (`models.tiling.EMPTY`); else these keep one token. The thumbnail
-                stays.
+                nothing of what is asked for (`models.tiling.EMPTY`); else these keep one token, or
+                `min_tokens`. The thumbnail stays.
             batch_size: images, or tiles, that run at once.
             block_size: time positions that run at once before the model looks for EOS, where it looks before
                 the last (on a CPU, and without `cuda_graph`); the tokens are the same for any value.
@@ -385,7 +390,7 @@ class DoveModel(Pretrained):
             RuntimeError: on several threads in a process that was forked after this model, or any of this
                 package, had used several: it would wait for ever (`dove_ext.fork`).
         """
-        rule = LengthRule(num_tokens, max_tokens, eos_threshold, token_budget, target_psnr)
+        rule = LengthRule(num_tokens, min_tokens, max_tokens, eos_threshold, token_budget, target_psnr)
         batch_size, block_size = operator.index(batch_size), operator.index(block_size)
         if batch_size < 1 or block_size < 1:
             raise ValueError(
@@ -552,13 +557,14 @@ class DoveModel(Pretrained):
                     places = pixel_weights(cells, side)
                     weight = places if weight is None else weight * places
                 lengths, psnr = shortest_reaching(
-                    self.render, tokens, pixels, rule.target_psnr, most=most, expected=expected, weight=weight
-                )
+                    self.render, tokens, pixels, rule.target_psnr, most=most, least=rule.least,
+                    expected=expected, weight=weight,
+                )  # fmt: skip
                 encoded = encoded._replace(lengths=lengths, psnr=psnr)
         else:
             # The positions that ran until all images had ended.
             hidden, lengths = self.generator.run_until_stop(
-                condition, limit=most, threshold=rule.eos_threshold, block=block_size
+                condition, limit=most, threshold=rule.eos_threshold, block=block_size, least=rule.least
             )
             encoded = Encoded(self.generator.tokens(hidden, condition), lengths, None)
         encoded = encoded._replace(relevance=condition.relevance)
@@ -595,7 +601,7 @@ class DoveModel(Pretrained):
         tokens, hidden, _ = self.generate(condition, None if whole_curve else most, sample=False)
         p_eos = self.generator.p_eos(hidden) if whole_curve else None
         if rule.num_tokens is None:
-            lengths = self.generator.lengths(hidden[:, :most], rule.eos_threshold)
+            lengths = self.generator.lengths(hidden[:, :most], rule.eos_threshold, rule.least)
         else:
             lengths = torch.full((len(hidden),), most, dtype=torch.int32, device=hidden.device)
         return tokens, lengths, p_eos

@@ -345,20 +345,21 @@ class Generator(nn.Module):
         count = torch.full_like(stops[:, 0], stops.shape[1], dtype=torch.int32)
         return torch.where(stops.any(1), stops.int().argmax(1).int(), count)
 
-    def lengths(self, hidden: Tensor, threshold: float | None = None) -> Tensor:
-        """Tokens that are kept: those before the first position that ends the sequence, at least one.
+    def lengths(self, hidden: Tensor, threshold: float | None = None, least: int = 1) -> Tensor:
+        """Tokens that are kept: those before the first position that ends the sequence, at least `least`.
 
         Args:
             hidden: as for `first_stop`.
             threshold: likewise.
+            least: 1..n; a sequence that ends before has exactly so many.
 
         Returns:
-            Tensor: int32 [B], 1..n.
+            Tensor: int32 [B], `least`..n.
         """
-        return self.first_stop(hidden, threshold).clamp_min(1)
+        return self.first_stop(hidden, threshold).clamp_min(least)
 
     def run_until_stop(
-        self, condition: Condition, *, limit: int, threshold: float | None, block: int
+        self, condition: Condition, *, limit: int, threshold: float | None, block: int, least: int = 1
     ) -> tuple[Tensor, Tensor]:
         """Run time positions block by block until every image has ended.
 
@@ -367,14 +368,15 @@ class Generator(nn.Module):
             limit: at most this many positions.
             threshold: as for `first_stop`.
             block: positions a block; any value gives the same tokens.
+            least: as for `lengths`, at most `limit`.
 
         Returns:
             (Tensor, Tensor): what `forward` gives for the n <= limit positions that ran, and each image's
-            length int32 [B], 1..limit, as `lengths` gives it.
+            length int32 [B], `least`..limit, as `lengths` gives it.
         """
         if condition.states is not None:
             there = self(condition, limit)
-            return there, self.lengths(there, threshold)
+            return there, self.lengths(there, threshold, least)
         x, query = self.sequence(condition), condition.query
         cache = self._cache(condition, x, limit)
         # first_stop reports the index behind a block's last position when the block holds no stop.
@@ -395,9 +397,9 @@ class Generator(nn.Module):
             stop = self.first_stop(hidden[-1], threshold)
             ended = (stop < count) & (lengths == limit)
             lengths = torch.where(ended, stop + start, lengths)
-            if check.all_ended((lengths < limit).all()):
+            if check.all_ended((lengths < limit).all()) and start + count >= least:
                 break
-        return torch.cat(hidden, dim=1), lengths.clamp_min(1)
+        return torch.cat(hidden, dim=1), lengths.clamp_min(least)
 
     def reset_parameters(self) -> None:
         """Initialise for training from scratch; with a shortcut EOS starts where its quality suffices."""

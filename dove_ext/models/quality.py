@@ -23,6 +23,7 @@ def shortest_reaching(
     target: float,
     *,
     most: int,
+    least: int = 1,
     expected: Tensor | None = None,
     weight: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -30,7 +31,7 @@ def shortest_reaching(
 
     An image's reconstruction with its length reaches the target, and with one token less it does not: both
     are seen, none is foretold. Where quality falls with a further token somewhere, an even smaller number may
-    reach it, too.
+    reach it, too. `least` tokens are given where fewer would do.
 
     The lengths are bisected: about log2 `most` reconstructions. With `expected` the next length to try is
     where it says, corrected by what the last try was off: about three reconstructions. Nobody waits for a
@@ -42,21 +43,22 @@ def shortest_reaching(
         pixels: the images, [B, 3, S, S] in [-1, 1].
         target: peak signal-to-noise ratio in dB.
         most: the most tokens of an image, 1..K.
+        least: the fewest, 1..`most`.
         expected: float32 [B, at least `most`], about what the first 1, 2, ... tokens reach, in dB; or None.
         weight: [B, 1, S, S], where closeness counts (`metrics.psnr`); None: everywhere alike.
 
     Returns:
-        (Tensor, Tensor): lengths int32 [B], 1..most, which is also where even the most do not reach the
-        target; and the PSNR with these lengths, float32 [B], at most `PSNR_CEILING`.
+        (Tensor, Tensor): lengths int32 [B], `least`..`most`, the latter also where even these do not reach
+        the target; and the PSNR with these lengths, float32 [B], at most `PSNR_CEILING`.
     """
     waits = tokens.device.type == "cpu"
     guide = expected[:, :most].contiguous() if waits and expected is not None else None
-    too_few = torch.zeros(tokens.shape[0], dtype=torch.int32, device=tokens.device)
+    too_few = torch.full((tokens.shape[0],), least - 1, dtype=torch.int32, device=tokens.device)
     enough = torch.full_like(too_few, most + 1)  # beyond what is allowed
     reached = torch.zeros(tokens.shape[0], dtype=torch.float32, device=tokens.device)
     off = torch.zeros_like(reached)
     rows = torch.arange(tokens.shape[0], device=tokens.device)
-    for attempt in range(most.bit_length() + (0 if guide is None else GUIDED)):
+    for attempt in range((most - least + 1).bit_length() + (0 if guide is None else GUIDED)):
         if waits and not len(rows := (enough - too_few > 1).nonzero()[:, 0]):
             break
         low, high = too_few[rows], enough[rows]

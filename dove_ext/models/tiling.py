@@ -80,7 +80,7 @@ def encode_tiles(
         limits: the fewest and the most tiles of a picture.
         config: of the model.
         device: of the model.
-        rule: how lengths are chosen; its numbers of tokens are for pictures.
+        rule: how lengths are chosen; its numbers of tokens are for pictures, but `min_tokens`, each tile's.
         query: as for `DoveModel.encode`, with a row for each picture.
         pointing: whether the model's relevance map is asked it.
         drop_empty: as for `DoveModel.encode`.
@@ -116,12 +116,12 @@ def encode_tiles(
                 done.append(_finished(_as_one(current), rule, pointing, drop_empty))
                 current = []
         if shares and not pointing:  # a query may yet leave more for some tiles than they would have now
-            current = _without_surplus(current, shares[0])
+            current = _without_surplus(current, shares[0], rule.least)
         if rule.token_budget is not None:
-            done = _pruned(done, rule.token_budget)
+            done = _pruned(done, rule.token_budget, rule.least)
     tokens = DoveTokens.cat(done)
     if rule.token_budget is not None:
-        tokens = _cut_to(tokens, rule.token_budget)
+        tokens = _cut_to(tokens, rule.token_budget, rule.least)
     return replace(
         tokens,
         p_eos=tokens.p_eos if return_p_eos else None,
@@ -135,14 +135,16 @@ def _check_numbers(rule: LengthRule, counts: Sequence[int], slots: int) -> None:
     replace(rule, num_tokens=None, max_tokens=None, token_budget=None).check(slots, len(counts))
     if rule.conflict() is not None:
         rule.check(slots, len(counts))  # which says so
+    least = rule.least
     fewest, most = (pick(range(len(counts)), key=counts.__getitem__) for pick in (max, min))
     for name, number in (("num_tokens", rule.num_tokens), ("max_tokens", rule.max_tokens)):
         if number is None:
             continue
-        if not is_int(number) or number < counts[fewest]:
+        if not is_int(number) or number < counts[fewest] * least:
+            each = "a token" if least == 1 else f"{least} tokens"
             raise ValueError(
-                f"{name} must be at least a token for each tile of a picture, {counts[fewest]} for picture "
-                f"{fewest} with its thumbnail, got {number!r}; give more, or fewer tiles"
+                f"{name} must be at least {each} for each tile of a picture, {counts[fewest] * least} for "
+                f"picture {fewest} with its thumbnail, got {number!r}; give more, or fewer tiles"
             )
     if rule.num_tokens is not None and rule.num_tokens > counts[most] * slots:
         raise ValueError(
@@ -150,10 +152,11 @@ def _check_numbers(rule: LengthRule, counts: Sequence[int], slots: int) -> None:
             f"picture {most}, got {rule.num_tokens}; max_tokens lets small pictures have less"
         )
     budget, tiles = rule.token_budget, sum(counts)
-    if budget is not None and not (is_int(budget) and tiles <= budget <= tiles * slots):
+    lowest, highest = tiles * least, tiles * slots
+    if budget is not None and not (is_int(budget) and lowest <= budget <= highest):
         raise ValueError(
-            f"token_budget must be a whole number of 1 to {slots} tokens a tile "
-            f"({tiles}..{tiles * slots} for the {tiles} tiles of {len(counts)} pictures), got {budget!r}"
+            f"token_budget must be a whole number of {least} to {slots} tokens a tile "
+            f"({lowest}..{highest} for the {tiles} tiles of {len(counts)} pictures), got {budget!r}"
         )
 
 
@@ -215,9 +218,9 @@ def _finished(tokens: DoveTokens, rule: LengthRule, pointing: bool, drop_empty: 
         if drop_empty:
             tokens = tokens[[row for row, nothing in enumerate(empty) if not nothing]]
         elif any(empty):
-            tokens = tokens.truncate([1 if nothing else tokens.num_slots for nothing in empty])
+            tokens = tokens.truncate([rule.least if nothing else tokens.num_slots for nothing in empty])
     number = rule.num_tokens or rule.max_tokens
-    return tokens if number is None else _cut_to(tokens, number)
+    return tokens if number is None else _cut_to(tokens, number, rule.least)
 
 
 def _empty(tokens: DoveTokens) -> list[bool]:
@@ -230,25 +233,25 @@ def _empty(tokens: DoveTokens) -> list[bool]:
     ]
 
 
-def _cut_to(tokens: DoveTokens, number: int) -> DoveTokens:
-    """At most so many tokens, where the model is least ready to stop."""
+def _cut_to(tokens: DoveTokens, number: int, least: int) -> DoveTokens:
+    """At most so many tokens, `least` of each tile, where the model is least ready to stop."""
     if len(tokens.tokens) <= number:
         return tokens
     assert tokens.p_eos is not None
-    return tokens.truncate(lengths_within(tokens.p_eos, tokens.lengths, number))
+    return tokens.truncate(lengths_within(tokens.p_eos, tokens.lengths, number, least))
 
 
-def _without_surplus(parts: list[DoveTokens], number: int) -> list[DoveTokens]:
+def _without_surplus(parts: list[DoveTokens], number: int, least: int) -> list[DoveTokens]:
     """Parts of a picture without tokens that it cannot keep, whatever its further tiles hold."""
     if sum(len(tokens.tokens) for tokens in parts) <= 2 * number:
         return parts
-    return [_cut_to(_as_one(parts), number)]
+    return [_cut_to(_as_one(parts), number, least)]
 
 
-def _pruned(done: list[DoveTokens], budget: int) -> list[DoveTokens]:
+def _pruned(done: list[DoveTokens], budget: int, least: int) -> list[DoveTokens]:
     """The same pictures without tokens that a budget has no room for, whatever else is to share it."""
     if sum(len(tokens.tokens) for tokens in done) <= 2 * budget:
         return done
-    tokens = _cut_to(DoveTokens.cat(done), budget)
+    tokens = _cut_to(DoveTokens.cat(done), budget, least)
     assert tokens.tiles is not None
     return [tokens.picture(number) for number in range(len(tokens.tiles.pictures))]

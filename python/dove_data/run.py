@@ -129,8 +129,8 @@ def _check_lengths(settings: Settings) -> None:
     config = load_config(find_model(settings.model), DoveConfig)
     try:
         rule = LengthRule(**settings.lengths)
-        if settings.tiles is not None:  # numbers are then of a picture, whose tiles nobody has counted
-            rule = LengthRule(eos_threshold=rule.eos_threshold, target_psnr=rule.target_psnr)
+        if settings.tiles is not None:  # these are then of a picture, whose tiles nobody has counted
+            rule = replace(rule, num_tokens=None, max_tokens=None)
         rule.check(config.num_tokens, 1)
     except ValueError as error:
         raise DataError(str(error)) from error

@@ -30,6 +30,7 @@ class Settings:
         batch_size: pictures, or tiles, that run at once; batches begin anew in each shard.
         shard_size: pictures of a shard.
         num_tokens: as for `DoveModel.encode`.
+        min_tokens: likewise.
         max_tokens: likewise.
         eos_threshold: likewise.
         target_psnr: likewise. There is no `token_budget`, which a picture would share with those that happen
@@ -50,6 +51,7 @@ class Settings:
     batch_size: int = 16
     shard_size: int = 1000
     num_tokens: int | None = None
+    min_tokens: int | None = None
     max_tokens: int | None = None
     eos_threshold: float | None = None
     target_psnr: float | None = None

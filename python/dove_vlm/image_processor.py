@@ -35,6 +35,7 @@ class DoveImagesKwargs(ImagesKwargs, total=False):
     """What a request may ask for, see `DoveImageProcessor.preprocess`."""
 
     num_tokens: int | None
+    min_tokens: int | None
     max_tokens: int | None
     eos_threshold: float | None
     token_budget: int | None
@@ -60,8 +61,8 @@ class DoveImageProcessor(BaseImageProcessor):
         fit: how a picture becomes square, see `dove_ext.prepare_images`; "pad" is the paper's (B.1).
         tiles: cut each picture into a grid of squares instead, as `DoveModel.encode` does: the most tiles, a
             pair of fewest and most, or "auto". The model needs `tile_separators`.
-        num_tokens, max_tokens, eos_threshold, token_budget, target_psnr: how lengths are chosen where a
-            request says nothing of it (`DoveModel.encode`).
+        num_tokens, min_tokens, max_tokens, eos_threshold, token_budget, target_psnr: how lengths are chosen
+            where a request says nothing of it (`DoveModel.encode`).
         query: what the tokens are to tell of where a request does not say (Q-DOVE, 2.3).
         batch_size: images that the encoder takes at once.
     """
@@ -76,6 +77,7 @@ class DoveImageProcessor(BaseImageProcessor):
         fit: str = "pad",
         tiles: Any = None,
         num_tokens: int | None = None,
+        min_tokens: int | None = None,
         max_tokens: int | None = None,
         eos_threshold: float | None = None,
         token_budget: int | None = None,
@@ -86,8 +88,8 @@ class DoveImageProcessor(BaseImageProcessor):
     ) -> None:
         super().__init__(**kwargs)
         self.fit, self.tiles, self.query, self.batch_size = fit, tiles, query, batch_size
-        self.num_tokens, self.max_tokens, self.eos_threshold = num_tokens, max_tokens, eos_threshold
-        self.token_budget, self.target_psnr = token_budget, target_psnr
+        self.num_tokens, self.min_tokens, self.max_tokens = num_tokens, min_tokens, max_tokens
+        self.eos_threshold, self.token_budget, self.target_psnr = eos_threshold, token_budget, target_psnr
         self._name: str | None = None
         self._dove: DoveModel | None = None
         self._checkpoint: Checkpoint | None = None
@@ -161,8 +163,9 @@ class DoveImageProcessor(BaseImageProcessor):
             drop_empty: with tiles and a query, leave out tiles that show nothing of it (`DoveModel.encode`).
             batch_size: likewise.
             query: a text for all images, or a list with one an image.
-            **kwargs: `num_tokens`, `max_tokens`, `eos_threshold`, `token_budget` (over all images of the
-                call), `target_psnr`. A request with any of them has none of the processor's own.
+            **kwargs: `num_tokens`, `min_tokens`, `max_tokens`, `eos_threshold`, `token_budget` (over all
+                images of the call), `target_psnr`. A request with any of
+                them has none of the processor's own.
 
         Returns:
             BatchFeature: `image_tokens` [T, D], all images' one after the other, and `num_image_tokens` int64

@@ -29,6 +29,7 @@ class PatchModel:
         images: Any,
         *,
         num_tokens: int | None = None,
+        min_tokens: int | None = None,
         max_tokens: int | None = None,
         eos_threshold: float | None = None,
         token_budget: int | None = None,
@@ -47,6 +48,8 @@ class PatchModel:
         if token_budget:
             lengths = [token_budget // len(pixels)] * len(pixels)
             lengths[0] += token_budget - sum(lengths)
+        if min_tokens:
+            lengths = [max(n, min_tokens) for n in lengths]
         if max_tokens:
             lengths = [min(n, max_tokens) for n in lengths]
         p_eos = torch.full((len(pixels), SLOTS), 0.5) if return_p_eos else None

@@ -102,6 +102,11 @@ assert not slow, slow
             "drop it or --target-psnr",
         ),
         (["encode", "a.png", "-o", "x", "--num-tokens", "3", "--max-tokens", "9"], "drop it or --max-tokens"),
+        (["encode", "a.png", "-o", "x", "--num-tokens", "3", "--min-tokens", "9"], "drop it or --min-tokens"),
+        (
+            ["reconstruct", "a.png", "-o", "x", "--max-tokens", "3", "--min-tokens", "9"],
+            "--min-tokens 9 is above --max-tokens 3; lower it",
+        ),
         (
             ["encode", "a.png", "-o", "x", "--token-budget", "3", "--num-tokens", "9"],
             "--num-tokens decides the",
@@ -197,11 +202,13 @@ def test_encode_reports_json_and_keeps_p_eos(
     model: PatchModel, photos: Path, tmp_path: Path, capsys: Any
 ) -> None:
     output = tmp_path / "t.safetensors"
-    code, out, _ = run(capsys, "encode", photos, "-o", output, "--json", "--p-eos", "--max-tokens", "7")
+    code, out, _ = run(
+        capsys, "encode", photos, "-o", output, "--json", "--p-eos", "--min-tokens", "6", "--max-tokens", "7"
+    )
     report = json.loads(out)
     assert code == 0
-    assert (report["images"], report["tokens"], report["failed"]) == (3, 19, [])
-    assert report["items"][1] == {"path": str(photos / "b.JPG"), "name": "b.JPG", "tokens": 5}
+    assert (report["images"], report["tokens"], report["failed"]) == (3, 20, [])
+    assert report["items"][1] == {"path": str(photos / "b.JPG"), "name": "b.JPG", "tokens": 6}
     assert DoveTokens.load(output).p_eos is not None
 
 

@@ -138,7 +138,13 @@ def test_tiles_of_a_picture_stay_together(tmp_path: Path) -> None:
     pointing(tmp_path / "files").save_pretrained(tmp_path / "model")
     source = folder_of(tmp_path / "source", 5, side=60)
     settings = settings_of(
-        tmp_path / "model", shard_size=2, tiles=4, query="the dog", drop_empty=True, max_tokens=40
+        tmp_path / "model",
+        shard_size=2,
+        tiles=4,
+        query="the dog",
+        drop_empty=True,
+        min_tokens=9,
+        max_tokens=70,
     )
     with pytest.raises(KeyboardInterrupt):
         tokenize([source], tmp_path / "t", settings, workers=1, on_start=stop_after(1))
@@ -148,7 +154,9 @@ def test_tiles_of_a_picture_stay_together(tmp_path: Path) -> None:
     assert len(data) == 5 and list(verify(tmp_path / "t")) == []
     for i in range(5):
         one = data[i]
-        expected = model.encode([index.image(i)], tiles=4, query="the dog", drop_empty=True, max_tokens=40)
+        expected = model.encode(
+            [index.image(i)], tiles=4, query="the dog", drop_empty=True, min_tokens=9, max_tokens=70
+        )
         near(one.tokens, expected.tokens)
         assert one.tiles == expected.tiles and one.names == (index.short_name(i),) * len(one)
 

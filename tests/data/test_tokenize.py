@@ -212,6 +212,9 @@ def test_other_folders_are_refused(made: Path, model: Path, pictures: Path, tmp_
         tokenize([pictures], tmp_path / "new", settings_of(model), workers=1)
     with pytest.raises(DataError, match="num_tokens must be between 1 and 64, got 65"):
         tokenize([pictures], tmp_path / "x", settings_of(model, num_tokens=65), workers=1)
+    tiled = settings_of(model, tiles=4, min_tokens=65, max_tokens=999)  # the first are each tile's
+    with pytest.raises(DataError, match="min_tokens must be between 1 and 64, got 65"):
+        tokenize([pictures], tmp_path / "x", tiled, workers=1)
     with pytest.raises(DataError, match="one for all pictures"):
         settings_of(model, query="a", query_column="b")
     assert not (tmp_path / "x").exists()

@@ -82,7 +82,9 @@ def test_about_tells_what_goes_in_and_out(model: DoveModel, programs: dict[str, 
     assert len(list(folder.iterdir())) == 4
 
 
-@pytest.mark.parametrize("rule", [{"num_tokens": 5}, {"max_tokens": 9}, {"eos_threshold": 0.05}])
+@pytest.mark.parametrize(
+    "rule", [{"num_tokens": 5}, {"min_tokens": 9}, {"max_tokens": 9}, {"eos_threshold": 0.05}]
+)
 def test_lengths_can_be_decided_before(model: DoveModel, rule: dict[str, Any]) -> None:
     x = pictures(5)
     with torch.no_grad():
@@ -178,10 +180,12 @@ def test_the_command_knows_the_same_formats_and_parts() -> None:
 def test_command(model: DoveModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model.save_pretrained(tmp_path / "model")
     line = ["export", str(tmp_path / "model"), "--to", "torch-export", "-o", str(tmp_path / "out")]
-    assert main([*line, "--parts", "encoder", "--max-tokens", "7", "--json"]) == 0
+    assert main([*line, "--parts", "encoder", "--min-tokens", "20", "--max-tokens", "30", "--json"]) == 0
     (file,) = json.loads(capsys.readouterr().out)["files"]
     tokens, lengths = torch.export.load(file).module()(pictures(4))
-    assert tokens.shape[1] == 7 and int(lengths.max()) == 7
+    assert tokens.shape[1] == 30 and int(lengths.max()) == 30
+    own = model.encode(pictures(4)).lengths
+    assert lengths.tolist() == own.clamp(20, 30).tolist() != own.clamp_max(30).tolist()
     assert main([*line, "--num-tokens", "65"]) == 1
     assert "num_tokens must be between 1 and 64" in capsys.readouterr().err
     assert main([*line, "--num-tokens", "5", "--max-tokens", "7"]) == 2

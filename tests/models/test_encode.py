@@ -57,6 +57,10 @@ def test_one_token_is_kept_where_eos_comes_first() -> None:
     model = micro()
     model.generator.embed_out.bias.data[0] = 1e4
     assert model.encode(photos(2)).lengths.tolist() == [1, 1]
+    for block in (4, 5, 64):  # which ran out before the ninth position, or with it
+        tokens = model.encode(photos(2), min_tokens=9, block_size=block)
+        assert tokens.lengths.tolist() == [9, 9]
+        torch.testing.assert_close(tokens.tokens, model.encode(photos(2), num_tokens=9).tokens, **TOLERANCE)
 
 
 def test_no_eos_means_all_positions() -> None:
@@ -84,10 +88,25 @@ def test_max_tokens_only_shortens(model: DoveModel) -> None:
         assert whole.p_eos is not None and whole.p_eos.shape == (8, SLOTS)
 
 
-def test_max_tokens_with_threshold(model: DoveModel) -> None:
+@pytest.mark.parametrize("threshold", [None, 0.3])
+def test_min_tokens_only_lengthens(model: DoveModel, threshold: float | None) -> None:
+    """Whoever ended before has exactly so many, even where EOS does not win there."""
+    free = model.encode(photos(8), eos_threshold=threshold)
+    full = model.encode(photos(8), num_tokens=SLOTS)
+    for least in (1, 9, 20, SLOTS):
+        expected = free.lengths.clamp(min=least)
+        for how in ({"block_size": 7}, {"return_p_eos": True}):
+            tokens = model.encode(photos(8), min_tokens=least, eos_threshold=threshold, **how)
+            assert tokens.lengths.tolist() == expected.tolist()
+            torch.testing.assert_close(tokens.tokens, full.truncate(expected).tokens, **TOLERANCE)
+    assert free.lengths.min() < 9, "some images of this test should be shorter"
+
+
+def test_min_and_max_tokens_with_threshold(model: DoveModel) -> None:
     free = model.encode(photos(8), eos_threshold=0.3)
-    capped = model.encode(photos(8), eos_threshold=0.3, max_tokens=10)
-    assert capped.lengths.tolist() == free.lengths.clamp(max=10).tolist()
+    for least, most in ((1, 10), (5, 10), (10, 10)):
+        tokens = model.encode(photos(8), eos_threshold=0.3, min_tokens=least, max_tokens=most, block_size=3)
+        assert tokens.lengths.tolist() == free.lengths.clamp(least, most).tolist()
 
 
 def test_threshold_is_monotone(model: DoveModel) -> None:
@@ -108,7 +127,7 @@ def test_p_eos_is_the_softmax_entry(model: DoveModel) -> None:
 
 
 def test_numpy_integers_are_integers(model: DoveModel) -> None:
-    for rule in ({"num_tokens": 7}, {"max_tokens": 7}, {"token_budget": 50}):
+    for rule in ({"num_tokens": 7}, {"min_tokens": 7}, {"max_tokens": 7}, {"token_budget": 50}):
         ours = {name: np.int64(value) for name, value in rule.items()}
         assert torch.equal(model.encode(photos(2), **ours).tokens, model.encode(photos(2), **rule).tokens)
     assert len(model.encode(photos(2), batch_size=np.int32(1), block_size=np.int64(9))) == 2
@@ -129,6 +148,9 @@ def test_token_budget(model: DoveModel) -> None:
         tokens = model.encode(images, token_budget=budget, batch_size=3)
         assert int(tokens.lengths.sum()) == tokens.tokens.shape[0] == budget
         assert tokens.lengths.tolist() == lengths_for_budget(p_eos, budget).tolist()
+    tokens = model.encode(images, token_budget=100, min_tokens=9, batch_size=3)
+    assert tokens.lengths.tolist() == lengths_for_budget(p_eos, 100, 9).tolist()
+    assert int(tokens.lengths.min()) == 9 > int(lengths_for_budget(p_eos, 100).min())
     full = model.encode(images, num_tokens=SLOTS)
     tokens = model.encode(images, token_budget=100)
     torch.testing.assert_close(tokens.tokens, full.truncate(tokens.lengths).tokens, **TOLERANCE)
@@ -139,6 +161,17 @@ def test_token_budget(model: DoveModel) -> None:
     [
         ({"num_tokens": 0}, "num_tokens must be between 1 and 64, got 0"),
         ({"num_tokens": 65}, "num_tokens must be between 1 and 64, got 65"),
+        ({"min_tokens": 0}, "min_tokens must be between 1 and 64, got 0"),
+        ({"min_tokens": 65}, "min_tokens must be between 1 and 64, got 65"),
+        ({"min_tokens": 9, "max_tokens": 8}, "min_tokens must be at most max_tokens, 8, got 9"),
+        (
+            {"num_tokens": 5, "min_tokens": 2},
+            "num_tokens decides the lengths; it cannot be combined with min_tokens",
+        ),
+        (
+            {"token_budget": 17, "min_tokens": 9},
+            "token_budget must be between 9 and 64 tokens an image (18..128 for 2 images), got 17",
+        ),
         ({"max_tokens": -1}, "max_tokens must be between 1 and 64, got -1"),
         ({"eos_threshold": 1.5}, "eos_threshold must be between 0 and 1, got 1.5"),
         ({"eos_threshold": float("nan")}, "eos_threshold must be between 0 and 1, got nan"),

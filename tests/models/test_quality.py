@@ -35,9 +35,13 @@ def test_finds_the_shortest_of_every_curve_that_rises(slots: int) -> None:
     rising = [float(10 + n) for n in range(slots)]
     pixels, tokens = curves([rising] * (slots + 1))
     for b, target in enumerate([*rising, 99.0]):
-        lengths, reached = shortest_reaching(render, tokens, pixels, target - 0.5, most=slots)
-        assert lengths.tolist() == [min(b + 1, slots)] * len(pixels)
-        assert reached.tolist() == pytest.approx([rising[min(b, slots - 1)]] * len(pixels))
+        for least in {1, slots // 2 + 1, slots}:
+            lengths, reached = shortest_reaching(
+                render, tokens, pixels, target - 0.5, most=slots, least=least
+            )
+            expected = max(min(b + 1, slots), least)
+            assert lengths.tolist() == [expected] * len(pixels)
+            assert reached.tolist() == pytest.approx([rising[expected - 1]] * len(pixels))
 
 
 def test_each_image_has_its_own_curve_and_the_cap_wins() -> None:
@@ -72,6 +76,12 @@ def test_encode_keeps_its_word(model: DoveModel) -> None:
         alone = [model.encode(image[None], target_psnr=target).lengths.tolist() for image in images]
         assert [n for (n,) in alone] == tokens.lengths.tolist()
     assert tokens.lengths.tolist() == [SLOTS] * 3
+    low = float(every.min())
+    longer = model.encode(images, target_psnr=low, min_tokens=9)
+    assert longer.lengths.tolist() == model.encode(images, target_psnr=low).lengths.clamp_min(9).tolist()
+    assert 9 in longer.lengths and longer.psnr is not None
+    at = longer.lengths.long()[None] - 1
+    torch.testing.assert_close(longer.psnr, every.float().gather(0, at)[0], rtol=0, atol=1e-3)
     capped = model.encode(images, target_psnr=target, max_tokens=9, return_p_eos=True)
     assert capped.lengths.tolist() == [9] * 3 and capped.psnr is not None and capped.p_eos is not None
     assert torch.allclose(capped.psnr, every[8].float(), atol=1e-3)
@@ -99,6 +109,12 @@ def test_what_is_expected_saves_tries_and_decides_nothing(off_by: float) -> None
     bisected, tried = tried, 0
     guided = shortest_reaching(counted, tokens, pixels, 33, most=64, expected=curve + off_by)
     torch.testing.assert_close(guided, plain)
+    longer = [
+        shortest_reaching(render, tokens, pixels, 33, most=64, least=20, expected=e)
+        for e in (curve + off_by, None)
+    ]
+    torch.testing.assert_close(*longer)
+    assert torch.equal(longer[0][0], plain[0].clamp_min(20)) and plain[0].min() < 20 < plain[0].max()
     assert plain[0].tolist() == ((curve < 33).sum(1) + 1).tolist()
     assert bisected >= 5 * 6
     if abs(off_by) < 1:

@@ -24,8 +24,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 TOLERANCE = {"rtol": 0.0, "atol": 1e-3}  # see test_encode.py
 QUERIES = ["the dog", None, "table?", "null"]  # of different numbers of ids
 RULES: list[dict[str, Any]] = [
-    {}, {"num_tokens": 7}, {"max_tokens": 20}, {"eos_threshold": 0.3}, {"token_budget": 99},
-    {"target_psnr": 9.0}, {"return_p_eos": True},
+    {}, {"num_tokens": 7}, {"min_tokens": 20}, {"max_tokens": 20}, {"eos_threshold": 0.3},
+    {"token_budget": 99}, {"target_psnr": 9.0}, {"return_p_eos": True},
 ]  # fmt: skip
 
 

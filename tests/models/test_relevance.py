@@ -23,8 +23,8 @@ import_or_skip("tokenizers")
 pytestmark = pytest.mark.usefixtures("one_thread")
 TOLERANCE = {"rtol": 0.0, "atol": 1e-3}  # see test_encode.py
 RULES: list[dict[str, Any]] = [
-    {}, {"num_tokens": 17}, {"max_tokens": 20}, {"eos_threshold": 0.3}, {"token_budget": 99},
-    {"target_psnr": 12.0}, {"return_p_eos": True},
+    {}, {"num_tokens": 17}, {"min_tokens": 20}, {"max_tokens": 20}, {"eos_threshold": 0.3},
+    {"token_budget": 99}, {"target_psnr": 12.0}, {"return_p_eos": True},
 ]  # fmt: skip
 
 

@@ -157,6 +157,24 @@ def test_numbers_of_tokens_are_a_pictures(model: DoveModel) -> None:
     assert roomy.lengths.tolist() == own.lengths.tolist() and roomy.p_eos is not None
 
 
+def test_min_tokens_are_a_tiles(model: DoveModel) -> None:
+    pictures = [scene(60, 90), scene(40, 60, 2)]  # seven and five tiles
+    own = model.encode(pictures, tiles="auto", return_p_eos=True)
+    assert own.p_eos is not None
+    longer = model.encode(pictures, tiles="auto", min_tokens=20, batch_size=5)
+    assert longer.lengths.tolist() == own.lengths.clamp_min(20).tolist() != own.lengths.tolist()
+    capped = model.encode(pictures, tiles="auto", min_tokens=20, max_tokens=150, batch_size=2)
+    for n in range(2):
+        curve, most = own.picture(n).p_eos, longer.picture(n).lengths
+        assert curve is not None
+        assert capped.picture(n).lengths.tolist() == lengths_within(curve, most, 150, 20).tolist()
+    assert int(capped.lengths.min()) == 20
+    for budget in (260, 400):  # the first is less than what a batch brings: it is cut on the way
+        shared = model.encode(pictures, tiles="auto", min_tokens=20, token_budget=budget, batch_size=2)
+        assert shared.lengths.tolist() == lengths_for_budget(own.p_eos, budget, 20).tolist()
+        assert int(shared.lengths.min()) == 20 > int(lengths_for_budget(own.p_eos, budget).min())
+
+
 def test_a_budget_is_for_all_tiles_of_the_call(model: DoveModel) -> None:
     pictures = [scene(60, 90), scene(40, 60, 2)]
     p_eos = model.encode(pictures, tiles="auto", return_p_eos=True).p_eos
@@ -226,6 +244,16 @@ def test_a_promise_is_one_about_what_is_shown() -> None:
         ({"tiles": 12, "relevance": [[1, 0]]}, "relevance marks places of one square"),
         ({"tiles": 12, "num_tokens": 6}, "num_tokens must be at least a token for each tile of a pict"),
         ({"tiles": 12, "max_tokens": 6}, "max_tokens must be at least a token for each tile"),
+        ({"tiles": 12, "min_tokens": 0}, "min_tokens must be between 1 and 64, got 0"),
+        (
+            {"tiles": 12, "min_tokens": 9, "max_tokens": 62},
+            "at least 9 tokens for each tile of a picture, 63 fo",
+        ),
+        (
+            {"tiles": 12, "min_tokens": 9, "token_budget": 62},
+            r"9 to 64 tokens a tile \(63..448 for the 7 til",
+        ),
+        ({"tiles": 12, "min_tokens": 9, "num_tokens": 99}, "cannot be combined with min_tokens"),
         ({"tiles": 12, "num_tokens": True}, "num_tokens must be at least a token for each tile"),
         ({"tiles": 12, "num_tokens": 7 * SLOTS + 1}, "num_tokens must be at most 64 for each tile of a pic"),
         ({"tiles": 12, "token_budget": 6}, r"1 to 64 tokens a tile \(7..448 for the 7 tiles of 1 pic"),
@@ -277,6 +305,8 @@ def test_one_query_over_all_tiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert 0 < empty.sum() < 7
     lengths = cut_down.picture(0).lengths
     assert (lengths[empty] == 1).all()
+    longer = model.encode(pictures, tiles="auto", query=["the dog", None], min_tokens=9).picture(0)
+    assert (longer.lengths[empty] == 9).all() and longer.lengths.min() == 9
     assert torch.equal(lengths[~empty], asked.picture(0).lengths[~empty])
     assert cut_down.picture(1).lengths.tolist() == asked.picture(1).lengths.tolist()
     assert cut_down.relevance is None and cut_down.psnr is None

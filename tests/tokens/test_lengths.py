@@ -12,18 +12,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dove_ext.config import IMAGE_LENGTHS
-from dove_ext.tokens.lengths import LengthRule, lengths_for_budget
+from dove_ext.tokens.lengths import LengthRule, lengths_for_budget, lengths_within
 
 
 def test_all_controls_but_the_budget_are_of_an_image_by_itself() -> None:
     assert {field.name for field in fields(LengthRule)} == {*IMAGE_LENGTHS, "token_budget"}
 
 
-def one_by_one(p_eos: Tensor, budget: int) -> list[int]:
-    """Start with one token an image; give each further one to the image least ready to stop before it."""
+def one_by_one(p_eos: Tensor, budget: int, least: int) -> list[int]:
+    """Start with `least` tokens an image; give each further one to the image least ready to stop."""
     rows = p_eos.tolist()
-    lengths = [1] * len(rows)
-    for _ in range(budget - len(rows)):
+    lengths = [least] * len(rows)
+    for _ in range(budget - least * len(rows)):
         # Keeping token n + 1 (1-based) passes the stops at the 0-based positions 1..n; the first token is
         # kept in any case, so position 0 counts from the second token on.
         open_ = [b for b in range(len(rows)) if lengths[b] < len(rows[b])]
@@ -33,33 +33,36 @@ def one_by_one(p_eos: Tensor, budget: int) -> list[int]:
 
 
 @st.composite
-def curves(draw: st.DrawFn) -> tuple[Tensor, int]:
+def curves(draw: st.DrawFn) -> tuple[Tensor, int, int]:
     images = draw(st.integers(1, 5))
     slots = draw(st.integers(1, 9))
     # Few distinct values: ties are common.
     values = draw(st.lists(st.integers(0, 4), min_size=images * slots, max_size=images * slots))
-    budget = draw(st.integers(images, images * slots))
-    return torch.tensor(values).float().div(4).reshape(images, slots), budget
+    least = draw(st.integers(1, slots))
+    budget = draw(st.integers(images * least, images * slots))
+    return torch.tensor(values).float().div(4).reshape(images, slots), budget, least
 
 
 @settings(max_examples=150, deadline=None)
 @given(curves())
-def test_equals_one_by_one(case: tuple[Tensor, int]) -> None:
-    p_eos, budget = case
+def test_equals_one_by_one(case: tuple[Tensor, int, int]) -> None:
+    p_eos, budget, least = case
     before = p_eos.clone()
-    lengths = lengths_for_budget(p_eos, budget)
+    lengths = lengths_for_budget(p_eos, budget, least)
     assert lengths.dtype == torch.int32
-    assert lengths.tolist() == one_by_one(p_eos, budget)
+    assert lengths.tolist() == one_by_one(p_eos, budget, least)
     assert int(lengths.sum()) == budget
+    most = torch.full_like(lengths, p_eos.shape[1])
+    assert torch.equal(lengths_within(p_eos, most, budget, least), lengths)
     assert torch.equal(p_eos, before)
 
 
 @settings(max_examples=50, deadline=None)
 @given(curves())
-def test_more_budget_never_shortens_an_image(case: tuple[Tensor, int]) -> None:
-    p_eos, _ = case
+def test_more_budget_never_shortens_an_image(case: tuple[Tensor, int, int]) -> None:
+    p_eos, _, least = case
     images, slots = p_eos.shape
-    lengths = [lengths_for_budget(p_eos, n) for n in range(images, images * slots + 1)]
+    lengths = [lengths_for_budget(p_eos, n, least) for n in range(images * least, images * slots + 1)]
     for a, b in pairwise(lengths):
         assert (b - a).sum() == 1 and (b >= a).all()
 
@@ -82,7 +85,8 @@ def test_cut_is_one_threshold() -> None:
     assert last_kept < first_cut
 
 
-@pytest.mark.parametrize("budget", [0, 1, 7])
-def test_out_of_range(budget: int) -> None:
-    with pytest.raises(ValueError, match=f"the budget must be between 2 and 6 tokens, got {budget}"):
-        lengths_for_budget(torch.zeros(2, 3), budget)
+@pytest.mark.parametrize(("budget", "least"), [(0, 1), (1, 1), (7, 1), (3, 2)])
+def test_out_of_range(budget: int, least: int) -> None:
+    words = f"the budget must be between {2 * least} and 6 tokens, got {budget}"
+    with pytest.raises(ValueError, match=words):
+        lengths_for_budget(torch.zeros(2, 3), budget, least)

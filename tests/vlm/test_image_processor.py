@@ -38,7 +38,8 @@ def test_the_encoder_runs_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"num_tokens": 5}, {"max_tokens": 6}, {"eos_threshold": 0.3}, {"token_budget": 40}]
+    "options",
+    [{"num_tokens": 5}, {"min_tokens": 9}, {"max_tokens": 6}, {"eos_threshold": 0.3}, {"token_budget": 40}],
 )
 def test_a_request_chooses_lengths(options: dict[str, Any]) -> None:
     expected = encoder().encode(images(3), fit="pad", **options)
@@ -89,8 +90,9 @@ def test_tokens_made_before_are_passed_on() -> None:
     assert torch.equal(processor(tokens, return_tensors="pt")["image_tokens"], tokens.tokens)
     short = processor(tokens, max_tokens=2, return_tensors="pt")
     assert short["num_image_tokens"].tolist() == [2, 2, 2]
-    with pytest.raises(ValueError, match="num_tokens comes too late"):
-        processor(tokens, num_tokens=2)
+    for late in ("num_tokens", "min_tokens"):
+        with pytest.raises(ValueError, match=f"{late} comes too late"):
+            processor(tokens, **{late: 2})
 
 
 def test_pixels_in_place_of_tokens_have_the_same_counts() -> None:
@@ -131,7 +133,7 @@ def test_refusals() -> None:
 
 
 def test_settings_are_saved_and_weights_are_not(tmp_path: Path) -> None:
-    processor = DoveImageProcessor("dove-tiny", num_tokens=9, fit="crop")
+    processor = DoveImageProcessor("dove-tiny", min_tokens=9, max_tokens=9, fit="crop")
     processor.save_pretrained(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["preprocessor_config.json"]
     again = DoveImageProcessor.from_pretrained(tmp_path)

@@ -62,10 +62,11 @@ def image_options(
             raise ValueError(NO_TILES)
         if "fit" in options:
             raise ValueError("fit says how a picture becomes square, which tiles need not; leave one out")
-        slots *= MAX_TILES + 1  # numbers are the picture's; the encoder knows how many tiles it has
-    LengthRule(**{name: value for name, value in options.items() if name in IMAGE_LENGTHS}).check(
-        slots, images=1
-    )
+    rule = LengthRule(**{name: value for name, value in options.items() if name in IMAGE_LENGTHS})
+    if tiles is not None:  # numbers are the picture's, but this; the encoder knows how many tiles it has
+        LengthRule(min_tokens=rule.min_tokens).check(slots, images=1)
+        slots *= MAX_TILES + 1
+    rule.check(slots, images=1)
     return options
 
 

@@ -31,6 +31,7 @@ def test_options_come_flat_or_for_images() -> None:
         ({"num_tokens": 0}, "num_tokens must be between 1 and 64, got 0"),
         ({"num_tokens": 65}, "num_tokens must be between 1 and 64, got 65"),
         ({"max_tokens": "many"}, "max_tokens must be between 1 and 64, got 'many'"),
+        ({"min_tokens": 5, "max_tokens": 3}, "min_tokens must be at most max_tokens, 3, got 5"),
         ({"num_tokens": 3, "max_tokens": 5}, "num_tokens decides the lengths; it cannot be combined"),
         ({"eos_threshold": "0.5"}, "eos_threshold must be a number, got '0.5'"),
         ({"eos_threshold": 2}, "eos_threshold must be between 0 and 1, got 2"),
@@ -60,6 +61,9 @@ def test_tiles_as_the_processor_takes_them(tiles: Any) -> None:
     asked = {"tiles": tiles, "drop_empty": True, "max_tokens": 10 * SLOTS}  # numbers are of the picture
     assert image_options(asked, {}, SLOTS, tile_separators=True) == asked
     assert image_options({"num_tokens": 9 * SLOTS}, {}, SLOTS, tile_separators=True, tiles=tiles)
+    assert image_options({**asked, "min_tokens": SLOTS}, {}, SLOTS, tile_separators=True)
+    with pytest.raises(ValueError, match="min_tokens must be between 1 and 64, got 65"):  # a tile's
+        image_options({**asked, "min_tokens": SLOTS + 1}, {}, SLOTS, tile_separators=True)
     with pytest.raises(ValueError, match="num_tokens must be between 1 and 64, got 576"):
         image_options({"num_tokens": 9 * SLOTS}, {}, SLOTS, tile_separators=True)
 
