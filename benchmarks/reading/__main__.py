@@ -25,7 +25,7 @@ from dove_ext.memory import keep_freed_memory, let_idle_threads_sleep
 
 from ..record import machine
 from . import report
-from .run import evaluate
+from .run import evaluate, label
 from .trials import RECIPE, SYSTEMS, run_of, slug
 
 
@@ -80,8 +80,7 @@ def measure(args: argparse.Namespace) -> int:
 def one(args: argparse.Namespace, out: Path, name: str, seed: int, rows: Sequence[dict[str, str]]) -> None:
     """One system and seed: trained, asked, written down."""
     places = {
-        n: out / "results" / f"{slug(name)}-{'own' if n is None else n}-{seed}.json"
-        for n in SYSTEMS[name].tested
+        n: out / "results" / f"{slug(name)}-{slug(str(label(n)))}-{seed}.json" for n in SYSTEMS[name].tested
     }
     if all(place.exists() for place in places.values()):
         return

@@ -24,7 +24,7 @@ from dove_instruct.settings import Settings
 from dove_train.distributed import World
 from dove_vlm.benchmarks.metrics import exact_match
 
-from .store import Store
+from .store import AtLeast, Count, Store
 from .systems import key
 
 OWN = "own"
@@ -76,7 +76,7 @@ class ReadingRun(Run):
         *,
         root: Path,
         store: Store | None,
-        counts: Sequence[int | None] = (None,),
+        counts: Sequence[Count] = (None,),
         asked: bool = False,
     ) -> None:
         self.root, self.store, self.asked = root, store, asked
@@ -110,7 +110,7 @@ class ReadingRun(Run):
     # --- Answers --------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def answer(self, rows: Sequence[dict[str, str]], count: int | None) -> tuple[list[str], float]:
+    def answer(self, rows: Sequence[dict[str, str]], count: Count) -> tuple[list[str], float]:
         """Greedy answers to questions, and how many tokens a picture had on average."""
         self.model.eval()
         said: dict[int, str] = {}
@@ -123,11 +123,11 @@ class ReadingRun(Run):
             said |= dict(zip(part, texts, strict=True))
         return [said[i] for i in range(len(rows))], used / len(rows)
 
-    def _length(self, row: dict[str, str], count: int | None) -> int:
+    def _length(self, row: dict[str, str], count: Count) -> int:
         assert self.store is not None
-        return self.store.own(self.name(row["image"], row["question"])) if count is None else count
+        return self.store.length(self.name(row["image"], row["question"]), count)
 
-    def _generate(self, rows: Sequence[dict[str, str]], count: int | None) -> list[str]:
+    def _generate(self, rows: Sequence[dict[str, str]], count: Count) -> list[str]:
         tokens = [
             self.store.tokens(self.name(row["image"], row["question"]), count)
             for row in rows
@@ -173,8 +173,13 @@ def _singles(row: Conversation) -> list[Conversation]:
     ]
 
 
+def label(count: Count) -> int | str:
+    """A number of tokens in the table."""
+    return OWN if count is None else repr(count) if isinstance(count, AtLeast) else count
+
+
 def evaluate(
-    run: ReadingRun, rows: Sequence[dict[str, str]], count: int | None, path: Path, facts: dict[str, Any]
+    run: ReadingRun, rows: Sequence[dict[str, str]], count: Count, path: Path, facts: dict[str, Any]
 ) -> dict[str, Any]:
     """Ask all questions and write the result."""
     since = time.process_time()
@@ -185,7 +190,7 @@ def evaluate(
     every = [score for scores in right.values() for score in scores]
     result = {
         **facts,
-        "count": OWN if count is None else count,
+        "count": label(count),
         "tokens": tokens,
         "accuracy": 100 * sum(every) / len(every),
         "kinds": {kind: 100 * sum(scores) / len(scores) for kind, scores in sorted(right.items())},

@@ -30,11 +30,12 @@ from .. import timing
 from ..record import Record, arguments
 from . import systems, trials
 from .run import ReadingRun
+from .store import AtLeast, Count
 from .trials import RECIPE, SYSTEMS, run_of, settings_of, slug
 
 OURS = "dove-tiny, own lengths"
 
-Encode = Callable[[Path, str, int | None], list[Tensor]]
+Encode = Callable[[Path, str, Count], list[Tensor]]
 """A picture's file, a question and a number of tokens to the tokens, in a list; no encoder: an empty one."""
 
 
@@ -78,7 +79,7 @@ def measure(args: argparse.Namespace, record: Record) -> None:
             continue
         encode = encoder(args, name, run.settings.fit)
         for count in system.tested:
-            label = name if count is None else f"{name}, {count}"
+            label = name if count is None else f"{name}, {count!r}"
             questions = [(row["question"], args.data / row["image"]) for row in asked]
             made = [encode(picture, question, count) for question, picture in questions]
             lengths[label] = sum(len(part) for parts in made for part in parts) / len(made)
@@ -108,7 +109,7 @@ def _next(calls: Any) -> None:
     next(calls)()
 
 
-def _answer(run: ReadingRun, encode: Encode, question: str, picture: Path, count: int | None) -> list[str]:
+def _answer(run: ReadingRun, encode: Encode, question: str, picture: Path, count: Count) -> list[str]:
     return run.generate(run.inputs([question], encode(picture, question, count)))
 
 
@@ -140,9 +141,10 @@ def encoder(args: argparse.Namespace, name: str, fit: str) -> Encode:
         ]
     model = DoveModel.from_pretrained("dove-tiny-q" if what == "q" else "dove-tiny").eval()
 
-    def encode(picture: Path, question: str, count: int | None) -> list[Tensor]:
+    def encode(picture: Path, question: str, count: Count) -> list[Tensor]:
         query = [question] if what == "q" else None
-        made = model.encode([picture], num_tokens=count, query=query, fit=fit)  # type: ignore[arg-type]
+        asked = "min_tokens" if isinstance(count, AtLeast) else "num_tokens"
+        made = model.encode([picture], query=query, fit=fit, **{asked: count})  # type: ignore[arg-type]
         return [made[0].tokens]
 
     return encode

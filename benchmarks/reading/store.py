@@ -15,6 +15,17 @@ Made = Iterable[tuple[str, Tensor, int]]
 """Name of a picture (or of picture and question), its tokens [n, D], and its own length."""
 
 
+class AtLeast(int):
+    """The encoder's own length, but no fewer tokens than this (`encode`'s `min_tokens`)."""
+
+    def __repr__(self) -> str:
+        return f"own, at least {int(self)}"
+
+
+Count = int | AtLeast | None
+"""How many tokens of a picture: so many, or by itself; None: as many as are its own."""
+
+
 class Store:
     """What `write` wrote.
 
@@ -39,11 +50,19 @@ class Store:
         """The length that the encoder chose; of one with a fixed length, that."""
         return int(self._own[self._place[name]])
 
-    def tokens(self, name: str, count: int | None = None) -> Tensor:
-        """The first `count` tokens of a picture, float32 [n, D]; None: as many as are its own."""
+    def length(self, name: str, count: Count) -> int:
+        """How many that is for a picture."""
         i = self._place[name]
-        start = int(self._ends[i - 1]) if i else 0
-        n = min(int(self._own[i]) if count is None else count, int(self._ends[i]) - start)
+        if count is None or isinstance(count, AtLeast):
+            count = max(self.own(name), count or 1)
+        return min(count, int(self._ends[i]) - self._start(i))
+
+    def _start(self, i: int) -> int:
+        return int(self._ends[i - 1]) if i else 0
+
+    def tokens(self, name: str, count: Count = None) -> Tensor:
+        """The first tokens of a picture, float32 [n, D]."""
+        start, n = self._start(self._place[name]), self.length(name, count)
         return torch.from_numpy(self._tokens[start : start + n].astype(np.float32))
 
 

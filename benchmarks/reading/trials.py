@@ -21,6 +21,7 @@ from .run import ReadingRun
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "small-vlm.yaml"
 COUNTS = (8, 16, 32, 64, 128, 256)
+FEWEST = 8  # of a row that asks for own lengths of no fewer
 SIDE = 256  # pixels
 
 
@@ -35,15 +36,15 @@ class System:
     """
 
     tokens: str
-    trained: tuple[int | None, ...] = (None,)
-    tested: tuple[int | None, ...] = (None,)
+    trained: tuple[store.Count, ...] = (None,)
+    tested: tuple[store.Count, ...] = (None,)
 
 
 SYSTEMS = {
     "question alone": System(""),
     "patches": System("patches"),
     "vqgan": System("vqgan"),
-    "dove-tiny": System("dove", (None, *COUNTS), (*COUNTS, None)),
+    "dove-tiny": System("dove", (None, *COUNTS), (*COUNTS, None, store.AtLeast(FEWEST))),
     "dove-tiny, own lengths": System("dove"),
     "dove-tiny-q": System("q"),
 }

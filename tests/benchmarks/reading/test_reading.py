@@ -65,6 +65,10 @@ def test_a_store_gives_back_what_was_written(data: Path, tmp_path: Path) -> None
         assert kept.own(name) == own
         assert torch.equal(kept.tokens(name), half[:own])
         assert torch.equal(kept.tokens(name, 3), half[:3]) and torch.equal(kept.tokens(name, 99), half)
+        for least in (1, 3, 99):  # of 1 to 4
+            expected = min(max(own, least), len(half))
+            assert kept.length(name, store.AtLeast(least)) == expected
+            assert torch.equal(kept.tokens(name, store.AtLeast(least)), half[:expected])
     assert "images/none.png" not in kept
 
     def fails() -> store.Made:
