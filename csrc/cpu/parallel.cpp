@@ -6,6 +6,7 @@
 #endif
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <mutex>
 #include <thread>
@@ -26,6 +27,14 @@ thread_local bool t_inside = false;
 // How long an idle worker and a waiting caller spin before they sleep: about 20 us, the gap between two
 // kernels of one forward pass, far below a scheduler slice.
 constexpr int kSpins = 400;
+
+// Not `wait`: gcc 12 makes it a symbol that the libstdc++ of gcc 11 lacks, and with it the Linuxes whose glibc the
+// wheels ask for.
+template <class Ready>
+void sleep_until(std::condition_variable& changed, std::unique_lock<std::mutex>& lock, Ready ready) {
+  while (!changed.wait_for(lock, std::chrono::hours(1), ready)) {
+  }
+}
 
 struct Job {
   void (*task)(void*, int64_t);
@@ -72,7 +81,7 @@ class Pool {
         continue;
       }
       std::unique_lock<std::mutex> lock(mutex_);
-      done_.wait(lock, [this] { return pending_.load(std::memory_order_acquire) == 0; });
+      sleep_until(done_, lock, [this] { return pending_.load(std::memory_order_acquire) == 0; });
     }
   }
 
@@ -127,7 +136,7 @@ class Pool {
       Job job;
       {
         std::unique_lock<std::mutex> lock(mutex_);
-        wake_.wait(lock, [&] { return generation_.load(std::memory_order_relaxed) != seen; });
+        sleep_until(wake_, lock, [&] { return generation_.load(std::memory_order_relaxed) != seen; });
         seen = generation_.load(std::memory_order_relaxed);
         job = job_;
       }
