@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
 CXX_SOURCES := $(shell find csrc examples -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help demo test test-transformers test-vllm test-export test-ray fuzz sanitize lint format bench clean
+.PHONY: help demo test test-transformers test-vllm test-export test-ray fuzz sanitize lint format bench hashes clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -98,6 +98,9 @@ bench: $(VENV)/.runtime  ## measure the kernels and the models on this machine (
 	$(BIN)/python -m benchmarks.ops.query
 	$(BIN)/dove bench --quick
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.ops.training
+
+hashes:  ## after a change of dove_ext/weights: the SHA-256 of its files, in the code that checks them
+	$(PYTHON) -m release.hashes
 
 clean:  ## remove what the build and the tests leave
 	rm -rf $(VENV) $(VENV_VLLM) build dist out *.egg-info dove_ext/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -17,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from dove_ext.atomic import atomic_write, make_writable_folder
 from dove_ext.config import PRESETS, DoveConfig, VQGANConfig
 from dove_ext.errors import CheckpointError
+from dove_ext.models.shipped import check_shipped, digest
 from dove_ext.ops.backend import KERNEL_DTYPES
 
 Config = TypeVar("Config", DoveConfig, VQGANConfig)
@@ -29,18 +29,23 @@ BASE, BASE_DIGEST = "base", "base_sha256"  # metadata of weights that another mo
 
 def shipped_folder(name: str) -> Path | None:
     """The folder of a model whose weights come with the package, or None."""
-    folder = Path(str(files("dove_ext"))) / "weights" / name
+    folder = _place(name)
     return folder if name in PRESETS and (folder / WEIGHTS).is_file() else None
+
+
+def _place(name: str) -> Path:
+    return Path(str(files("dove_ext"))) / "weights" / name
 
 
 def find_model(name_or_path: str | Path, revision: str | None = None) -> Path:
     """The folder that holds a model: shipped by this name, an existing folder, or downloaded from the hub.
 
     Raises:
-        CheckpointError: saying which of these was tried and what to do.
+        CheckpointError: saying which of these was tried and what to do; or a shipped file is not what it was.
     """
     name = str(name_or_path)
     if (folder := shipped_folder(name)) is not None:
+        check_shipped(name, folder)
         return folder
     path = Path(name_or_path)
     if path.is_dir():
@@ -48,6 +53,7 @@ def find_model(name_or_path: str | Path, revision: str | None = None) -> Path:
     if path.exists():
         raise CheckpointError(f"{name} is a file; give the model's folder, with {CONFIG} and {WEIGHTS} in it")
     if name in PRESETS:
+        check_shipped(name, _place(name))  # whose weights are gone
         raise CheckpointError(
             f"no weights of {name!r} come with the package; build it with random weights by "
             f"DoveModel({name!r}), or make it with `dove convert` and give its folder"
@@ -117,7 +123,7 @@ def read_all_weights(folder: Path) -> dict[str, Tensor]:
 
     Raises:
         CheckpointError: if a file is missing, truncated or not safetensors, or was made for another version
-            of the model that it builds on.
+            of the model that it builds on, or that model's are not what came with the package.
     """
     path = folder / WEIGHTS
     own = read_weights(path)
@@ -129,7 +135,8 @@ def read_all_weights(folder: Path) -> dict[str, Tensor]:
     base = shipped_folder(name)
     if base is None:
         raise CheckpointError(f"{path} builds on {name!r}, which does not come with this dove_ext; update it")
-    if metadata.get(BASE_DIGEST) != sha256((base / WEIGHTS).read_bytes()).hexdigest():
+    check_shipped(name, base)
+    if metadata.get(BASE_DIGEST) != digest(base / WEIGHTS):
         raise CheckpointError(
             f"{path} builds on another {name!r} than comes with this dove_ext; take both of one version"
         )
@@ -141,6 +148,7 @@ def _without(weights: dict[str, Tensor], base: str) -> tuple[dict[str, Tensor], 
     folder = shipped_folder(base)
     if folder is None:
         raise ValueError(f"{base!r} does not come with dove_ext; leave base out")
+    check_shipped(base, folder)
     shipped = read_weights(folder / WEIGHTS)
     missing = sorted(set(shipped) - set(weights))
     if missing:
@@ -150,8 +158,7 @@ def _without(weights: dict[str, Tensor], base: str) -> tuple[dict[str, Tensor], 
         for name, tensor in weights.items()
         if name not in shipped or not torch.equal(tensor.float(), shipped[name].float())
     }
-    digest = sha256((folder / WEIGHTS).read_bytes()).hexdigest()
-    return own, {BASE: base, BASE_DIGEST: digest}
+    return own, {BASE: base, BASE_DIGEST: digest(folder / WEIGHTS)}
 
 
 _FILLING = {
