@@ -2,11 +2,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 VENV_VLLM ?= .venv-vllm
+VENV_WHEELS ?= .venv-wheels
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
 CXX_SOURCES := $(shell find csrc examples -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help demo test test-transformers test-vllm test-export test-ray fuzz sanitize lint format bench hashes clean
+.PHONY: help demo test test-transformers test-vllm test-export test-ray fuzz sanitize lint format bench hashes wheels try-wheels clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -102,5 +103,17 @@ bench: $(VENV)/.runtime  ## measure the kernels and the models on this machine (
 hashes:  ## after a change of dove_ext/weights: the SHA-256 of its files, in the code that checks them
 	$(PYTHON) -m release.hashes
 
+$(VENV_WHEELS)/.tools: release/requirements.txt
+	$(PYTHON) -m venv $(VENV_WHEELS)
+	$(VENV_WHEELS)/bin/pip install --quiet --upgrade pip
+	$(VENV_WHEELS)/bin/pip install --quiet --requirement $<
+	touch $@
+
+wheels: $(VENV_WHEELS)/.tools  ## dist/: sdist, a wheel for each of CPython 3.10 to 3.14 (or PYTHONS="3.11 /path/of/python3.14"), SBOM
+	$(VENV_WHEELS)/bin/python -m release.wheels $(PYTHONS)
+
+try-wheels: $(VENV_WHEELS)/.tools  ## each wheel of dist/ in an empty environment without compilers (3 GB of PyTorch a Python)
+	$(VENV_WHEELS)/bin/python -m release.trial $(PYTHONS)
+
 clean:  ## remove what the build and the tests leave
-	rm -rf $(VENV) $(VENV_VLLM) build dist out *.egg-info dove_ext/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV_VLLM) $(VENV_WHEELS) build dist out *.egg-info dove_ext/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -23,10 +23,15 @@ class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         """Run CMake for one extension."""
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
-        build = Path(self.build_temp).resolve() / ext.name
+        # By DOVE_BUILD several Pythons, one after the other, share a build: the kernels are the same for all.
+        shared = os.environ.get("DOVE_BUILD")
+        build = Path(shared or Path(self.build_temp, ext.name)).resolve()
         build.mkdir(parents=True, exist_ok=True)
         configure = [
             "cmake",
+            *(
+                ["-U", "*Python_*", "-U", "PYTHON_*", "-U", "pybind11_*"] if shared else []
+            ),  # of the one before
             "-S",
             str(ROOT),
             "-B",
