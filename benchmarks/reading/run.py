@@ -175,7 +175,7 @@ def _singles(row: Conversation) -> list[Conversation]:
 
 def label(count: Count) -> int | str:
     """A number of tokens in the table."""
-    return OWN if count is None else repr(count) if isinstance(count, AtLeast) else count
+    return OWN if count is None else str(count) if isinstance(count, AtLeast) else count
 
 
 def evaluate(

@@ -79,7 +79,7 @@ def measure(args: argparse.Namespace, record: Record) -> None:
             continue
         encode = encoder(args, name, run.settings.fit)
         for count in system.tested:
-            label = name if count is None else f"{name}, {count!r}"
+            label = name if count is None else f"{name}, {count}"
             questions = [(row["question"], args.data / row["image"]) for row in asked]
             made = [encode(picture, question, count) for question, picture in questions]
             lengths[label] = sum(len(part) for parts in made for part in parts) / len(made)
@@ -143,8 +143,8 @@ def encoder(args: argparse.Namespace, name: str, fit: str) -> Encode:
 
     def encode(picture: Path, question: str, count: Count) -> list[Tensor]:
         query = [question] if what == "q" else None
-        asked = "min_tokens" if isinstance(count, AtLeast) else "num_tokens"
-        made = model.encode([picture], query=query, fit=fit, **{asked: count})  # type: ignore[arg-type]
+        asked = {"min_tokens": count.tokens} if isinstance(count, AtLeast) else {"num_tokens": count}
+        made = model.encode([picture], query=query, fit=fit, **asked)  # type: ignore[arg-type]
         return [made[0].tokens]
 
     return encode

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,14 @@ Made = Iterable[tuple[str, Tensor, int]]
 """Name of a picture (or of picture and question), its tokens [n, D], and its own length."""
 
 
-class AtLeast(int):
+@dataclass(frozen=True)
+class AtLeast:
     """The encoder's own length, but no fewer tokens than this (`encode`'s `min_tokens`)."""
 
-    def __repr__(self) -> str:
-        return f"own, at least {int(self)}"
+    tokens: int
+
+    def __str__(self) -> str:
+        return f"own, at least {self.tokens}"
 
 
 Count = int | AtLeast | None
@@ -53,8 +57,8 @@ class Store:
     def length(self, name: str, count: Count) -> int:
         """How many that is for a picture."""
         i = self._place[name]
-        if count is None or isinstance(count, AtLeast):
-            count = max(self.own(name), count or 1)
+        if not isinstance(count, int):
+            count = max(self.own(name), 1 if count is None else count.tokens)
         return min(count, int(self._ends[i]) - self._start(i))
 
     def _start(self, i: int) -> int:

@@ -22,7 +22,7 @@ from dove_ext.models.stack import Stack
 NULL_WORD = 1
 """The id of "null" in the tokenizer of such a model."""
 
-SHARPNESS, FLOOR = 1.5, 0.005
+SHARPNESS, FLOOR = 1.5, 0.007
 """A place whose chance of showing what is asked for is p counts p^SHARPNESS + FLOOR, scaled to at most 1.
 
 Maps err, and the picture around a thing is not nothing. Sharper maps end sooner, and lose more where they are

@@ -16,7 +16,7 @@ SHIPPED: dict[str, dict[str, str]] = {
     },
     "dove-tiny-q": {
         "config.json": "8f5b44145f8f75bc2ca4fd79910de4a1b141e2234f7908fb52f9e8c8c19f7330",
-        "model.safetensors": "a52a8cc133a9872f0c8e8f61e2400a9224e0cb2632c3adb3c4a2f16cefec9f6f",
+        "model.safetensors": "65a1b2e47a4da33b262e350657ea65983a3fd1e209756ab2e5f4dc84445742e2",
         "tokenizer.json": "61fdcc8988b1c344cae8c12c521f8bc08e353c6d065d1468cc530dd4bc52a9da",
     },
 }

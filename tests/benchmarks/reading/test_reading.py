@@ -234,6 +234,11 @@ def test_a_vqgan_must_be_given(
     assert not out.exists()
 
 
+def test_every_row_of_a_system_is_a_row_of_its_own() -> None:
+    for system in trials.SYSTEMS.values():
+        assert len(set(system.tested)) == len(system.tested) == len({str(n) for n in system.tested})
+
+
 def test_the_table_has_means_over_seeds(tmp_path: Path) -> None:
     for seed, right in ((0, 50.0), (1, 54.0)):
         for count, tokens in ((8, 8.0), ("own", 20.5), (64, 64.0)):
