@@ -64,8 +64,14 @@ def draw_pictures(folder: Path, count: int, side: int = 32) -> Path:
     return folder
 
 
+def dove(*arguments: str) -> list[str]:
+    """The command line of `dove` with these arguments, whether it is installed as a script or not."""
+    code = "import sys; from dove_ext.cli import main; sys.exit(main(sys.argv[1:]))"
+    return [sys.executable, "-c", code, *arguments]
+
+
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of a set."""
+    """Every file below a folder."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
@@ -140,8 +146,7 @@ class Trial:
         self.kills: list[dict[str, Any]] = []
 
     def start(self, folder: Path) -> subprocess.Popen[bytes]:
-        code = "import sys; from dove_ext.cli import main; sys.exit(main(sys.argv[1:]))"
-        command = [sys.executable, "-c", code, "tokenize", *self.options, str(folder)]
+        command = dove("tokenize", *self.options, str(folder))
         env = {**os.environ, **({} if self.address is None else {"RAY_ADDRESS": self.address})}
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=env)
 

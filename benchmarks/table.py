@@ -84,11 +84,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "records", nargs="*", type=Path, metavar="RECORD", help="default: benchmarks/results/*-cpu.json"
     )
-    paths = parser.parse_args(arguments).records or sorted(RESULTS.glob("*-cpu.json"))
+    given = parser.parse_args(arguments).records
+    paths = given or sorted(RESULTS.glob("*-cpu.json"))
     try:
         records = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     except (OSError, ValueError) as error:
         parser.error(f"{error}; name JSON records that a benchmark wrote with --json")
+    if not given:  # soak and train_kills time nothing
+        records = [record for record in records if "time_us" in record["rows"][0]]
     print("\n".join(f"### {record['benchmark']}\n\n{section(record)}" for record in records))
     return 0
 

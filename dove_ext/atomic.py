@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterable, Iterator
@@ -15,6 +16,7 @@ from dove_ext.errors import OutputError
 # Failures of the disk under the output. Other OSErrors inside the block may come from a file being read
 # and must keep their own message.
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+_TEMPORARY = re.compile(r"\..*-[0-9a-f]{12}(\..*)?", re.DOTALL)  # names of `_create_temporary`
 
 
 @contextmanager
@@ -57,6 +59,16 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: str | os.PathLike[str]) -> None:
+    """Remove what killed processes had begun to write by `atomic_write` into a folder, which need not exist.
+
+    Nobody else may be writing there.
+    """
+    for path in Path(folder).glob(".*"):
+        if _TEMPORARY.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def check_writable_file(path: str | os.PathLike[str]) -> None:

@@ -14,6 +14,7 @@ from dove_data.plan import SHARDS, alone, begin, look_through, make_plan, plan_i
 from dove_data.settings import ENGINES, MOST_UNREADABLE, DataError, Settings
 from dove_data.shards import Row
 from dove_data.units import Job, units_of
+from dove_ext.atomic import remove_unfinished
 from dove_ext.config import DoveConfig
 from dove_ext.images.index import ImageIndex
 from dove_ext.images.tables import Columns, is_table
@@ -160,6 +161,5 @@ def _check_columns(settings: Settings, index: ImageIndex) -> None:
 
 def _sweep(folder: Path) -> None:
     """Remove what killed processes had begun to write."""
-    for pattern in (".plan-*", ".manifest-*", ".keys-*", f"{SHARDS}/*/.*"):
-        for path in folder.glob(pattern):
-            path.unlink(missing_ok=True)
+    for place in (folder, *folder.glob(f"{SHARDS}/*")):
+        remove_unfinished(place)

@@ -24,7 +24,7 @@ from dove_instruct.conversations import Conversation, fingerprint, read_conversa
 from dove_instruct.rows import Rows
 from dove_instruct.settings import FREE, Settings
 from dove_instruct.token_cache import TokenCache
-from dove_train.checkpoints import newest_checkpoint, require_same_run, write_checkpoint
+from dove_train.checkpoints import clear_away, newest_checkpoint, require_same_run, write_checkpoint
 from dove_train.data import SkippedImages
 from dove_train.distributed import World, whole
 from dove_train.optimizer import MOST_BROKEN_STEPS, load_optimizer, make_groups, optimizer_state, warm_cosine
@@ -252,6 +252,8 @@ class Run:
     def start(self) -> None:
         """Begin, or go on from the newest checkpoint of the folder."""
         where = self.folder / "checkpoints"
+        if self.world.leads:
+            clear_away(self.folder)
         state = newest_checkpoint(where, self.report.warn)
         if state is None:
             self.report.begin()

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from dove_ext.atomic import atomic_write
+from dove_ext.atomic import atomic_write, remove_unfinished
 from dove_ext.errors import OutputError
 from dove_train.settings import TrainingError
 
@@ -33,6 +33,12 @@ def checkpoint_files(folder: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
     found = [(int(match[1]), path) for path in folder.glob("*.pt") if (match := _NAME.fullmatch(path.name))]
     return [path for _, path in sorted(found)]
+
+
+def clear_away(folder: Path) -> None:
+    """Remove what a killed run had begun to write below its folder."""
+    for place in (folder, *(folder / name for name in ("checkpoints", "pictures", "model"))):
+        remove_unfinished(place)
 
 
 def write_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:

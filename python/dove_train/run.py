@@ -14,7 +14,7 @@ from dove_ext.models.dove import DoveModel
 from dove_ext.models.vqgan import VQGAN
 from dove_train.averaging import AveragedWeights
 from dove_train.build import build_model
-from dove_train.checkpoints import newest_checkpoint, require_same_run, write_checkpoint
+from dove_train.checkpoints import clear_away, newest_checkpoint, require_same_run, write_checkpoint
 from dove_train.data import Augmentation, SkippedImages, TrainingImages, held_out_images, to_range
 from dove_train.distributed import World, whole
 from dove_train.evaluate import evaluate
@@ -99,6 +99,8 @@ class Run:
         Raises:
             TrainingError: if the checkpoints are another run's, or all damaged.
         """
+        if self.world.leads:
+            clear_away(self.folder)
         state = newest_checkpoint(self.folder / "checkpoints", self.report.warn)
         if state is None:
             self.begin()

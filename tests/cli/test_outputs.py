@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from dove_ext.atomic import atomic_write, check_writable_file
+from dove_ext.atomic import atomic_write, check_writable_file, remove_unfinished
 from dove_ext.cli import main
 from dove_ext.tokens import DoveTokens
 from tests.cli.stand_in import PatchModel
@@ -155,6 +155,21 @@ class Broken(io.RawIOBase):
 
 def put_in_place_of_stdout(monkeypatch: pytest.MonkeyPatch, raw: Any, encoding: str) -> None:
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding, write_through=True))
+
+
+def test_what_a_killed_process_had_begun_to_write_can_be_removed(tmp_path: Path) -> None:
+    kept = (".notes.txt", ".a-0123456789ab", "a-0123456789ab.pt", ".a-0123.pt", "b.txt")
+    for name in kept[:1] + kept[2:]:
+        (tmp_path / name).touch()
+    (tmp_path / kept[1]).mkdir()
+    begun = []
+    for name in ("step-1.pt", "log", "x" * 251 + ".txt", "\udcff\n.txt"):
+        with atomic_write(tmp_path / name) as temporary:
+            begun.append(temporary.name)
+        (tmp_path / name).rename(tmp_path / begun[-1])  # as it lies there if the process is killed
+    remove_unfinished(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == set(kept)
+    remove_unfinished(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 
+from benchmarks.train_kills import Trial
 from dove_ext import DoveModel
 from dove_ext.models.vqgan import VQGAN
 from dove_train.distributed import World
@@ -128,39 +126,33 @@ def test_resumed_run_equals_uninterrupted_run(tmp_path: Path, changes: dict[str,
         assert torch.equal(value, second.averaged.values[name]), name
 
 
+class Forked:
+    """A process of `Forks` as `train_kills` has them."""
+
+    def __init__(self, forks: Forks, arguments: list[str], output: Path) -> None:
+        code = f"from dove_ext.cli import main; raise SystemExit(main({arguments}))"
+        self.forks, self.pid = forks, forks.start(code, output)
+        self.code: int | None = None
+
+    def poll(self) -> int | None:
+        return None if self.code is None and self.forks.running() else self.wait()
+
+    def wait(self) -> int:
+        if self.code is None:
+            self.code = self.forks.wait()
+        return self.code
+
+
 def test_a_run_killed_at_random_moments_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
-    stages = {"joint": {"steps": 8, "train": PARTS}, "head": {"steps": 4, "train": ["head"]}}
-    changes = {"stages": stages, "checkpoint_every": 1, "name": "same"}
-    train(new_run(tmp_path / "whole", **changes))
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe(**changes), sort_keys=False))
-    command = ["train", str(tmp_path / "recipe.yaml"), "-o", str(tmp_path / "killed")]
-    code = f"from dove_ext.cli import main; raise SystemExit(main({command}))"
-    moments, kills = random.Random(7), 0
-    log = tmp_path / "killed" / "log.jsonl"
     forks = Forks("dove_train.train")
-    for _ in range(40):
-        process = forks.start(code, tmp_path / "output")
-        began, seen = time.monotonic(), log.stat().st_size if log.exists() else 0
-        if kills < 3:
-            # A moment after it has begun to work: in a step, in a checkpoint, between the two.
-            while forks.running() and (not log.exists() or log.stat().st_size <= seen):
-                assert time.monotonic() - began < 120, "the run does not get going"
-                time.sleep(0.01)
-            time.sleep(moments.uniform(0, 0.15))
-            if forks.running():
-                os.kill(process, signal.SIGKILL)
-                kills += 1
-        ended = forks.wait()
-        if ended == 0:
-            break
-        assert ended == -signal.SIGKILL, (tmp_path / "output").read_text()
+    stages = {"joint": {"steps": 4, "train": PARTS}, "head": {"steps": 2, "train": ["head"]}}
+    values = recipe(stages=stages, checkpoint_every=2, name="same")
+    trial = Trial(values, tmp_path, random.Random(7), partial(Forked, forks))
+    assert len(trial.expected["steps of log.jsonl"]) == 6 and "model/model.safetensors" in trial.expected
+    for phase in ("step", "checkpoint", "end"):
+        kill = trial.kill(phase, tmp_path / phase)
+        assert kill["equal"], kill
     forks.close()
-    assert kills == 3
-    assert steps_of(tmp_path / "killed") == steps_of(tmp_path / "whole")
-    killed, whole = (
-        DoveModel.from_pretrained(tmp_path / folder / "model").state_dict() for folder in ("killed", "whole")
-    )
-    assert all(torch.equal(value, killed[name]) for name, value in whole.items())
 
 
 def test_resuming_another_run_is_refused(tmp_path: Path) -> None:
