@@ -72,7 +72,7 @@ $(VENV)/.fuzz: $(VENV)/.dev
 	touch $@
 
 fuzz: $(VENV)/.fuzz  ## a minute for each reader of strangers' files (SECURITY.md); Python 3.11 to 3.13
-	for target in tokens model picture shard query recipe conversations; do \
+	for target in tokens model picture shard parquet set query recipe conversations; do \
 		$(BIN)/python -m tests.fuzz $$target -max_total_time=60 || exit 1; done
 
 sanitize: $(VENV)/.dev  ## the CPU kernels under ASAN, UBSAN and TSAN: case table, and threads that share a model (g++, Linux)

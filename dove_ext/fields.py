@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import is_dataclass
 from difflib import get_close_matches
+from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -42,13 +43,18 @@ def build(cls: type[T], values: Mapping[str, Any], words: Mapping[type, str] | N
         UnknownFieldError: if a name is no field of `cls`.
         ValueError: naming the field that is of another type, or as `cls` itself raises.
     """
-    hints = get_type_hints(cls)
+    hints = _hints(cls)  # type: ignore[arg-type] # classes are hashable
     checked = {}
     for name, value in values.items():
         if name not in hints:
             raise UnknownFieldError(name, hints)
         checked[name] = _checked(name, value, hints[name], words or {})
     return cls(**checked)
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls)
 
 
 def _checked(name: str, value: Any, hint: Any, words: Mapping[type, str]) -> Any:

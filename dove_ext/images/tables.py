@@ -19,6 +19,8 @@ from dove_ext.images.shards import Member
 SUFFIX = ".parquet"
 _AT_ONCE = 16  # rows that are decoded together; a picture may have megabytes
 _BUFFER = 1 << 20
+_KEYS_AT_ONCE, _LONGEST_KEY = 1024, 1000
+_ROWS_A_BYTE = 64  # a thousand times what pictures take; rows that are all alike take next to nothing
 
 
 class Columns(NamedTuple):
@@ -48,14 +50,20 @@ def list_rows(table: Path, columns: Columns) -> Iterator[Member]:
     with _speaking(table):
         file = _open(table)
         _check_columns(file, table, columns)
+        _check_rows(file.metadata, table)
         if columns.key is None:
             yield from (Member(str(row), row, 0) for row in range(file.metadata.num_rows))
             return
         row = 0
-        for batch in file.iter_batches(columns=[columns.key]):
+        for batch in file.iter_batches(_KEYS_AT_ONCE, columns=[columns.key]):
             for key in batch.column(0).to_pylist():
                 if key is None or key == "":
                     raise ImageError(f"{str(table)!r}: row {row} has no {columns.key!r}; choose another key")
+                if isinstance(key, str) and len(key) > _LONGEST_KEY:
+                    raise ImageError(
+                        f"{str(table)!r}: row {row} has a {columns.key!r} of {len(key)} characters, and "
+                        f"a key has at most {_LONGEST_KEY}; choose another key"
+                    )
                 yield Member(str(key), row, 0)
                 row += 1
 
@@ -159,8 +167,23 @@ def _speaking(table: Path) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno is not None:
             raise ImageError(f"{name} cannot be read: {error.strerror or error}") from error
         raise ImageError(
-            f"{name} is not a parquet file or is damaged ({str(error)[:200]}); get a whole copy of it"
+            f"{name} is not a parquet file or is damaged ({_said(error, 200)}); get a whole copy of it"
         ) from error
+
+
+def _said(by: object, most: int = 60) -> str:
+    """What pyarrow says, in one line."""
+    return " ".join(str(by).split())[:most]
+
+
+def _check_rows(metadata: Any, table: Path) -> None:
+    """Refuse a few kilobytes that say that they are millions of pictures, each of which takes memory."""
+    rows, size = metadata.num_rows, table.stat().st_size
+    groups = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    if not 0 <= rows <= _ROWS_A_BYTE * size or sum(groups) != rows or min(groups, default=0) < 0:
+        raise ImageError(
+            f"{str(table)!r} is damaged: it says that it has {rows} rows in {size} bytes; get a whole copy"
+        )
 
 
 def _check_columns(file: Any, table: Path, columns: Columns) -> None:
@@ -175,7 +198,7 @@ def _check_columns(file: Any, table: Path, columns: Columns) -> None:
         kind = kind.field("bytes").type
     if not (types.is_binary(kind) or types.is_large_binary(kind)):
         raise ImageError(
-            f"the column {columns.image!r} of {str(table)!r} holds {str(kind)[:60]}, no picture files; name "
+            f"the column {columns.image!r} of {str(table)!r} holds {_said(kind)}, no picture files; name "
             "one of binary values, or of structs with bytes"
         )
     if columns.key is None:
@@ -183,7 +206,7 @@ def _check_columns(file: Any, table: Path, columns: Columns) -> None:
     kind = schema.field(columns.key).type
     if not (types.is_string(kind) or types.is_large_string(kind) or types.is_integer(kind)):
         raise ImageError(
-            f"the column {columns.key!r} of {str(table)!r} holds {str(kind)[:60]}; keys are strings or whole "
+            f"the column {columns.key!r} of {str(table)!r} holds {_said(kind)}; keys are strings or whole "
             "numbers"
         )
 

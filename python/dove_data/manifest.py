@@ -11,12 +11,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dove_data.plan import FORMAT, KEYS, MANIFEST, VERSION, hash_key, plan_id, read_json, shard_path
+from dove_data.plan import ABOUT, FORMAT, KEYS, MANIFEST, VERSION, hash_key, plan_id, read_json, shard_name
 from dove_data.settings import DataError
 from dove_data.shards import Row
 from dove_ext.atomic import atomic_write
 from dove_ext.images.index import ImageIndex
 
+_BYTES_A_KEY = 16
+_SHARD = {"file": str, "pictures": int, "tokens": int, "bytes": int, "checksum": str}
+_SHAPE = {
+    **ABOUT, "plan": str, "pictures": int, "keys": {"file": str, "checksum": str}, "shards": [_SHARD],
+}  # fmt: skip
 Keys = npt.NDArray[np.uint64]
 """[2, N]: hashes of keys in ascending order, and beside each the number of its picture in the set."""
 
@@ -60,7 +65,7 @@ def write_manifest(
         ],
         "shards": [
             {
-                "file": shard_path(folder, row.unit, kind).relative_to(folder).as_posix(),
+                "file": shard_name(row.unit, kind),
                 "pictures": row.pictures,
                 "tokens": row.tokens,
                 "bytes": row.size,
@@ -80,18 +85,20 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         DataError: if there is none, or it is damaged.
     """
-    manifest = read_json(
-        folder / MANIFEST, "the set is not finished, or is none; the command that began it goes on"
-    )
+    path = folder / MANIFEST
+    why_missing = "the set is not finished, or is none; the command that began it goes on"
+    manifest = read_json(path, why_missing, _SHAPE)
+    kind, shards = manifest["settings"]["format"], manifest["shards"]
+    right = sum(shard["pictures"] for shard in shards) == manifest["pictures"]
+    right = right and all(shard["file"] == shard_name(unit, kind) for unit, shard in enumerate(shards))
+    if not right or manifest["keys"]["file"] != KEYS:
+        raise DataError(f"{str(path)!r} is damaged; run the command that made it again")
     try:
-        counts = [shard["pictures"] for shard in manifest["shards"]]
-        assert all(isinstance(shard["file"], str) for shard in manifest["shards"])
-        assert sum(counts) == manifest["pictures"] and manifest["keys"]["file"] == KEYS
-        assert {"format"} <= manifest["settings"].keys() and isinstance(manifest["plan"], str)
-    except (AssertionError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{str(folder / MANIFEST)!r} is damaged; run the command that made it again"
-        ) from error
+        size = (folder / KEYS).stat().st_size
+    except OSError as error:
+        raise DataError(f"{str(folder / KEYS)!r} cannot be read ({error.strerror or error})") from error
+    if size < _BYTES_A_KEY * manifest["pictures"]:  # so no count asks for more memory than files have bytes
+        raise DataError(f"{str(folder / KEYS)!r} is cut short, or {MANIFEST} damaged; make the set again")
     return manifest
 
 
@@ -103,8 +110,9 @@ def open_keys(folder: Path) -> Keys:
     """
     try:
         keys: Any = np.load(folder / KEYS, mmap_mode="r")
-    except (OSError, ValueError) as error:
-        raise DataError(f"{str(folder / KEYS)!r} cannot be read ({error}); make the set again") from error
+    except Exception as error:  # numpy raises what its parts happen to: an EOFError, a TokenError
+        why = " ".join(f"{error or type(error).__name__}".split())
+        raise DataError(f"{str(folder / KEYS)!r} cannot be read ({why:.200}); make the set again") from error
     if not isinstance(keys, np.ndarray) or keys.ndim != 2 or keys.shape[0] != 2 or keys.dtype != np.uint64:
         raise DataError(f"{str(folder / KEYS)!r} is damaged; run the command that made the set again")
     return keys

@@ -22,6 +22,13 @@ from dove_ext.models.pretrained import CONFIG, TOKENIZER, WEIGHTS, find_model
 PLAN, MANIFEST, KEYS, SHARDS = "plan.json", "manifest.json", "keys.npy", "shards"
 LOCK = ".lock"
 FORMAT, VERSION = "dove-tokenize", 1
+ABOUT: dict[str, Any] = {
+    "settings": {"format": str},
+    "model": {"name": str, "sha256": str},
+    "source": {"pictures": int, "sha256": str},
+    "software": dict,
+}
+"""What plan and manifest both say, as `fits` takes it."""
 _IN_FOLDER = 1000  # shards
 
 
@@ -39,7 +46,10 @@ class Listed(NamedTuple):
 
 def hash_key(key: str) -> int:
     """Of what a picture is called, 64 bits."""
-    data = key.encode("utf-8", "surrogateescape")
+    try:
+        data = key.encode("utf-8", "surrogateescape")  # which names of files may need
+    except UnicodeEncodeError:
+        data = key.encode("utf-8", "surrogatepass")
     return int.from_bytes(blake2b(data, digest_size=8).digest(), "little")
 
 
@@ -166,11 +176,12 @@ def read_plan(folder: Path) -> dict[str, Any]:
     Raises:
         DataError: if there is none, or it is damaged or of a newer version.
     """
-    return read_json(folder / PLAN, "no plan of `dove tokenize` is there; name a folder that it has written")
+    why = "no plan of `dove tokenize` is there; name a folder that it has written"
+    return read_json(folder / PLAN, why, {"shards": int, **ABOUT})
 
 
-def read_json(path: Path, why_missing: str) -> dict[str, Any]:
-    """A JSON object that this package has written.
+def read_json(path: Path, why_missing: str, shape: dict[str, Any]) -> dict[str, Any]:
+    """A JSON object that this package has written, of a shape as `fits` takes it.
 
     Raises:
         DataError: if it is missing, damaged, of another kind or of a newer version.
@@ -187,13 +198,35 @@ def read_json(path: Path, why_missing: str) -> dict[str, Any]:
         ) from error
     if not isinstance(value, dict) or value.get("format") != FORMAT or value.get("version") != VERSION:
         raise DataError(f"{str(path)!r} is not of `dove tokenize`, or of a newer one; upgrade dove-ext")
+    if not fits(value, shape):
+        raise DataError(f"{str(path)!r} is damaged; remove its folder and begin anew")
     return value
+
+
+def fits(value: Any, shape: Any) -> bool:
+    """Whether a plain value has at least what a shape asks for.
+
+    Args:
+        value: of a JSON file.
+        shape: a type, where whole numbers are not negative; a list of the shape of all items; or a dict of
+            the names that must be there, with their shapes.
+    """
+    if isinstance(shape, dict):
+        return isinstance(value, dict) and all(n in value and fits(value[n], s) for n, s in shape.items())
+    if isinstance(shape, list):
+        return isinstance(value, list) and all(fits(item, shape[0]) for item in value)
+    return type(value) is shape and (shape is not int or value >= 0)
+
+
+def shard_name(unit: int, kind: str) -> str:
+    """A shard's path within its set."""
+    suffix = ".tar" if kind == WEBDATASET else ".safetensors"
+    return f"{SHARDS}/{unit // _IN_FOLDER:06d}/{unit:09d}{suffix}"
 
 
 def shard_path(folder: Path, unit: int, kind: str) -> Path:
     """Where a shard lies."""
-    suffix = ".tar" if kind == WEBDATASET else ".safetensors"
-    return folder / SHARDS / f"{unit // _IN_FOLDER:06d}" / f"{unit:09d}{suffix}"
+    return folder / shard_name(unit, kind)
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

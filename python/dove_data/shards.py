@@ -12,7 +12,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dove_data.settings import WEBDATASET
+from dove_data.settings import WEBDATASET, DataError
 from dove_ext.tokens import DoveTokens
 from dove_ext.tokens.files import to_bytes
 
@@ -20,6 +20,7 @@ ABOUT = "__dove__"  # the first member of a tar shard; `webdataset` passes over 
 _NONE = "0" * 32
 _CHECKSUM = re.compile(rb'"checksum":"([0-9a-f]{32})"')
 _HEAD = 4096  # bytes in which the checksum stands
+_WRONG = (KeyError, TypeError, ValueError, RecursionError, tarfile.TarError)  # what reading nonsense raises
 
 
 class Row(NamedTuple):
@@ -123,7 +124,7 @@ def _read(data: mmap.mmap, suffix: str, plan: str, unit: int) -> Row | str:
         row = Row(
             unit, int(about["pictures"]), int(about["tokens"]), len(data), checksum, unreadable, made=False
         )
-    except (KeyError, TypeError, ValueError, RecursionError, tarfile.TarError):
+    except (*_WRONG, OverflowError):
         return "does not say what it is, so no `dove tokenize` has written it"
     return row
 
@@ -141,11 +142,21 @@ def _tar_about(data: mmap.mmap) -> dict[str, Any]:
 
 
 def shard_keys(path: Path) -> list[str]:
-    """What the pictures of a whole shard are called, in order."""
+    """What the pictures of a whole shard are called, in order.
+
+    Raises:
+        DoveError: if it does not say so.
+    """
     if path.suffix == ".tar":
-        with tarfile.open(path, "r:") as tar:
-            notes = [tar.extractfile(member) for member in tar if member.name.endswith(".json")]
-            return [json.load(note)["key"] for note in notes if note is not None]
+        try:
+            with tarfile.open(path, "r:") as tar:
+                notes = [tar.extractfile(member) for member in tar if member.name.endswith(".json")]
+                named = [json.load(note)["key"] for note in notes if note is not None]
+        except _WRONG as error:
+            raise DataError(f"{str(path)!r} does not say what its pictures are called") from error
+        if not all(isinstance(key, str) for key in named):
+            raise DataError(f"{str(path)!r} calls pictures by what is no text")
+        return named
     from dove_ext.tokens.mapped import MappedTokens
 
     return list(MappedTokens(path).names or ())

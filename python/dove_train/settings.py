@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -274,6 +275,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     return values
 
 
+@cache
 def _loader(yaml: Any) -> Any:
     """A safe loader that reads 5e-10 as the number it is (YAML 1.1 wants 5.0e-10)."""
     import re

@@ -15,7 +15,7 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(
-    include=["dove_ext", "dove_train", "dove_instruct", "yaml", "tarfile", "PIL"]
+    include=["dove_ext", "dove_data", "dove_train", "dove_instruct", "yaml", "tarfile", "PIL"]
 ):
     from tests.fuzz.targets import ROOT, TARGETS, Target, try_one
 
