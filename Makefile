@@ -5,9 +5,9 @@ VENV_VLLM ?= .venv-vllm
 VENV_WHEELS ?= .venv-wheels
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
-CXX_SOURCES := $(shell find csrc examples -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+CXX_SOURCES := $(shell find csrc examples tests/fuzz -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help demo test test-transformers test-vllm test-export test-ray fuzz sanitize lint format bench hashes wheels try-wheels clean
+.PHONY: help demo test test-transformers test-vllm test-export test-ray fuzz fuzz-short sanitize lint format bench hashes wheels try-wheels clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -71,9 +71,14 @@ $(VENV)/.fuzz: $(VENV)/.dev
 	$(BIN)/pip install --quiet --no-compile "atheris>=3"
 	touch $@
 
-fuzz: $(VENV)/.fuzz  ## a minute for each reader of strangers' files (SECURITY.md); Python 3.11 to 3.13
-	for target in tokens model picture shard parquet set query recipe conversations; do \
-		$(BIN)/python -m tests.fuzz $$target -max_total_time=60 || exit 1; done
+fuzz: $(VENV)/.fuzz  ## a minute for each reader of strangers' files (SECURITY.md; Python 3.11 to 3.13), and for the kernels (clang)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.fuzz all -max_total_time=60
+	$(BIN)/python -m tests.fuzz.kernels -max_total_time=60
+
+fuzz-short: $(VENV)/.dev  ## some hundred inputs for each reader, always the same ones (15 s)
+	@if $(BIN)/pip install --quiet --no-compile "atheris>=3"; \
+	then OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.fuzz all -runs=300 -seed=1 -verbosity=0; \
+	else echo "nothing is fuzzed: atheris cannot be had for this Python"; fi
 
 sanitize: $(VENV)/.dev  ## the CPU kernels under ASAN, UBSAN and TSAN: case table, and threads that share a model (g++, Linux)
 	$(BIN)/python -m tests.sanitize address,undefined

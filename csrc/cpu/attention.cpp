@@ -2,6 +2,7 @@
 
 #include "isa.h"
 #include "kernels/attention_plan.h"
+#include "sizes.h"
 
 namespace dove::cpu {
 
@@ -42,8 +43,13 @@ Status check_lengths(const AttentionArgs& a, AttentionPlan* plan) {
 
 Status check(const AttentionArgs& a, AttentionPlan* plan) {
   if (a.dtype != DType::kFloat32 && a.dtype != DType::kBFloat16) return Status::kUnsupportedDType;
-  if (a.batch < 0 || a.heads < 0 || a.len_q < 0 || a.len_k < 0 || a.prefix < 0) return Status::kUnsupportedShape;
   if (a.head_dim < 16 || a.head_dim > 256 || a.head_dim % 16 != 0) return Status::kUnsupportedShape;
+  for (const int64_t length : {a.len_q, a.len_k}) {
+    if (!countable({a.batch, a.heads, length, a.head_dim}) || !countable({a.threads, length, a.head_dim})) {
+      return Status::kUnsupportedShape;
+    }
+  }
+  if (a.prefix < 0) return Status::kUnsupportedShape;
   if (a.rotary != nullptr && (a.rotary_dim < 0 || a.rotary_dim > a.head_dim || a.rotary_dim % 2 != 0)) {
     return Status::kUnsupportedShape;
   }

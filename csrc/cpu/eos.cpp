@@ -2,6 +2,7 @@
 
 #include "eos_layout.h"
 #include "isa.h"
+#include "sizes.h"
 
 namespace dove::cpu {
 
@@ -10,10 +11,14 @@ DOVE_DECLARE(eos_probability, EosArgs)
 
 namespace {
 
+bool shaped(const EosArgs& a) {
+  return a.positions <= INT32_MAX && a.vocabulary >= 1 && a.vocabulary <= INT32_MAX &&
+         countable({a.batch, a.positions, a.width}) && countable({a.vocabulary, a.width});
+}
+
 Status check(const EosArgs& a) {
   if (a.dtype != DType::kFloat32 && a.dtype != DType::kBFloat16) return Status::kUnsupportedDType;
-  if (a.batch < 0 || a.positions < 0 || a.positions > INT32_MAX || a.width < 0) return Status::kUnsupportedShape;
-  if (a.vocabulary < 1 || a.vocabulary > INT32_MAX) return Status::kUnsupportedShape;
+  if (!shaped(a)) return Status::kUnsupportedShape;
   if (a.eos_id < 0 || a.eos_id >= a.vocabulary) return Status::kBadIndex;
   for (int64_t i = 0; i < a.witness_count; ++i) {
     if (a.witness[i] < 0 || a.witness[i] >= a.vocabulary) return Status::kBadIndex;
@@ -24,7 +29,9 @@ Status check(const EosArgs& a) {
 
 }  // namespace
 
-int64_t eos_workspace(const EosArgs& args) { return EosLayout(args, nullptr).bytes; }
+int64_t eos_workspace(const EosArgs& args) {
+  return shaped(args) ? EosLayout(args, nullptr).bytes : 0;  // the call itself will say what is wrong
+}
 
 Status eos_scan(const EosArgs& args) {
   if (const Status status = check(args); status != Status::kOk) return status;

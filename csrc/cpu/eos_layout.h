@@ -34,7 +34,7 @@ struct EosLayout {
     chunks = (a.vocabulary + kChunkRows - 1) / kChunkRows;
     bytes = 0;
     const auto take = [&](int64_t count, int64_t size) {
-      void* here = static_cast<char*>(base) + bytes;
+      void* here = reinterpret_cast<void*>(reinterpret_cast<uintptr_t>(base) + static_cast<uintptr_t>(bytes));
       bytes += (count * size + 63) / 64 * 64;
       return here;
     };

@@ -30,7 +30,7 @@ struct GroupNormLayout {
     chunks = (a.pixels + chunk_pixels - 1) / chunk_pixels;
     bytes = 0;
     const auto take = [&](int64_t count, int64_t size) {
-      void* here = static_cast<char*>(base) + bytes;
+      void* here = reinterpret_cast<void*>(reinterpret_cast<uintptr_t>(base) + static_cast<uintptr_t>(bytes));
       bytes += (count * size + 63) / 64 * 64;
       return here;
     };
@@ -71,7 +71,7 @@ struct GroupNormBackwardLayout {
     chunks = (a.pixels + chunk_pixels - 1) / chunk_pixels;
     bytes = 0;
     const auto take = [&](int64_t count, int64_t size) {
-      void* here = static_cast<char*>(base) + bytes;
+      void* here = reinterpret_cast<void*>(reinterpret_cast<uintptr_t>(base) + static_cast<uintptr_t>(bytes));
       bytes += (count * size + 63) / 64 * 64;
       return here;
     };

@@ -1,6 +1,7 @@
 #include "dove/pack.h"
 
 #include "isa.h"
+#include "sizes.h"
 
 namespace dove::cpu {
 
@@ -12,7 +13,7 @@ namespace {
 
 Status check(const PackArgs& a) {
   if (a.element_bytes != 2 && a.element_bytes != 4) return Status::kUnsupportedDType;
-  if (a.batch < 0 || a.max_len < 0 || a.width < 0) return Status::kUnsupportedShape;
+  if (!countable({a.batch, a.max_len, a.width})) return Status::kUnsupportedShape;
   if (a.cu_seqlens[0] != 0) return Status::kBadLengths;
   for (int64_t b = 0; b < a.batch; ++b) {
     const int64_t length = int64_t{a.cu_seqlens[b + 1]} - a.cu_seqlens[b];
@@ -35,7 +36,7 @@ Status unpack(const PackArgs& args) {
 
 Status zero_tail(const ZeroTailArgs& args) {
   if (args.element_bytes != 2 && args.element_bytes != 4) return Status::kUnsupportedDType;
-  if (args.batch < 0 || args.max_len < 0 || args.width < 0) return Status::kUnsupportedShape;
+  if (!countable({args.batch, args.max_len, args.width})) return Status::kUnsupportedShape;
   for (int64_t b = 0; b < args.batch; ++b) {
     if (args.lengths[b] < 0 || args.lengths[b] > args.max_len) return Status::kBadLengths;
   }

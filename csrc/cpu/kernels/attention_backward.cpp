@@ -233,7 +233,7 @@ template <class Element>
 void run(const AttentionArgs& a, const AttentionPlan& plan) {
   parallel_for(a.batch * a.heads, a.threads, [&](int64_t task) {
     const int64_t b = task / a.heads;
-    Scratch scratch{static_cast<char*>(a.workspace) + thread_index() * plan.thread_bytes};
+    Scratch scratch{reinterpret_cast<uintptr_t>(static_cast<char*>(a.workspace) + thread_index() * plan.thread_bytes)};
     const Buffers t =
         take_buffers<typename UnitsOf<Element>::Type>(&scratch, plan.max_keys, plan.max_queries, a.head_dim);
     run_head<Element>(a, t, sequence_of(a, b), b, task % a.heads);
@@ -243,10 +243,10 @@ void run(const AttentionArgs& a, const AttentionPlan& plan) {
 }  // namespace
 
 Status plan_attention_backward(const AttentionPlanArgs& p) {
-  Scratch scratch{nullptr};
+  Scratch scratch{0};
   const auto take = p.args->dtype == DType::kFloat32 ? take_buffers<FloatUnits> : take_buffers<UnitsOf<BFloat16>::Type>;
   take(&scratch, p.plan->max_keys, p.plan->max_queries, p.args->head_dim);
-  p.plan->thread_bytes = reinterpret_cast<intptr_t>(scratch.next);
+  p.plan->thread_bytes = static_cast<int64_t>(scratch.next);
   return Status::kOk;
 }
 

@@ -169,7 +169,7 @@ void run(const AttentionArgs& a, const AttentionPlan& plan) {
     const int64_t last_tile = tiles - 1 - part;
     if (last_tile < 0) return;
 
-    Scratch scratch{static_cast<char*>(a.workspace) + thread_index() * plan.thread_bytes};
+    Scratch scratch{reinterpret_cast<uintptr_t>(static_cast<char*>(a.workspace) + thread_index() * plan.thread_bytes)};
     const Buffers t = take_buffers(&scratch, plan.max_keys, a.head_dim);
     const int64_t keys = s.visible(smaller((last_tile + 1) * kTileRows, s.len_q) - 1);
     const Rows<const Element> k = rows_of<const Element>(a.k, b, s.start_k, head);
@@ -186,9 +186,9 @@ void run(const AttentionArgs& a, const AttentionPlan& plan) {
 }  // namespace
 
 Status plan_attention(const AttentionPlanArgs& p) {
-  Scratch scratch{nullptr};
+  Scratch scratch{0};
   take_buffers(&scratch, p.plan->max_keys, p.args->head_dim);
-  p.plan->thread_bytes = reinterpret_cast<intptr_t>(scratch.next);
+  p.plan->thread_bytes = static_cast<int64_t>(scratch.next);
   // Heads and sequences are the natural tasks; queries are split only where those leave threads idle.
   const int64_t wanted = 2 * p.args->threads, tasks = larger(1, p.args->batch * p.args->heads);
   p.plan->parts = tasks >= wanted ? 1 : (wanted + tasks - 1) / tasks;

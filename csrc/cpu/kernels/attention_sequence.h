@@ -50,11 +50,11 @@ static inline float* lse_of(const AttentionArgs& a, const Sequence& s, int64_t b
 
 // Hands out pieces of a thread's workspace, each aligned to a cache line.
 struct Scratch {
-  char* next;
+  uintptr_t next;  // from 0 on, where only the size of all pieces is wanted
   template <class T>
   T* take(int64_t count) {
     T* piece = reinterpret_cast<T*>(next);
-    next += round_up(count * static_cast<int64_t>(sizeof(T)), 64);
+    next += static_cast<uintptr_t>(round_up(count * static_cast<int64_t>(sizeof(T)), 64));
     return piece;
   }
 };
