@@ -6,7 +6,7 @@ A pool of pictures of many sizes, drawn and made from seeds, goes through dove-t
 any order, as PIL images, 8-bit and float arrays and tensors, and paths, on 1 to 3 threads, each batch with
 its own way to choose lengths, `batch_size` and `block_size`. What comes back is compared with the picture
 encoded alone on one thread. It ends when both numbers are reached, or by Ctrl-C; the record on disk is
-renewed as it runs.
+renewed as it runs. Hours and samples of memory begin behind a warm-up.
 
 A length may differ only where the decision is within rounding: then it is counted, with how near it was.
 """
@@ -262,6 +262,7 @@ def soak(
     *,
     hours: float,
     batches: int,
+    warm_up: int,
     every: float,
     chance: random.Random,
     keep: Callable[[Findings, dict[str, Any]], None],
@@ -271,26 +272,32 @@ def soak(
     Args:
         alone: references, and the model.
         pictures: the pool.
-        hours: at least.
-        batches: at least.
-        every: seconds between samples of memory, which begin behind a warm-up of a 24th of the time.
+        hours: at least, behind the warm-up.
+        batches: at least, with the warm-up.
+        warm_up: batches before memory is looked at: PyTorch and oneDNN keep something for each new shape.
+        every: seconds between samples of memory.
         chance: of all that is drawn by lot.
         keep: called at every sample with what is found.
     """
-    found, samples, begun, threads = Findings(), [], time.monotonic(), torch.get_num_threads()
-    seconds, last = 3600 * hours, -float("inf")
+    found, samples, threads = Findings(), list[tuple[float, int]](), torch.get_num_threads()
+    begun, last, passed = time.monotonic(), -float("inf"), 0.0
+    warm = begun
     try:
-        while (passed := time.monotonic() - begun) < seconds or found.batches < batches:
+        while passed < 3600 * hours or found.batches < max(batches, warm_up):
             one_batch(alone, pictures, chance, found)
-            if passed > seconds / 24 and passed - last >= every:
-                last = passed
-                samples.append((passed / 3600, resident()))
+            if found.batches <= warm_up:
+                warm = time.monotonic()
+            passed = time.monotonic() - warm
+            if time.monotonic() - begun - last >= every:
+                last = time.monotonic() - begun
+                if found.batches > warm_up:
+                    samples.append((passed / 3600, resident()))
                 keep(found, flatness(samples))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
     finally:
         torch.set_num_threads(threads)
-    return found, {"seconds": round(time.monotonic() - begun), **flatness(samples)}
+    return found, {"seconds": round(time.monotonic() - begun), "warm_up": warm_up, **flatness(samples)}
 
 
 def parsed(options: list[str] | None) -> argparse.Namespace:
@@ -299,6 +306,7 @@ def parsed(options: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--hours", type=float, default=2.0, help="at least (default: %(default)s)")
     parser.add_argument("--batches", type=int, default=1000, help="at least (default: %(default)s)")
+    parser.add_argument("--warm-up", type=int, default=1500, help="batches of it (default: %(default)s)")
     parser.add_argument("--pictures", type=int, default=24, help="of the pool (default: %(default)s)")
     parser.add_argument("--every", type=float, default=30.0, help="seconds between samples of memory")
     parser.add_argument("--model", default="dove-tiny", help="(default: %(default)s)")
@@ -339,7 +347,7 @@ def main(options: list[str] | None = None) -> int:
         alone = Alone(DoveModel.from_pretrained(args.model), Path(folder))
         found, memory = soak(
             alone, pool(Path(folder), args.pictures), hours=args.hours, batches=args.batches,
-            every=args.every, chance=random.Random(args.seed), keep=keep,
+            warm_up=args.warm_up, every=args.every, chance=random.Random(args.seed), keep=keep,
         )  # fmt: skip
     keep(found, memory)
     for fault in found.faults[:20]:
