@@ -94,10 +94,12 @@ def _turns(values: dict[str, Any], name: str) -> list[tuple[str, str]]:
         if not all(isinstance(text, str) for text in turn):
             raise TrainingError(f"{name} has neither conversations, nor question and answer as text")
         return [turn]  # type: ignore[list-item]
-    said = []
-    for place, one in enumerate(values["conversations"]):
+    said, turns = [], values["conversations"]
+    if not isinstance(turns, list):
+        raise TrainingError(f"{name}: conversations must be a list of turns, with from and value")
+    for place, one in enumerate(turns):
         who, text = (one.get("from"), one.get("value")) if isinstance(one, dict) else (None, None)
-        if PEOPLE.get(who) != place % 2 or not isinstance(text, str):
+        if not isinstance(who, str) or PEOPLE.get(who) != place % 2 or not isinstance(text, str):
             raise TrainingError(
                 f"{name}: turn {place} must be text of {('human', 'gpt')[place % 2]!r}, who speak in turn"
             )
