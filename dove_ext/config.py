@@ -63,8 +63,8 @@ class VQGANConfig:
                 "stem_patch"
             )
         widths = [self.channels * m for m in self.channel_multipliers]
-        if self.encoder_blocks:
-            widths.insert(0, self.channels)  # which its first block reads
+        if self.encoder_blocks:  # whose first block reads the stem's
+            widths = list(dict.fromkeys([self.channels, *widths]))
         if any(width % 32 for width in widths):
             raise ValueError(f"every level's width must be a multiple of 32 (GroupNorm groups), got {widths}")
         if max(widths) > _LARGEST:

@@ -93,6 +93,8 @@ def head() -> tuple[Generator, Tensor]:
     hidden = torch.randn(3, 40, 64, generator=random)
     with torch.no_grad():
         generator.embed_out.weight.copy_(torch.randn(700, 64, generator=random) * 0.3)
+        assert generator.embed_out.bias is not None
+        generator.embed_out.bias.zero_()[generator.config.eos_id] = 2.0
         hidden[0, 9] = hidden[2, 17] = 6 * generator.embed_out.weight[generator.config.eos_id]
     return generator, hidden
 
