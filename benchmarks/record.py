@@ -96,6 +96,14 @@ def print_row(label: str, result: Mapping[str, Any]) -> None:
         print(f"{'':38s} {name}: {why}", flush=True)
 
 
+def write(path: Path, benchmark: str, measured: str, **fields: Any) -> None:
+    """Write a record: which benchmark, at which commit, now, and its own fields."""
+    utc = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    record = {"benchmark": benchmark, "commit": measured, "utc": utc, **fields}
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
 class Record:
     """The rows of one run, printed as they come; what is on disk is whole, whenever the run is cut off.
 
@@ -132,15 +140,8 @@ class Record:
         """
         print_row(label, result)
         self.rows.append({**setting, **result})
-        if self.path is None:
-            return
-        record = {
-            "benchmark": self.benchmark,
-            "command": self.command,
-            "commit": self.commit,
-            "utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "machine": self.machine,
-            "rows": self.rows,
-        }
-        with atomic_write(self.path) as temporary:
-            temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        if self.path is not None:
+            write(
+                self.path, self.benchmark, self.commit,
+                command=self.command, machine=self.machine, rows=self.rows,
+            )  # fmt: skip

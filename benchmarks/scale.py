@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import os
 import resource
 import sys
@@ -29,13 +28,12 @@ import torch
 from dove_data import Settings, TokenDataset, tokenize
 from dove_data.plan import look_through
 from dove_ext import DoveModel
-from dove_ext.atomic import atomic_write
 from dove_ext.images.index import ImageIndex
 from dove_ext.memory import keep_freed_memory
 from dove_ext.models.sets import encode_set
 
 from . import timing
-from .record import commit, machine
+from .record import commit, machine, write
 from .scale_kills import cluster, descendants
 
 PHOTOS = Path(__file__).resolve().parents[1] / "examples" / "photos"
@@ -189,8 +187,6 @@ def main(options: list[str] | None = None) -> int:
         with cluster(4) if "ray" in args.engines else nullcontext():
             rows = measure(calls, few, many, args.rounds)
         record = {
-            "benchmark": "scale", "commit": measured,
-            "utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "machine": machine(), "model": args.model, "few": args.few, "many": args.many, "rows": rows,
             "bytes_per_picture": made.bytes_a_picture, "mean_length": made.mean_length,
             "listing": listing(place, 20_000), "looking_up": looking_up(place / f"{made.runs}"),
@@ -200,8 +196,7 @@ def main(options: list[str] | None = None) -> int:
         print(row["candidate"], {name: round(value, 4) for name, value in spreads.items()})
     print({name: record[name] for name in ("bytes_per_picture", "mean_length", "listing", "looking_up")})
     if args.json is not None:
-        with atomic_write(args.json) as temporary:
-            temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write(args.json, "scale", measured, **record)
     return 0
 
 

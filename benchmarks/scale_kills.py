@@ -12,7 +12,6 @@ of this machine, of --workers.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import shutil
@@ -29,11 +28,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dove_ext.atomic import atomic_write
 from dove_ext.config import DoveConfig, StackConfig, VQGANConfig
 from dove_ext.models.dove import DoveModel
 
-from .record import commit, machine
+from .record import commit, machine, write
 
 WORKERS = {"local": "spawn_main", "ray": "ray::MapWorker"}  # in what a worker's command line is called
 _STACK = StackConfig(hidden=64, layers=2, heads=2, mlp=128)
@@ -241,14 +239,10 @@ def main(options: list[str] | None = None) -> int:
             runs = Trial(engine, args.workers, source, model, place, chance, address)
             rows.append(trial(runs, args.kills, lambda text: print(text, flush=True)))
         if args.json is not None:
-            record = {
-                "benchmark": "scale_kills", "commit": measured,
-                "utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "machine": machine(),
-                "pictures": args.pictures, "workers": args.workers, "model": args.model or "small, random",
-                "rows": rows,
-            }  # fmt: skip
-            with atomic_write(args.json) as temporary:
-                temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            write(
+                args.json, "scale_kills", measured, machine=machine(), pictures=args.pictures,
+                workers=args.workers, model=args.model or "small, random", rows=rows,
+            )  # fmt: skip
     return 0 if all(row["sets"] == row["equal"] > 0 for row in rows) else 1
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import collections
-import json
 import random
 import statistics
 import sys
@@ -31,12 +30,11 @@ import torch
 from PIL import Image
 
 from dove_ext import DoveModel, DoveTokens
-from dove_ext.atomic import atomic_write
 from dove_ext.images.drawn import HELD_BACK, TRAINED, draw
 from dove_ext.images.prepare import normalise, square_images
 from dove_ext.metrics.pixel import psnr
 
-from .record import commit, machine
+from .record import commit, machine, write
 
 TOKEN_BOUND = 1e-4
 """The most by which a value of a token may differ (docs/tokens.md); a token's values are of order 1."""
@@ -332,16 +330,12 @@ def main(options: list[str] | None = None) -> int:
         )
         if args.json is None:
             return
-        row = {**vars(found), "memory": memory}
-        record = {
-            "benchmark": "soak", "commit": measured,
-            "utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "machine": about,
-            "model": args.model, "pictures": args.pictures, "threads": THREADS,
-            "asked": {"hours": args.hours, "batches": args.batches},
-            "bounds": {"token": TOKEN_BOUND, "near": NEAR, "flat": FLAT}, "rows": [row],
-        }  # fmt: skip
-        with atomic_write(args.json) as temporary:
-            temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write(
+            args.json, "soak", measured, machine=about, model=args.model, pictures=args.pictures,
+            threads=THREADS, asked={"hours": args.hours, "batches": args.batches},
+            bounds={"token": TOKEN_BOUND, "near": NEAR, "flat": FLAT},
+            rows=[{**vars(found), "memory": memory}],
+        )  # fmt: skip
 
     with tempfile.TemporaryDirectory() as folder:
         alone = Alone(DoveModel.from_pretrained(args.model), Path(folder))

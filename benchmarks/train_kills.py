@@ -27,9 +27,7 @@ from typing import Any, Protocol
 
 import yaml
 
-from dove_ext.atomic import atomic_write
-
-from .record import commit, machine
+from .record import commit, machine, write
 from .scale_kills import contents, dove, draw_pictures
 
 PHASES = ("start", "step", "checkpoint", "end")
@@ -240,14 +238,11 @@ def main(options: list[str] | None = None) -> int:
             print(number + 1, kills[-1], flush=True)
             equal = sum(kill["equal"] for kill in kills)
             if args.json is not None:
-                record = {
-                    "benchmark": "train_kills", "commit": measured,
-                    "utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "machine": about,
-                    "seconds": {name: round(t, 3) for name, t in trial.took.items()},
-                    "rows": [{"kills": len(kills), "equal": equal, "moments": kills}],
-                }  # fmt: skip
-                with atomic_write(args.json) as temporary:
-                    temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+                write(
+                    args.json, "train_kills", measured, machine=about,
+                    seconds={name: round(t, 3) for name, t in trial.took.items()},
+                    rows=[{"kills": len(kills), "equal": equal, "moments": kills}],
+                )  # fmt: skip
     print(f"{equal} of {args.kills} equal" if args.kills else "no kills")
     return 0 if args.kills and equal == args.kills else 1
 
