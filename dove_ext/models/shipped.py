@@ -12,11 +12,11 @@ from dove_ext.errors import CheckpointError
 SHIPPED: dict[str, dict[str, str]] = {
     "dove-tiny": {
         "config.json": "8d5cdb9737070bd77b355612d6d5b9f5facea5802bbb087a0b901a9eb10e82d0",
-        "model.safetensors": "b46e87c5ef4bcc1780928d69299805932e2b6e9c7c2130d5f50a06ac5d99fcf4",
+        "model.safetensors": "c861696c21d5a94af189961d68f72ba693080df3d94b42bffc3440144393e9b3",
     },
     "dove-tiny-q": {
         "config.json": "8f5b44145f8f75bc2ca4fd79910de4a1b141e2234f7908fb52f9e8c8c19f7330",
-        "model.safetensors": "65a1b2e47a4da33b262e350657ea65983a3fd1e209756ab2e5f4dc84445742e2",
+        "model.safetensors": "d8bc364a1bbe1ec5c0bb827507772f11b8d3f5552f5ef1d6338a14aa34e68c7e",
         "tokenizer.json": "61fdcc8988b1c344cae8c12c521f8bc08e353c6d065d1468cc530dd4bc52a9da",
     },
 }
