@@ -308,15 +308,16 @@ def test_what_dove_train_is_given(tmp_path: Path) -> None:
         (pack / name).touch()
     with redirect_stdout(io.StringIO()) as said:
         given = train.command_line(options())
-    assert "left out: features, semantics, since" in said.getvalue()
-    assert given[given.index("--stage") + 1 :][:2] == ["features.steps=0", "semantics.steps=0"]
+    aligned = ["features", "semantics", "readers", "together"]
+    assert f"left out: {', '.join(aligned)}, since" in said.getvalue()
+    assert given[given.index("--stage") + 1 :][: len(aligned)] == [f"{name}.steps=0" for name in aligned]
     assert given[given.index("--minutes") + 1] == "2.00"
     (pack / "mobilenet_v2-b0353104.pth").touch()
     given = train.command_line(options())
     assert "--stage" not in given and "--alignment-weights" in given
     given = train.command_line(options(stages="features,head"))
     assert given[given.index("--stage") + 1] == "joint.steps=0"
-    known = "joint, features, semantics, head"
+    known = "joint, features, semantics, readers, together, head"
     with pytest.raises(SystemExit, match=f"--stages: there is no 'tail'; choose from {known}"):
         train.command_line(options(stages="tail"))
     with pytest.raises(SystemExit, match="holds no model"):
