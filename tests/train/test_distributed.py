@@ -27,10 +27,10 @@ _STAGES: dict[str, dict[str, Any]] = {
 _COMMON = {"stages": _STAGES, "name": "same"}
 STEPS = sum(stage["steps"] for stage in _STAGES.values())
 # Each run meets at a port of its own: torchrun's store still holds the addresses of the run before. A folder
-# that is not there yet begins as a copy of another, back in the middle of its first stage: rank 0 makes it
-# before it goes to where the other one waits.
+# that is not there yet begins as a copy of another, back in the middle of its first stage: rank 0 makes it,
+# and renames it when it is whole.
 _MAIN = """\
-import gc, os, shutil, sys
+import gc, os, shutil, sys, time
 gc.disable()  # of what is imported nothing goes
 from pathlib import Path
 from dove_ext.cli import main
@@ -44,10 +44,14 @@ os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
 for argument in sys.argv[1:]:
     os.environ["MASTER_PORT"], folder, whole = argument.split("=", 2)
     if whole and os.environ["RANK"] == "0":
-        shutil.copytree(whole, folder)
-        for checkpoint in Path(folder, "run", "checkpoints").glob("step-*.pt"):
+        new = Path(folder + ".new")
+        shutil.copytree(whole, new)
+        for checkpoint in Path(new, "run", "checkpoints").glob("step-*.pt"):
             if checkpoint.stem > "step-0000002":
                 checkpoint.unlink()
+        new.rename(folder)
+    while not Path(folder).exists():  # the other process may be here first
+        time.sleep(0.01)
     if code := main(["train", f"{folder}/recipe.yaml", "-o", f"{folder}/run"]):
         raise SystemExit(code)
 """
