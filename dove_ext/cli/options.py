@@ -147,7 +147,7 @@ def add_fit_option(parser: ArgumentParser) -> None:
 
 def tile_count(text: str) -> int | tuple[int, int] | str:
     """What --tiles asks for, for argparse: 12, 4-12 or auto."""
-    from dove_ext.images.tiles import MAX_TILES
+    from dove_ext.tokens.tiles import MAX_TILES
 
     least, dash, most = text.partition("-")
     numbers = [

@@ -7,9 +7,7 @@ from fractions import Fraction
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from dove_ext.tokens.indexing import is_int, plain_int
-
-MAX_TILES = 4096
-"""The most tiles of a picture, and what "auto" means: 128 million pixels have some 2,300."""
+from dove_ext.tokens.tiles import MAX_TILES
 
 OVERLAP = Fraction(1, 32)
 """What neighbouring tiles share at least, of their side; `decode` fades one into the other.

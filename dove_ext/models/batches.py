@@ -29,6 +29,7 @@ class Encoded(NamedTuple):
         p_eos: float32 [B, K] where it is wanted, else None.
         psnr: float32 [B], what the lengths reach, where a quality was asked for, else None.
         relevance: float32 [B, P], how much each place counts, where not all count alike; else None.
+        log_odds: float32 [B, K] of EOS, where images are compared by them, else None.
     """
 
     tokens: Tensor
@@ -36,6 +37,7 @@ class Encoded(NamedTuple):
     p_eos: Tensor | None = None
     psnr: Tensor | None = None
     relevance: Tensor | None = None
+    log_odds: Tensor | None = None
 
     def of_first(self, count: int) -> Encoded:
         """Those of the first `count` images."""
@@ -73,10 +75,11 @@ def join(batches: Sequence[Encoded], rule: LengthRule, unread: Sequence[tuple[st
         ImageError: if one of these ranges is no picture's.
     """
     lengths = torch.cat([batch.lengths for batch in batches])
-    p_eos, psnr, relevance = (_together([batch[i] for batch in batches]) for i in (2, 3, 4))
-    if rule.token_budget is not None and p_eos is not None:
+    beside = [_together(list(parts)) for parts in list(zip(*batches, strict=True))[2:]]
+    log_odds = beside[-1]
+    if rule.token_budget is not None and log_odds is not None:
         # Whose tokens they are is known on the device alone; their sum is known here.
-        lengths = lengths_for_budget(p_eos, rule.token_budget, rule.least)
+        lengths = lengths_for_budget(log_odds, rule.token_budget, rule.least)
         batches = [Encoded(torch.cat([batch.tokens for batch in batches]), lengths)]
     parts = lengths.split([len(batch.lengths) for batch in batches])
     sums: list[Tensor] = []
@@ -97,7 +100,7 @@ def join(batches: Sequence[Encoded], rule: LengthRule, unread: Sequence[tuple[st
         else ops.pack(batch.tokens, ops.lengths_to_cu_seqlens(part), total)
         for batch, part, total in zip(batches, parts, kept, strict=True)
     ]
-    return Encoded(torch.cat(tokens), lengths, p_eos, psnr, relevance)
+    return Encoded(torch.cat(tokens), lengths, *beside)
 
 
 def _together(parts: Sequence[Tensor | None]) -> Tensor | None:

@@ -32,7 +32,7 @@ from dove_ext.models.query import Query
 from dove_ext.models.region import COARSE, WHOLE, RegionCode, cell_weights, pixel_weights
 from dove_ext.models.relevance import RelevanceMap
 from dove_ext.models.shortcut import FrequencyShortcut
-from dove_ext.models.text import Asked, QueryTokenizer, is_null, queries
+from dove_ext.models.text import Asked, QueryTokenizer, check_count, is_null, queries
 from dove_ext.models.tiling import check_no_square, encode_tiles, shown_weights
 from dove_ext.models.together import put_together
 from dove_ext.models.vqgan import VQGAN
@@ -225,6 +225,8 @@ class DoveModel(Pretrained):
         A model with a relevance map has nothing there; its queries are what the map is asked, if anything.
         """
         if self.relevance is not None and is_null(query):
+            if isinstance(query, list | tuple):
+                check_count(query, count)
             return None
         return queries(query, count, self.config, self.tokenizer)
 
@@ -363,8 +365,9 @@ class DoveModel(Pretrained):
                 `tiles` says what belongs together. What is said above of an image then holds for a picture:
                 `num_tokens` are exactly this many for all tiles of each picture, `max_tokens` at most, and
                 what there is goes where p_eos is lowest; `min_tokens` are at least this many for each tile,
-                the thumbnail, too. `target_psnr` is reached by each tile where it shows the picture; `psnr`
-                is then None with `max_tokens` or a query. Not with `relevance`, a prefix or `fit`.
+                the thumbnail, too. A picture of which a query leaves too few tiles has fewer than
+                `num_tokens` or the budget. `target_psnr` is reached by each tile where it shows the picture;
+                `psnr` is then None with `max_tokens` or a query. Not with `relevance`, a prefix or `fit`.
             drop_empty: with tiles and a query for a model with a relevance map, leave out tiles that show
                 nothing of what is asked for (`models.tiling.EMPTY`); else these keep one token, or
                 `min_tokens`. The thumbnail stays.
@@ -438,11 +441,13 @@ class DoveModel(Pretrained):
         seen: Prefix | None = None,
         relevance: Any = None,
         shown: Tensor | None = None,
+        ranked: bool = False,
     ) -> DoveTokens:
         """`encode` of images that are squares on the model's device, or of the prefix `seen`.
 
         `shown`, int64 [B, 2], is how many rows and columns in the upper left count, where not all of them do:
-        what is promised of quality is then promised of these. It runs without a CUDA graph.
+        what is promised of quality is then promised of these. It runs without a CUDA graph. With `ranked`
+        p_eos of the result holds log-odds instead, by which tiles are compared.
         """
         pixels, unread = squares
         count = pixels.shape[0]
@@ -459,7 +464,7 @@ class DoveModel(Pretrained):
             )
         if cuda_graph and (mapped or cells is not None):
             raise ValueError("a relevance runs without a CUDA graph; leave cuda_graph out")
-        whole_curve = return_p_eos or rule.token_budget is not None
+        curves = {"whole_curve": return_p_eos, "ranked": ranked or rule.token_budget is not None}
         graph = (
             seen is None
             and cells is None
@@ -467,12 +472,12 @@ class DoveModel(Pretrained):
             and not mapped
             and (self.device.type == "cuda" if cuda_graph is None else cuda_graph)
         )
-        at_once = graph or whole_curve or rule.num_tokens is not None or rule.target_psnr is not None
-        block = None if at_once else block_size
-        how: dict[str, Any] = {"rule": rule, "whole_curve": whole_curve, "block_size": block}
+        exact = rule.num_tokens is not None or rule.target_psnr is not None
+        block = None if graph or exact or any(curves.values()) else block_size
+        how: dict[str, Any] = {"rule": rule, **curves, "block_size": block}
         encode: Encode = partial(self._encode_batch, **how)
         if graph:
-            kind = rule, whole_curve
+            kind = rule, *curves.values()
             encode = partial(self._graphs.run, self, encode, batch_size=batch_size, kind=kind)
         batches = []
         for i in range(0, count, batch_size):
@@ -499,7 +504,7 @@ class DoveModel(Pretrained):
             tokens=encoded.tokens,
             cu_seqlens=ops.lengths_to_cu_seqlens(encoded.lengths),
             num_slots=self.config.num_tokens,
-            p_eos=encoded.p_eos if return_p_eos else None,
+            p_eos=encoded.log_odds if ranked else encoded.p_eos,
             psnr=encoded.psnr,
             relevance=self._maps(encoded.relevance, count) if return_relevance else None,
             model=self.config.name,
@@ -508,9 +513,9 @@ class DoveModel(Pretrained):
     def _maps(self, cells: Tensor | None, count: int) -> Tensor:
         """Relevance of cells [B, P] as maps [B, h, w]; where none was asked for, all count alike."""
         grid = self.config.grid
-        return (
-            torch.ones(count, grid, grid, device=self.device) if cells is None else cells.view(-1, grid, grid)
-        )
+        if cells is None:
+            return torch.ones(count, grid, grid, dtype=torch.float32, device=self.device)
+        return cells.view(-1, grid, grid)
 
     def _encode_batch(
         self,
@@ -520,6 +525,7 @@ class DoveModel(Pretrained):
         rule: LengthRule,
         whole_curve: bool,
         block_size: int | None,
+        ranked: bool = False,
         relevance: Tensor | None = None,
         shown: Tensor | None = None,
     ) -> Encoded:
@@ -531,8 +537,9 @@ class DoveModel(Pretrained):
             if condition.margin is not None:  # the error of the whole tile may all be in what is shown
                 condition = condition._replace(margin=condition.margin + psnr_of_mse(weight.mean((1, 2, 3))))
         return self._encode_condition(
-            condition, pixels, rule=rule, whole_curve=whole_curve, block_size=block_size, weight=weight
-        )
+            condition, pixels, rule=rule, whole_curve=whole_curve, block_size=block_size, ranked=ranked,
+            weight=weight,
+        )  # fmt: skip
 
     def _encode_condition(
         self,
@@ -542,12 +549,13 @@ class DoveModel(Pretrained):
         rule: LengthRule,
         whole_curve: bool,
         block_size: int | None,
+        ranked: bool = False,
         weight: Tensor | None = None,
     ) -> Encoded:
         """`_encode_batch` of images whose condition is there; `weight` [B, 1, S, S] is of their pixels."""
         most = rule.most(self.config.num_tokens)
         if block_size is None:
-            encoded = Encoded(*self._at_once(condition, rule=rule, whole_curve=whole_curve))
+            encoded = self._at_once(condition, rule=rule, whole_curve=whole_curve, ranked=ranked)
             if rule.target_psnr is not None:
                 pixels = normalise(pixels).to(self.dtype)
                 tokens = F.pad(encoded.tokens, (0, 0, 0, self.config.num_tokens - encoded.tokens.shape[1]))
@@ -566,7 +574,7 @@ class DoveModel(Pretrained):
             hidden, lengths = self.generator.run_until_stop(
                 condition, limit=most, threshold=rule.eos_threshold, block=block_size, least=rule.least
             )
-            encoded = Encoded(self.generator.tokens(hidden, condition), lengths, None)
+            encoded = Encoded(self.generator.tokens(hidden, condition), lengths)
         encoded = encoded._replace(relevance=condition.relevance)
         return encoded if rule.token_budget is not None else packed(encoded)
 
@@ -592,19 +600,22 @@ class DoveModel(Pretrained):
             (Tensor, Tensor, Tensor | None): tokens [B, n, D], not cut at the lengths; lengths int32 [B],
             1..n; and p_eos float32 [B, K] if it is wanted.
         """
-        return self._at_once(self.condition(pixels, query), rule=rule, whole_curve=whole_curve)
+        encoded = self._at_once(self.condition(pixels, query), rule=rule, whole_curve=whole_curve)
+        return encoded.tokens, encoded.lengths, encoded.p_eos
 
     def _at_once(
-        self, condition: Condition, *, rule: LengthRule, whole_curve: bool
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        self, condition: Condition, *, rule: LengthRule, whole_curve: bool, ranked: bool = False
+    ) -> Encoded:
         most = rule.most(self.config.num_tokens)
-        tokens, hidden, _ = self.generate(condition, None if whole_curve else most, sample=False)
+        count = None if whole_curve or ranked else most
+        tokens, hidden, _ = self.generate(condition, count, sample=False)
         p_eos = self.generator.p_eos(hidden) if whole_curve else None
+        log_odds = self.generator.stop_log_odds(hidden) if ranked else None
         if rule.num_tokens is None:
             lengths = self.generator.lengths(hidden[:, :most], rule.eos_threshold, rule.least)
         else:
             lengths = torch.full((len(hidden),), most, dtype=torch.int32, device=hidden.device)
-        return tokens, lengths, p_eos
+        return Encoded(tokens, lengths, p_eos, log_odds=log_odds)
 
     @torch.no_grad()
     def prefix(

@@ -328,6 +328,19 @@ class Generator(nn.Module):
         hidden, weight = operands(hidden, head.weight)
         return ops.eos_probability(hidden, weight, head.bias, eos_id=self.config.eos_id).float()
 
+    def stop_log_odds(self, hidden: Tensor) -> Tensor:
+        """log(p_eos / (1 - p_eos)) at each position, which tells them apart even where p_eos rounds to 1.
+
+        Args:
+            hidden: as for `p_eos`.
+
+        Returns:
+            Tensor: float32 [B, n], without gradient.
+        """
+        head = self.embed_out
+        hidden, weight = operands(hidden, head.weight)
+        return ops.eos_log_odds(hidden, weight, head.bias, eos_id=self.config.eos_id)
+
     def first_stop(self, hidden: Tensor, threshold: float | None = None) -> Tensor:
         """First position (0-based) that ends the sequence, or n if none does: int32 [B].
 

@@ -389,6 +389,8 @@ def require_indices(name: str, weights: dict[str, Tensor], count: int, source: s
         CheckpointError: if they do not.
     """
     indices = weights[name]
+    if indices.dtype not in (torch.int32, torch.int64):
+        raise CheckpointError(f"{source}: {name!r} must be int32 or int64, got {indices.dtype}")
     if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < count:
         raise CheckpointError(
             f"{source}: {name!r} holds indices outside 0..{count - 1}; the checkpoint is damaged"

@@ -182,6 +182,8 @@ def cell_weights(relevance: Any, count: int, grid: int, device: torch.device) ->
         raise ValueError(
             f"the relevance of image {int(wrong.nonzero()[0])} has a negative value or one that is not finite"
         )
+    largest = maps.amax((1, 2), keepdim=True)  # whose sum over a cell might be more than float32 holds
+    maps = maps / largest.where(largest > 0, 1)
     cells = F.interpolate(maps[:, None], size=(grid, grid), mode="area").flatten(1)
     most = cells.amax(1, keepdim=True)
     if not most.all():

@@ -137,6 +137,16 @@ def is_null(query: Asked) -> bool:
     return not isinstance(query, Query) and len(query) > 0 and all(text in (None, NULL) for text in query)
 
 
+def check_count(texts: Sequence[str | None], count: int) -> None:
+    """Refuse texts that are not one an image.
+
+    Raises:
+        QueryError: if they are not.
+    """
+    if len(texts) != count:
+        raise QueryError(f"query has {len(texts)} rows for {count} images; give one row an image")
+
+
 def queries(query: Asked, count: int, config: DoveConfig, tokenizer: QueryTokenizer | None) -> Query | None:
     """What stands between images and their time positions (Q-DOVE, 2.3).
 
@@ -164,8 +174,7 @@ def queries(query: Asked, count: int, config: DoveConfig, tokenizer: QueryTokeni
             "query must be a text, a list with a text or None for each image, or a `Query` of ids or "
             "embeddings"
         )
-    if len(texts) != count:
-        raise QueryError(f"query has {len(texts)} rows for {count} images; give one row an image")
+    check_count(texts, count)
     if not config.query_vocab_size:
         if any(text is not None for text in texts):
             raise QueryError(no_weights(config, "query"))

@@ -101,7 +101,12 @@ def encode_tiles(
     _check_numbers(rule, counts, config.num_tokens)
     shares = [n for n in (rule.num_tokens, rule.max_tokens, rule.token_budget) if n is not None]
     inner = _rule_of_tiles(rule, config.num_tokens)
-    keep = {"return_p_eos": return_p_eos or bool(shares), "return_relevance": return_relevance or pointing}
+    # Tiles are compared by log-odds, which are p_eos until all have what they keep.
+    keep = {
+        "return_p_eos": return_p_eos and not shares,
+        "ranked": bool(shares),
+        "return_relevance": return_relevance or pointing,
+    }
     done: list[DoveTokens] = []
     current: list[DoveTokens] = []
     stream = cut(pictures, config.image_size, limits, device)
@@ -122,9 +127,12 @@ def encode_tiles(
     tokens = DoveTokens.cat(done)
     if rule.token_budget is not None:
         tokens = _cut_to(tokens, rule.token_budget, rule.least)
+    curve = tokens.p_eos
+    if shares and curve is not None:
+        curve = curve.sigmoid()
     return replace(
         tokens,
-        p_eos=tokens.p_eos if return_p_eos else None,
+        p_eos=curve if return_p_eos else None,
         relevance=tokens.relevance if return_relevance else None,
         psnr=None if rule.max_tokens is not None or pointing else tokens.psnr,
     )

@@ -5,7 +5,7 @@ from dove_ext.ops.attention import attention
 from dove_ext.ops.backend import set_backend
 from dove_ext.ops.block import add_branches, bias_gelu, pair_norm
 from dove_ext.ops.conv import conv3x3, pack_conv3x3
-from dove_ext.ops.eos import eos_probability, eos_scan
+from dove_ext.ops.eos import eos_log_odds, eos_probability, eos_scan
 from dove_ext.ops.group_norm import group_norm
 from dove_ext.ops.pack import lengths_to_cu_seqlens, pack, unpack, zero_tail
 from dove_ext.ops.residual_sum import residual_sum
@@ -15,6 +15,7 @@ __all__ = [
     "attention",
     "bias_gelu",
     "conv3x3",
+    "eos_log_odds",
     "eos_probability",
     "eos_scan",
     "group_norm",

@@ -79,6 +79,42 @@ def eos_probability(hidden: Tensor, weight: Tensor, bias: Tensor | None = None, 
     return probability
 
 
+@torch.no_grad()
+def eos_log_odds(hidden: Tensor, weight: Tensor, bias: Tensor | None = None, *, eos_id: int = 0) -> Tensor:
+    """Log-odds of EOS at every position: log(p_eos / (1 - p_eos)), also where p_eos is 1 in float32.
+
+    Args:
+        hidden: as for `eos_probability`.
+        weight: likewise, of at least two words.
+        bias: likewise.
+        eos_id: likewise.
+
+    Returns:
+        Tensor: float32 [B, K]. Not differentiable.
+
+    Raises:
+        ValueError: if a shape does not fit or `eos_id` is out of range.
+        TypeError: if the dtypes do not fit.
+    """
+    _check("eos_log_odds", hidden, weight, bias, eos_id)
+    if len(weight) < 2:
+        raise ValueError("eos_log_odds: weight must be [V, D] with V of at least 2: EOS needs another word")
+
+    def without_eos(rows: Tensor) -> Tensor:
+        return torch.cat([rows[:eos_id], rows[eos_id + 1 :]])
+
+    others = without_eos(weight), None if bias is None else without_eos(bias)
+    eos = weight[eos_id : eos_id + 1], None if bias is None else bias[eos_id : eos_id + 1]
+    if not use_kernels("eos_probability", hidden):
+        ours, theirs = (reference.eos_logits(hidden, *rows).logsumexp(-1) for rows in (eos, others))
+        return ours - theirs
+    # The largest logit, and the sum of all relative to it; of EOS alone that is its logit, and 1.
+    _, ours, _ = torch.ops.dove.eos_probability(hidden, *eos, 0)
+    _, most, total = torch.ops.dove.eos_probability(hidden, *others, 0)
+    odds: Tensor = ours - (most + total.log())
+    return odds
+
+
 def _check(op: str, hidden: Tensor, weight: Tensor, bias: Tensor | None, eos_id: int) -> None:
     if hidden.dim() != 3 or weight.dim() != 2 or hidden.shape[2] != weight.shape[1]:
         raise ValueError(

@@ -34,6 +34,8 @@ from dove_ext.tokens.tiles import Tiles
 FORMAT = "dove-tokens"
 VERSIONS = ("1", "2", "3", "4")
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_KINDS = {"cu_seqlens": "int32", "p_eos": "float32", "psnr": "float32", "relevance": "float32"}
+_SHORT = {"int32": "I32", "float32": "F32"}  # as the format has them
 _RANKS = {"tokens": 2, "cu_seqlens": 1, "p_eos": 2, "psnr": 1, "relevance": 3}
 
 
@@ -158,7 +160,10 @@ def read_header(file: Any, name: str) -> dict[str, Any]:
         )
         raise TokensError(f"{name} must hold {wanted}, but it holds {held:.200}")
     for key in keys:
-        shape = file.get_slice(key).get_shape()
+        held = file.get_slice(key)
+        if key in _KINDS and held.get_dtype() != _SHORT[_KINDS[key]]:
+            raise TokensError(f"{name} is not valid: {key} must be {_KINDS[key]}, it is {held.get_dtype()}")
+        shape = held.get_shape()
         if len(shape) != _RANKS[key]:
             raise TokensError(
                 f"{name} is not valid: {key} must have {_RANKS[key]} dimensions, its shape is {shape}"

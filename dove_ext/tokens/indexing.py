@@ -48,7 +48,10 @@ def whole_numbers(values: Any, device: torch.device, what: str) -> Tensor:
     Raises:
         TokensError: if they are of another dtype.
     """
-    numbers = torch.as_tensor(values, device=device)
+    try:
+        numbers = torch.as_tensor(values, device=device)
+    except (RuntimeError, ValueError) as error:  # such as of more than 64 bits
+        raise TokensError(f"{what} must be whole numbers of at most 64 bits, got {values!r:.100}") from error
     # An empty list is float32 to torch.
     if numbers.numel() and (numbers.is_floating_point() or numbers.dtype == torch.bool):
         raise TokensError(f"{what} must be whole numbers, got {numbers.dtype}")
@@ -61,6 +64,8 @@ def image_indices(index: Any, count: int) -> list[int]:
         return list(range(count))[index]
     values = index.tolist() if isinstance(index, Tensor | np.ndarray) else index
     values = list(values) if isinstance(values, list | tuple | range) else [values]
+    scalars = (Tensor, np.ndarray, np.generic)
+    values = [v.item() if isinstance(v, scalars) and v.ndim == 0 else v for v in values]
     if values and all(isinstance(value, bool) for value in values):
         if len(values) != count:
             raise IndexError(

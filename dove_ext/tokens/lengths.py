@@ -102,17 +102,19 @@ class LengthRule:
         return self.num_tokens or self.max_tokens or slots
 
 
-def lengths_for_budget(p_eos: Tensor, budget: int, least: int = 1) -> Tensor:
+def lengths_for_budget(log_odds: Tensor, budget: int, least: int = 1) -> Tensor:
     """Choose lengths that sum to exactly `budget`, giving tokens where the model is least ready to stop.
 
     Position i of an image is worth keeping as long as no position up to it wants to stop: its claim is the
     running maximum of p_eos, which never falls along an image. All positions of all images are sorted by
     claim, and the `budget` lowest are kept. Since claims never fall, what is kept of an image is a prefix,
     and all images are cut at one common stop probability: the same as the largest `eos_threshold` that
-    the budget allows, with the remainder going to the positions that are next in line.
+    the budget allows, with the remainder going to the positions that are next in line. Claims are compared
+    as log-odds: a budget above what the model itself would keep is decided where p_eos rounds to 1.
 
     Args:
-        p_eos: [B, K], p_eos(i) of every position, float.
+        log_odds: [B, K], log(p_eos / (1 - p_eos)) of every position, float (`ops.eos_log_odds`); only their
+            order counts.
         budget: total tokens, between B * `least` and B * K.
         least: tokens that every image keeps, 1..K.
 
@@ -123,25 +125,25 @@ def lengths_for_budget(p_eos: Tensor, budget: int, least: int = 1) -> Tensor:
     Raises:
         ValueError: if the budget is out of range.
     """
-    images, positions = p_eos.shape
+    images, positions = log_odds.shape
     if not images * least <= budget <= images * positions:
         raise ValueError(
             f"the budget must be between {images * least} and {images * positions} tokens, got {budget}"
         )
     # Token i + 1 is kept if the sequence does not stop at position i (0-based), so the first is kept always.
-    claim = p_eos.cummax(dim=1).values
-    claim[:, :least] = -1.0
+    claim = log_odds.cummax(dim=1).values
+    claim[:, :least] = -torch.inf
     # Position-major order makes the stable sort break ties by position first.
     chosen = claim.T.flatten().argsort(stable=True)[:budget]
     kept = torch.ones_like(chosen, dtype=torch.int32)  # summed like this, and nobody waits for a GPU
     return kept.new_zeros(images).scatter_add_(0, chosen % images, kept)
 
 
-def lengths_within(p_eos: Tensor, most: Tensor, budget: int, least: int = 1) -> Tensor:
+def lengths_within(log_odds: Tensor, most: Tensor, budget: int, least: int = 1) -> Tensor:
     """Lengths that sum to at most `budget`, given as by `lengths_for_budget`, none above a bound of its own.
 
     Args:
-        p_eos: [B, K], p_eos(i) of every position, float.
+        log_odds: as for `lengths_for_budget`.
         most: int32 [B], `least`..K, the most tokens of each image.
         budget: total tokens, at least B * `least`.
         least: tokens that every image keeps, 1..K.
@@ -149,5 +151,5 @@ def lengths_within(p_eos: Tensor, most: Tensor, budget: int, least: int = 1) -> 
     Returns:
         Tensor: int32 [B], each `least`..`most`, summing to `budget`, or to the sum of `most` if that is less.
     """
-    behind = torch.arange(p_eos.shape[1], device=p_eos.device) >= most[:, None]
-    return lengths_for_budget(p_eos.masked_fill(behind, 2.0), min(budget, int(most.sum())), least)
+    behind = torch.arange(log_odds.shape[1], device=log_odds.device) >= most[:, None]
+    return lengths_for_budget(log_odds.masked_fill(behind, torch.inf), min(budget, int(most.sum())), least)

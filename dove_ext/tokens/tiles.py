@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 from dove_ext.errors import TokensError
 from dove_ext.tokens.indexing import is_int
 
+MAX_TILES = 4096
+"""The most tiles of a picture, and what "auto" means: 128 million pixels have some 2,300."""
+
 MOST_PIXELS = 128_000_000
 """Of a picture that tiles make up; a file cannot ask `decode` for more."""
 
@@ -112,6 +115,10 @@ class Tiles:
             raise TokensError(
                 f"{grid} in {picture.columns} x {picture.rows} tiles must have at least one of each, and at "
                 f"most {MOST_PIXELS} pixels"
+            )
+        if picture.rows * picture.columns > MAX_TILES:
+            raise TokensError(
+                f"{grid} in {picture.columns} x {picture.rows} tiles has more than {MAX_TILES} of them"
             )
         for tiles, length in ((picture.rows, picture.height), (picture.columns, picture.width)):
             beyond = length - self.side  # of a single tile; each further one brings 1 to `side` pixels

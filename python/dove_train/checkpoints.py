@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import pickle
 import re
 import zipfile
 from collections.abc import Callable, Set
@@ -42,7 +41,9 @@ def clear_away(folder: Path) -> None:
 
 
 def write_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
-    """Write the state of a step, then remove all but the newest `keep` checkpoints.
+    """Write the state of a step, then remove all others but the newest `keep` - 1 before it.
+
+    One with a higher number was passed over as damaged when the run was resumed.
 
     Raises:
         OutputError: if the disk is full.
@@ -57,8 +58,10 @@ def write_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) 
             raise OutputError(
                 f"cannot write {str(path)!r}: {reason}; free some space or choose another place"
             ) from error
-    for old in checkpoint_files(folder)[:-keep]:
-        old.unlink(missing_ok=True)
+    files = checkpoint_files(folder)
+    end = files.index(path) + 1
+    for other in files[: max(0, end - keep)] + files[end:]:
+        other.unlink(missing_ok=True)
     return path
 
 
@@ -74,7 +77,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         if damaged is not None:
             raise TrainingError(f"{path} is damaged ({damaged} fails its check sum)")
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, zipfile.BadZipFile, RuntimeError, EOFError, pickle.UnpicklingError, KeyError) as error:
+    except TrainingError:
+        raise
+    except Exception as error:  # whatever a damaged file makes zipfile and torch.load trip over
         raise TrainingError(f"{path} is torn or no checkpoint ({type(error).__name__})") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise TrainingError(f"{path} was not written by this version of dove train")

@@ -14,6 +14,12 @@ from torch.nn import functional as F
 from dove_ext.models.dove import DoveModel
 from dove_ext.models.vqgan import VQGAN
 
+FLAT = 1e-3
+"""The least deviation that latents are divided by, pixels in [-1, 1]: half of what rounding to 8 bits makes.
+
+Pictures of even colours have none at all; weights that blow it up would not fit float16.
+"""
+
 
 def has_closed_form(model: DoveModel | VQGAN) -> bool:
     """Whether there is a linear code to fit."""
@@ -97,7 +103,7 @@ def principal_components(pixels: Tensor, side: int, count: int) -> tuple[Tensor,
     mean = total / patches
     values, vectors = torch.linalg.eigh((outer / patches - mean[:, None] * mean).double())
     leading = torch.arange(size - 1, size - 1 - count, -1)
-    return mean, vectors[:, leading].float(), values[leading].clamp_min(1e-10).sqrt().float()
+    return mean, vectors[:, leading].float(), values[leading].clamp_min(FLAT**2).sqrt().float()
 
 
 def k_means(points: Tensor, count: int, rounds: int = 4) -> Tensor:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -142,11 +143,12 @@ class ClassEvidence(nn.Module):
         self.register_buffer("name_lengths", query.lengths, persistent=False)
 
     @torch.no_grad()
-    def forward(self, features: Tensor) -> tuple[Query, Tensor, Tensor]:
+    def forward(self, features: Tensor, draws: Tensor) -> tuple[Query, Tensor, Tensor]:
         """Classes for each image, where they are, and how certain that is.
 
         Args:
             features: [B, P, ...] of `RelevanceMap.features`.
+            draws: `draw_classes` of these images.
 
         Returns:
             (Query, Tensor, Tensor): `ASKED` names for each image, those of an image side by side; float32
@@ -157,14 +159,23 @@ class ClassEvidence(nn.Module):
         places = self.classifier(features).float().softmax(-1)
         count, positions, _ = places.shape
         image = torch.arange(count, device=places.device).repeat_interleave(ASKED)
-        at = torch.randint(positions, image.shape, device=image.device)
-        certain, chosen = places[image, at].max(-1)
-        absent = torch.rand(image.shape, device=image.device) < ANY_SHARE
-        chosen = torch.where(absent, torch.randint(CLASSES, image.shape, device=image.device), chosen)
+        place, kind, any_class = draws.to(places.device).flatten(0, 1).unbind(1)
+        certain, chosen = places[image, (place * positions).long()].max(-1)
+        absent = kind < ANY_SHARE
+        chosen = torch.where(absent, (any_class * CLASSES).long(), chosen)
         share = places[image[:, None], torch.arange(positions, device=image.device), chosen[:, None]]
         share = share / share.amax(1, keepdim=True).clamp_min(SURE)
         query = Query(self.names[chosen], self.name_lengths[chosen])
         return query, share, torch.where(absent, torch.ones_like(certain), certain)
+
+
+def draw_classes(seed: int, first: int, count: int) -> Tensor:
+    """What `ClassEvidence` draws for the samples `first`, ... of a run: float64 [count, ASKED, 3].
+
+    Numbers in [0, 1), which depend on the seed and a sample's place in the run alone, as its length does.
+    """
+    rows = [np.random.default_rng((seed, 6, first + row)).random((ASKED, 3)) for row in range(count)]
+    return torch.from_numpy(np.stack(rows))
 
 
 class Pointed(NamedTuple):
@@ -188,7 +199,12 @@ class Pointed(NamedTuple):
 
 
 def point(
-    relevance: RelevanceMap, teacher: ClassEvidence, pixels: Tensor, query: Query, owners: Tensor
+    relevance: RelevanceMap,
+    teacher: ClassEvidence,
+    pixels: Tensor,
+    draws: Tensor,
+    query: Query,
+    owners: Tensor,
 ) -> Pointed:
     """A map's answers.
 
@@ -196,12 +212,13 @@ def point(
         relevance: is asked.
         teacher: names classes for each image.
         pixels: [B, 3, S, S] in [-1, 1].
+        draws: `draw_classes` of these images.
         query: N of them.
         owners: int64 [N], the image that each is about.
     """
     with torch.no_grad():
         features = relevance.features(pixels)
-    names, evidence, certain = teacher(features)
+    names, evidence, certain = teacher(features, draws)
     seen = relevance.places_of(features)
     logits = relevance.logits(seen[owners], relevance.meaning(query))
     of_classes = seen.repeat_interleave(len(names.values) // len(seen), 0)

@@ -61,6 +61,11 @@ class Run:
             validation, size, settings.validation_limit, synsets
         )
         data = [Path(p) for p in settings.data]
+        if settings.asks and not settings.start_from and has_closed_form(self.model):
+            raise TrainingError(
+                "a model's linear code is fitted to photographs and queries have none; give the folder of a "
+                "model without queries as --start-from"
+            )
         self.images = query_images(settings, size) if settings.asks else training_images(settings, size)
         found_in = [*data, *folders(settings.queries)]
         self.fingerprint = fingerprint(self.images.index, found_in, self.held_out)

@@ -186,6 +186,8 @@ class Settings:
         weights = "mse_weight perceptual_weight gan_weight kl_weight weight_decay lambda_eos alignment_weight"
         at_least(self, 0, *from_zero.split(), *weights.split())
         at_least(self, 0, "target_length")
+        if self.seed >= 1 << 63:
+            raise TrainingError(f"seed must be less than 2^63, got {self.seed}")
         for name in ("learning_rate", "clip"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise TrainingError(f"{name} must be above 0, got {getattr(self, name)}")

@@ -25,6 +25,7 @@ from dove_train.optimizer import (
     make_optimizer,
     optimizer_state,
 )
+from dove_train.pointing import draw_classes
 from dove_train.queries import every_query, understood
 from dove_train.run import Run
 from dove_train.schedule import PACE_STEPS, Place
@@ -262,15 +263,17 @@ class StageRun:
         return outputs, values
 
     def draws(self, plan: StepPlan, part: int) -> tuple[Any, ...]:
-        """What chance decides for the images of a pass: their views and how many tokens; or their lengths.
+        """What chance decides for the images of a pass: views, classes that a map is asked for, or lengths.
 
-        With the lengths comes their sum. Lengths None: the model's own.
+        With the views comes how many tokens, with the lengths their sum. Lengths None: the model's own.
         """
         s, world = self.run.settings, self.run.world
         first = (part * world.size + world.rank) * s.batch_size
         if self.alignment is not None:
             # One number of tokens for all images of a step: positions behind it need not run.
             return draw_views(s.seed, self.run.position + first, s.batch_size), int(plan.lengths[0])
+        if self.stage.train == ["relevance"]:
+            return (draw_classes(s.seed, self.run.position + first, s.batch_size),)
         if s.eos_rule == "paper":
             return None, None
         lengths = plan.lengths[first : first + s.batch_size]

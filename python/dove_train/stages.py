@@ -167,24 +167,16 @@ class RelevancePass(nn.Module):
         super().__init__()
         self.relevance, self.teacher = relevance, teacher
 
-    def forward(
-        self,
-        pixels: Tensor,
-        lengths: Tensor | None,
-        total: int | None = None,
-        query: tuple[Tensor, Tensor | None, Tensor] | None = None,
-    ) -> Outputs:
+    def forward(self, pixels: Tensor, draws: Tensor, query: tuple[Tensor, Tensor | None, Tensor]) -> Outputs:
         """One pass over [B, 3, S, S] in [-1, 1].
 
         Args:
             pixels: [B, 3, S, S] in [-1, 1].
-            lengths: means nothing here.
-            total: likewise.
+            draws: `draw_classes` of these images.
             query: fields of a `Query` of N rows, and the image of each, int64 [N].
         """
-        assert query is not None
         *asked, owners = query
-        return Outputs(pointed=point(self.relevance, self.teacher, pixels, Query(*asked), owners))
+        return Outputs(pointed=point(self.relevance, self.teacher, pixels, draws, Query(*asked), owners))
 
 
 def pixels_of(model: DoveModel | VQGAN) -> int:

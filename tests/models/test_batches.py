@@ -80,11 +80,12 @@ def test_a_shared_budget_is_queued_without_a_wait(on_fake_cuda: DoveModel) -> No
     pixels = torch.empty(3, 3, 32, 32, dtype=torch.uint8, device="cuda")
     with torch.no_grad():
         batches = [
-            on_fake_cuda._encode_batch(part, None, rule=rule, whole_curve=True, block_size=None)
+            on_fake_cuda._encode_batch(part, None, rule=rule, whole_curve=True, ranked=True, block_size=None)
             for part in pixels.split(2)
         ]
-        tokens, lengths, p_eos, *_ = join(batches, rule, [])
-    assert tokens.shape == (50, 64) and lengths.shape == (3,) and p_eos is not None
+        encoded = join(batches, rule, [])
+    assert encoded.tokens.shape == (50, 64) and encoded.lengths.shape == (3,)
+    assert encoded.p_eos is not None and encoded.p_eos.shape == (3, SLOTS)
 
 
 def test_exact_counts_are_never_read(on_fake_cuda: DoveModel) -> None:

@@ -251,9 +251,13 @@ def test_eight_bit_weights_are_checked(folder: Path) -> None:
             {"shortcut.order": torch.zeros(1024, dtype=torch.int32)},
             "'shortcut.order' names a coefficient twice; the file is damaged",
         ),
+        (
+            {"shortcut.order": torch.arange(1024).to(torch.uint32)},
+            "'shortcut.order' must be int32 or int64, got torch.uint32",
+        ),
         ({"shortcut.scale": torch.zeros(1024)}, "'shortcut.scale' holds a zero; the checkpoint is damaged"),
     ],
-    ids=["witness", "order", "twice", "scale"],
+    ids=["witness", "order", "twice", "dtype", "scale"],
 )
 def test_indices_from_a_stranger(tmp_path: Path, edits: dict[str, torch.Tensor], sentence: str) -> None:
     micro(shortcut=True, vocab_size=40).save_pretrained(tmp_path)

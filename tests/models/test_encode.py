@@ -14,7 +14,7 @@ import dove_ext
 from dove_ext import DoveModel, DoveTokens, Query, TokensError
 from dove_ext.models.generator import time_encodings
 from dove_ext.tokens.lengths import lengths_for_budget
-from tests.models.micro import SLOTS, micro, photos, stop_at_share
+from tests.models.micro import SLOTS, linear, micro, photos, stop_at_share
 
 # Rounding, as the sharp attention of the micro model amplifies it; a mistake shows at 0.1 and above.
 TOLERANCE = {"rtol": 0.0, "atol": 1e-3}
@@ -138,6 +138,28 @@ def test_tokens_out_of_all_range_are_not_decoded_to_nan(model: DoveModel) -> Non
     wrong = DoveTokens.cat([tokens[:1], replace(tokens[1], tokens=tokens[1].tokens * 1e30)])
     with pytest.raises(TokensError, match="image 1 decodes to NaN: its tokens are too large"):
         model.decode(wrong)
+
+
+def test_a_budget_above_the_own_lengths_goes_where_it_is_needed() -> None:
+    """Where p_eos rounds to 1 in float32 as well, as behind the own lengths of a head with large weights."""
+    model = linear(promised_psnr=16.0)
+    head = model.generator.embed_out
+    with torch.no_grad():
+        head.weight.zero_(), head.bias.zero_()
+        head.weight[model.config.eos_id, -1] = 10  # log-odds of 10 for each dB above the promise
+    images = photos(8)
+    tokens = model.encode(images, return_p_eos=True)
+    assert tokens.p_eos is not None
+    budget = int(tokens.lengths.sum()) + 60
+    certain = (tokens.p_eos == 1).int().argmax(1)
+    shared = model.encode(images, token_budget=budget, batch_size=3)
+    assert len(shared.tokens) == budget and (shared.lengths > certain).any()
+    condition = model.condition(images.float() / 127.5 - 1)
+    assert condition.quality is not None and condition.margin is not None
+    above = condition.quality - condition.margin[:, None]  # dB with 1, 2, ... tokens
+    rows = list(zip(above.tolist(), shared.lengths.tolist(), strict=True))
+    assert sum(1 < n < SLOTS for _, n in rows) > 1
+    assert max(row[n - 2] for row, n in rows if n > 1) <= min(row[n - 1] for row, n in rows if n < SLOTS)
 
 
 def test_token_budget(model: DoveModel) -> None:

@@ -189,6 +189,13 @@ def test_maps_of_any_size_become_weights_of_cells() -> None:
     assert pixel_weights(cells, 2).shape == (3, 1, 8, 8) and pixel_weights(cells, 2)[0, 0, 3, 3] == 1
 
 
+def test_huge_maps_say_what_small_ones_say() -> None:
+    marked = torch.zeros(1, 512, 512)
+    marked[:, 100:300, 40:77] = 1
+    expected = cell_weights(marked, 1, 4, torch.device("cpu"))
+    assert torch.equal(cell_weights(3e38 * marked, 1, 4, torch.device("cpu")), expected)
+
+
 def test_a_dtype_that_cannot_tell_addresses_apart_is_refused() -> None:
     code = RegionCode(grid=32, latent_channels=128, num_tokens=1024, width=128, pixels=3072)
     assert code.addresses == 1024

@@ -113,6 +113,21 @@ def test_null_is_the_whole_picture(model: DoveModel, rule: dict[str, Any]) -> No
         same(model.encode(photos(4), query=query, **rule), expected)
 
 
+@pytest.mark.parametrize("tiles", [None, 2])
+def test_nulls_are_one_an_image(model: DoveModel, tiles: int | None) -> None:
+    with pytest.raises(QueryError, match="query has 1 rows for 2 images"):
+        model.encode(photos(2), query=["null"], tiles=tiles)
+
+
+def test_the_whole_picture_is_a_map_whatever_the_default_dtype(model: DoveModel) -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        maps = model.encode(photos(2), query="null", return_relevance=True).relevance
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert maps is not None and maps.dtype == torch.float32 and bool((maps == 1).all())
+
+
 def linear_twin(model: DoveModel) -> DoveModel:
     """The same model without queries."""
     twin = linear()

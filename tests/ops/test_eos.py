@@ -45,6 +45,35 @@ def test_images_do_not_depend_on_their_batch(dtype: torch.dtype) -> None:
         assert torch.equal(ops.eos_probability(alone[:, 3:36], weight)[0], together[image, 3:36])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("vocabulary", "eos_id"), [(2, 0), (2, 1), (700, 0), (700, 350)])
+@pytest.mark.parametrize("kernels", [True, False])
+def test_log_odds_go_on_where_the_probability_is_1(
+    dtype: torch.dtype, vocabulary: int, eos_id: int, kernels: bool
+) -> None:
+    hidden, weight = (t.to(dtype) for t in inputs(vocabulary=vocabulary))
+    hidden[:, 10] = 6 * weight[eos_id]  # p_eos is 1
+    hidden[:, 11] = 9 * weight[eos_id]
+    bias = torch.linspace(-1, 1, vocabulary)
+    before = ops.set_backend("auto" if kernels else "torch")
+    try:
+        actual = ops.eos_log_odds(hidden, weight, bias, eos_id=eos_id)
+        probability = ops.eos_probability(hidden, weight, bias, eos_id=eos_id)
+    finally:
+        ops.set_backend(before)
+    logits = hidden.double() @ weight.double().T + bias
+    others = torch.cat([logits[..., :eos_id], logits[..., eos_id + 1 :]], -1).logsumexp(-1)
+    expected = logits[..., eos_id] - others
+    torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(actual.sigmoid(), probability, rtol=1e-4, atol=1e-7)
+    assert (probability[:, 10:12] == 1).all() and (actual[:, 11] > actual[:, 10] + 20).all()
+
+
+def test_log_odds_need_another_word() -> None:
+    with pytest.raises(ValueError, match="EOS needs another word"):
+        ops.eos_log_odds(*inputs(vocabulary=1))
+
+
 @pytest.mark.parametrize("isa", [1, 2])
 @pytest.mark.parametrize("vocabulary", [2, 600])  # decided with the witnesses, and by the whole scan
 def test_products_in_float32_are_fused_with_their_sum(vocabulary: int, isa: int) -> None:

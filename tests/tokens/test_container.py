@@ -64,7 +64,9 @@ def test_indexing_equals_that_of_a_list(lengths: list[int], data: st.DataObject)
     parts, tokens = make(lengths)
     count = len(lengths)
     kind = data.draw(
-        st.sampled_from(["int", "slice", "list", "mask", "int tensor", "bool tensor", "ints", "bools"])
+        st.sampled_from(
+            ["int", "slice", "list", "mask", "int tensor", "bool tensor", "ints", "bools", "mask of scalars"]
+        )
     )
     index: Any
     if kind == "int":
@@ -81,7 +83,9 @@ def test_indexing_equals_that_of_a_list(lengths: list[int], data: st.DataObject)
     else:
         index = data.draw(st.lists(st.booleans(), min_size=count, max_size=count))
         chosen = [b for b, keep in enumerate(index) if keep]
-        if kind != "mask":
+        if kind == "mask of scalars":  # as [n > 9 for n in tokens.lengths] is one
+            index = [torch.tensor(keep) if b % 2 else np.bool_(keep) for b, keep in enumerate(index)]
+        elif kind != "mask":
             index = torch.tensor(index) if kind == "bool tensor" else np.array(index)
     picked = tokens[index]
     assert_holds(picked, [parts[b] for b in chosen])
@@ -293,6 +297,8 @@ def test_methods_refuse() -> None:
         (lambda: tokens[2], IndexError, "no image 2 among 2"),
         (lambda: tokens[[True]], IndexError, "mask of 1 cannot choose among 2"),
         (lambda: tokens["a"], TypeError, "ints, slices, booleans"),
+        (lambda: tokens[[torch.tensor(1.7)]], TypeError, "ints, slices, booleans"),
+        (lambda: tokens.truncate(10**20), TokensError, "at most 64 bits, got 100000000000000000000"),
         (lambda: tokens.truncate(0), TokensError, "keeps at least 1 token"),
         (lambda: tokens.truncate([1]), TokensError, "one for each of the 2 images"),
         (lambda: tokens.truncate(1.5), TokensError, "whole numbers"),

@@ -133,6 +133,7 @@ WRONG: list[tuple[Any, str]] = [
     ([32, [[1, 2, 20, 65, 20, 65]], [[0, 0, 0]]], "picture 0 of 65 x 20 pixels does not fill 2 x 1 tiles"),
     ([32, [[1, 1, 20, 33, 20, 33]], [[0, 0, 0]]], "does not fill 1 x 1 tiles"),
     ([32, [[1, 9, 20, 34, 20, 34]], [[0, 0, 0]]], "does not fill 9 x 1 tiles"),
+    ([32, [[65, 64, 2000, 2000, 99, 99]], [[0, 0, 0]]], "in 64 x 65 tiles has more than 4096 of them"),
     ([32, [[1, 1, 20, 10, 20, 10]], [[1, 0, 0]]], "a tile is of picture 1, there are 1"),
     ([32, [[1, 1, 20, 10, 20, 10]], [[0, 1, 0]]], "row 1, column 0 of picture 0 is outside of its grid of 1"),
     ([32, [[1, 1, 20, 10, 20, 10]], [[0, -1, 0]]], "is outside of its grid of 1 rows and 1 columns"),

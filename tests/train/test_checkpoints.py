@@ -24,6 +24,14 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     assert state is not None and state["step"] == 11
 
 
+def test_what_was_just_written_is_kept(tmp_path: Path) -> None:
+    """A run that passed over a torn checkpoint may write one with a lower number."""
+    write(tmp_path, 100, 200, 300)
+    write_text(checkpoint_files(tmp_path)[-1])
+    write(tmp_path, 250, keep=1)
+    assert [p.name for p in checkpoint_files(tmp_path)] == ["step-0000250.pt"]
+
+
 def test_nothing_there_is_a_new_run(tmp_path: Path) -> None:
     assert newest_checkpoint(tmp_path / "nowhere", pytest.fail) is None
 
@@ -51,6 +59,15 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(data)
 
 
+def misname(path: Path) -> None:
+    """A name in the zip's directory that is no UTF-8."""
+    data = bytearray(path.read_bytes())
+    at = data.index(b"PK\x01\x02")
+    data[at + 9] |= 8  # the bit of the flags that says UTF-8
+    data[at + 46] = 0xFF
+    path.write_bytes(data)
+
+
 def write_text(path: Path) -> None:
     path.write_text("not a checkpoint")
 
@@ -64,6 +81,7 @@ def write_other(path: Path) -> None:
     [
         (truncate, "is torn or no checkpoint"),
         (flip_a_bit, "is damaged"),
+        (misname, "is torn or no checkpoint"),
         (write_text, "is torn or no checkpoint"),
         (write_other, "was not written by this version of dove train"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,15 @@ from dove_train import build, pointing
 from dove_train.augment import Augmentation
 from dove_train.data import Batch
 from dove_train.distributed import World
-from dove_train.pointing import CLASSES, Pointed, covered, map_loss, pointing_loss, read_classifier
+from dove_train.pointing import (
+    CLASSES,
+    Pointed,
+    covered,
+    draw_classes,
+    map_loss,
+    pointing_loss,
+    read_classifier,
+)
 from dove_train.queries import QueryImages, every_query
 from dove_train.regions import find_pictures
 from dove_train.run import Run
@@ -150,7 +159,9 @@ def test_evidence_is_the_classes_share_at_each_place(
     image = torch.arange(40).repeat_interleave(pointing.ASKED)
 
     monkeypatch.setattr(pointing, "ANY_SHARE", 0.0)
-    query, share, certain = teacher(features)
+    draws = draw_classes(0, 0, 40)
+    assert torch.equal(draw_classes(0, 7, 3), draws[7:10])
+    query, share, certain = teacher(features, draws)
     for i, name, one, sure in zip(image, query.values, share, certain, strict=True):
         at = (places[i].amax(1) == sure).nonzero().flatten()
         classes = places[i, at].argmax(1)  # of which one was asked for
@@ -159,7 +170,7 @@ def test_evidence_is_the_classes_share_at_each_place(
         assert any(matches) and torch.equal(teacher.names[classes[matches.index(True)]], name)
 
     monkeypatch.setattr(pointing, "ANY_SHARE", 1.0)
-    _, share, certain = teacher(features)
+    _, share, certain = teacher(features, draws)
     assert certain.tolist() == [1.0] * len(image) and share.mean() < 0.1
 
 
@@ -309,9 +320,21 @@ def test_resumed_run_equals_uninterrupted_run(tmp_path: Path, given: dict[str, A
         assert torch.equal(value, second.model.state_dict()[name]), name
 
 
+def test_passes_do_not_matter(tmp_path: Path, given: dict[str, Any]) -> None:
+    """What chance asks about a picture depends on its place in the run, not on the pass that it is in."""
+    first = {}
+    for passes in (1, 2):
+        folder = tmp_path / f"in {passes}"
+        train(new_run(folder, given, batch_size=2 // passes, accumulate=passes))
+        records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        first[passes] = next(record["loss"] for record in records if "loss" in record)
+    assert first[1] == pytest.approx(first[2], rel=1e-4)
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
+        ({"start_from": ""}, "a model's linear code is fitted to photographs and queries have none"),
         ({"sentence_encoder": ""}, "a new relevance map needs words"),
         ({"stages": {"a": {"steps": 1, "path": "query", "train": ["relevance", "head"]}}}, "by itself"),
         (

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from benchmarks.train_kills import Trial
 from dove_ext import DoveModel
@@ -70,6 +71,16 @@ def test_closed_form_reconstructs_before_training(tmp_path: Path) -> None:
     assert quality[0] > 12  # far above an untrained network, which is at about 5 dB
     known = run.model.condition(run.held_out).quality
     assert bool((known.diff() >= 0).all()) and known[:, -1].min() > 18
+
+
+def test_pictures_of_one_colour_end_in_a_model_that_can_be_saved(tmp_path: Path) -> None:
+    """What has no deviation at all is not divided by almost nothing: float16 would not hold it."""
+    (tmp_path / "flat").mkdir()
+    for name in ("white", "red", "black"):
+        Image.new("RGB", (64, 64), name).save(tmp_path / "flat" / f"{name}.png")
+    stages = {"head": {"steps": 1, "train": ["head"]}}
+    train(new_run(tmp_path / "run", data=[str(tmp_path / "flat")], stages=stages))
+    assert DoveModel.from_pretrained(tmp_path / "run" / "model").encode(tmp_path / "flat" / "red.png")
 
 
 def test_a_stage_trains_its_parts_and_nothing_else(tmp_path: Path) -> None:

@@ -130,6 +130,7 @@ def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
     ("change", "sentence"),
     [
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"seed": 10**30}, "seed must be less than 2^63, got 10"),
         ({"fit_images": 10}, "fit_images must be at least 32, got 10"),
         ({"learning_rate": 0.0}, "learning_rate must be above 0, got 0.0"),
         ({"full_share": 2.0}, "full_share must be between 0 and 1, got 2.0"),

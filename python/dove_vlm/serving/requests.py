@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from dove_ext.config import IMAGE_LENGTHS
-from dove_ext.images.tiles import MAX_TILES, tile_limits
+from dove_ext.images.tiles import tile_limits
 from dove_ext.tokens.lengths import LengthRule
+from dove_ext.tokens.tiles import MAX_TILES
 from dove_vlm.placeholders import check_counts
 from dove_vlm.tiles import NO_TILES, TOKEN
 
