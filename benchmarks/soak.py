@@ -142,7 +142,7 @@ class Alone:
         pixels = normalise(square_images([picture.given(kind)], self.model.config.image_size).pixels)
         with torch.no_grad():
             seen = (self.model.render(tokens, torch.tensor([n], dtype=torch.int32)) for n in (low, high - 1))
-            return min(float((psnr(image, pixels) - target).abs()) for image in seen)
+            return min(float((psnr(image, pixels, black=-1.0) - target).abs()) for image in seen)
 
 
 @dataclass

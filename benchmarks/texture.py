@@ -70,7 +70,7 @@ def main(options: Sequence[str] | None = None) -> int:
             changed = (pictures + share * change).clamp(-1, 1)
             distance = judge(changed, pixels).mean()
             figures = [
-                f"{psnr(changed, pixels).mean():.2f}",
+                f"{psnr(changed, pixels, black=-1.0).mean():.2f}",
                 f"{distance:.4f}",
                 f"{distance / seen - 1:+.1%}",
             ]

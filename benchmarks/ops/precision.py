@@ -83,7 +83,7 @@ def photographs(pixels: Tensor, counts: tuple[int | None, ...]) -> Table:
                 [
                     f"{NAMES[backend]} {str(dtype)[6:]}",
                     str(count or "own"),
-                    f"{psnr(pictures * 2 - 1, pixels).mean():.3f}",
+                    f"{psnr(pictures * 2 - 1, pixels, black=-1.0).mean():.3f}",
                     f"{apart.max():.2g} / {apart.mean():.2g}",
                     f"{int((own != lengths).sum())} of {len(own)}, by {int((own - lengths).abs().max())}",
                 ]

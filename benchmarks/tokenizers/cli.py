@@ -55,6 +55,8 @@ def _weights(text: str) -> tuple[str, str]:
     names = ("dove-base", "vqgan", "alit", "titok-S-128", "titok-B-64", "titok-L-32")
     if name not in names or not path:
         raise ArgumentTypeError(f"{text!r} is not NAME=PATH with a NAME of {', '.join(names)}")
+    if not Path(path).exists():
+        raise ArgumentTypeError(f"there is no checkpoint {path!r}")
     return name, path
 
 

@@ -145,10 +145,12 @@ def check_ranges(ranges: Sequence[tuple[str, Sequence[float]]]) -> None:
             raise ImageError(f"{name} holds NaN or infinite values; replace them first")
         if low < -SLACK or high > 1 + SLACK:
             hint = ""
-            if high > 1.5:
+            if low >= 0 and high > 1.5:
                 hint = ": divide by 255?"
             elif -1 - SLACK <= low < 0 and high <= 1 + SLACK:
                 hint = ": use (x + 1) / 2?"
+            elif low < 0:
+                hint = ": undo their normalisation (x * std + mean)?"
             raise ImageError(
                 f"{name} has values from {low:.3g} to {high:.3g}; floats must lie in [0, 1]{hint}"
             )

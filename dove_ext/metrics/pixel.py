@@ -11,20 +11,25 @@ from torch.nn import functional as F
 PSNR_CEILING = 100.0  # dB; what equal images count as where there must be a mean
 
 
-def mse(
-    reconstruction: Tensor, pixels: Tensor, *, black: float = -1.0, weight: Tensor | None = None
-) -> Tensor:
+def mse(reconstruction: Tensor, pixels: Tensor, *, black: float, weight: Tensor | None = None) -> Tensor:
     """Mean squared error of each image, on the scale 0..1.
 
     Args:
         reconstruction: [B, 3, H, W], clamped to `black`..1 first.
         pixels: [B, 3, H, W] in `black`..1.
-        black: the darkest value: -1 of images as a model takes them, 0 of images as a user has them.
+        black: the darkest value: -1 of images as a model takes them, 0 of images as a user has them. What is
+            told wrongly costs 6 dB, so there is no default.
         weight: [B, 1, H, W], how much each place counts, somewhere above 0; None: all alike.
 
     Returns:
         Tensor: [B]; float64 if an input is, otherwise float32.
+
+    Raises:
+        TypeError: if an input is of an integer dtype, whose white is not 1.
     """
+    for images in (reconstruction, pixels):
+        if not images.is_floating_point():
+            raise TypeError(f"images must be floats of {black:g} to 1, got {images.dtype}; divide by 255")
     dtype = torch.promote_types(torch.promote_types(reconstruction.dtype, pixels.dtype), torch.float32)
     difference = reconstruction.to(dtype).clamp(black, 1) - pixels.to(dtype)
     squares = difference.div(1 - black).square()
@@ -37,7 +42,7 @@ def psnr(
     reconstruction: Tensor,
     pixels: Tensor,
     *,
-    black: float = -1.0,
+    black: float,
     ceiling: float = math.inf,
     weight: Tensor | None = None,
 ) -> Tensor:
@@ -53,6 +58,9 @@ def psnr(
     Returns:
         Tensor: [B], in dB, infinite where both are equal and there is no ceiling; float64 if an input is,
         otherwise float32.
+
+    Raises:
+        TypeError: as `mse`.
     """
     return psnr_of_mse(mse(reconstruction, pixels, black=black, weight=weight), ceiling=ceiling)
 

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from dove_ext.atomic import atomic_write, make_writable_folder
 from dove_ext.config import PRESETS, DoveConfig, VQGANConfig
+from dove_ext.devices import find_device
 from dove_ext.errors import CheckpointError
 from dove_ext.models.shipped import check_shipped, digest
 from dove_ext.ops.backend import KERNEL_DTYPES
@@ -221,9 +222,11 @@ class Pretrained(nn.Module):
 
         Raises:
             CheckpointError: if nothing is found there, or files are damaged or do not fit together.
-            ValueError: if the dtype is not a floating one, or not one that the CPU kernels take.
+            ValueError: if the dtype is not a floating one, or not one that the CPU kernels take, or no device
+                has this name.
+            DoveError: if the device is not there.
         """
-        device = torch.device(device)
+        device = find_device(device) if isinstance(device, str) else device
         _require_floating(dtype)
         if device.type == "cpu" and dtype not in KERNEL_DTYPES["cpu"]:
             raise ValueError(f"on the CPU dtype must be torch.float32 or torch.bfloat16, got {dtype}")
@@ -350,8 +353,8 @@ class Pretrained(nn.Module):
 
 
 def _require_floating(dtype: torch.dtype) -> None:
-    if not dtype.is_floating_point:
-        raise ValueError(f"dtype must be a floating dtype such as torch.float32, got {dtype}")
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"dtype must be a floating dtype such as torch.float32, got {dtype!r}")
 
 
 def fit_weights(model: Pretrained, weights: dict[str, Tensor], source: str) -> None:

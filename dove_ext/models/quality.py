@@ -69,7 +69,7 @@ def shortest_reaching(
         length = length.clamp(1, most)  # of images that are done
         counts = None if weight is None else weight[rows]
         seen = render(tokens[rows], length).float()
-        found = psnr(seen, pixels[rows].float(), ceiling=PSNR_CEILING, weight=counts)
+        found = psnr(seen, pixels[rows].float(), black=-1.0, ceiling=PSNR_CEILING, weight=counts)
         passes, still_open = found >= target, high - low > 1
         better, last = still_open & passes, still_open & ~passes
         enough[rows] = torch.where(better, length, high)

@@ -63,6 +63,9 @@ class Query(NamedTuple):
             QueryError: saying what does not fit.
         """
         values, lengths, width = self.values, self.lengths, config.query_width
+        for name, given in (("values", values), ("lengths", lengths)):
+            if not isinstance(given, Tensor) and (name == "values" or given is not None):
+                raise QueryError(f"a query's {name} must be a tensor, got {type(given).__name__}")
         ids = not values.is_floating_point()
         if ids and not config.query_vocab_size:
             raise QueryError(

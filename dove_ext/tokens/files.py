@@ -122,10 +122,13 @@ def open_file(path: str | os.PathLike[str]) -> Iterator[Any]:
             yield file
     except TokensError:
         raise
-    except OSError as error:
-        raise TokensError(f"{name} cannot be read: {error.strerror or error}") from error
+    except OSError as error:  # the library calls a file without permission one that is not there
+        reason = "no permission" if not os.access(path, os.R_OK) else error.strerror or error
+        raise TokensError(f"{name} cannot be read: {reason}") from error
     except SafetensorError as error:
-        raise TokensError(f"{name} is damaged, cut short or no safetensors file at all ({error})") from error
+        raise TokensError(
+            f"{name} is damaged, cut short or no safetensors file at all ({error}); encode the images again"
+        ) from error
 
 
 def _read(file: Any, name: str) -> dict[str, Any]:

@@ -127,7 +127,7 @@ def plan_id(plan: dict[str, Any]) -> str:
 
 
 def begin(folder: Path, plan: dict[str, Any]) -> None:
-    """Write the plan, or find the same one there.
+    """Write the plan, or find the same one there; one of which nothing was made yet gives way.
 
     Raises:
         DataError: if the folder holds a plan that differs, saying in what.
@@ -135,12 +135,14 @@ def begin(folder: Path, plan: dict[str, Any]) -> None:
     """
     if (folder / PLAN).exists():
         differences = _differences(read_plan(folder), plan)
-        if differences:
+        made = [path.name for path in folder.iterdir() if path.name != PLAN and path.name[0] != "."]
+        if differences and made:
             raise DataError(
                 f"{str(folder)!r} was begun otherwise: {'; '.join(differences)}; ask for what it was begun "
                 "with, or choose another folder"
             )
-        return
+        if not differences:
+            return
     with atomic_write(folder / PLAN) as temporary:
         temporary.write_text(json.dumps(plan, indent=2), encoding="utf-8")
 

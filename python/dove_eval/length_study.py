@@ -43,7 +43,7 @@ def measure(images: ImageSet, model: Dove, output: Path, *, fit: Fit, batch_size
     def compute(_: list[int], pixels: Tensor) -> dict[str, Tensor]:
         row = {"complexity": laplacian_variance(pixels)}
         for r in model.reconstruct(pixels, counts):
-            row[f"mse-{r.point}"] = mse(quality.as_shown(r.images), pixels)
+            row[f"mse-{r.point}"] = mse(quality.as_shown(r.images), pixels, black=-1.0)
             if r.point == OWN:
                 row["length"] = r.tokens
         if model.promise is not None:

@@ -33,7 +33,7 @@ def measure(images: ImageSet, model: Dove, output: Path, *, fit: Fit, batch_size
 
     def compute(_: list[int], pixels: Tensor) -> dict[str, Tensor]:
         errors = [
-            mse(quality.as_shown(r.images), pixels)
+            mse(quality.as_shown(r.images), pixels, black=-1.0)
             for r in model.reconstruct(pixels, counts)
             if r.point != OWN
         ]

@@ -53,7 +53,7 @@ def measure(
             """PSNR inside the boxes of questions `rows` of the pictures at `which` of the tokens."""
             shown = quality.as_shown(dove.decode(tokens).cpu() * 2 - 1)
             weight = masks[rows, None]
-            return psnr(shown[which], pixels[rows], weight=weight, ceiling=PSNR_CEILING)
+            return psnr(shown[which], pixels[rows], black=-1.0, weight=weight, ceiling=PSNR_CEILING)
 
         def at_counts(kind: str, tokens: DoveTokens, rows: Sequence[int], which: Sequence[int]) -> None:
             for n in counts:  # token i does not depend on later ones

@@ -94,10 +94,10 @@ def _judge(
     row = {
         "tokens": result.tokens,
         "bytes": result.bytes,
-        "psnr": psnr(image, pixels, ceiling=PSNR_CEILING),
+        "psnr": psnr(image, pixels, black=-1.0, ceiling=PSNR_CEILING),
         "ssim": quality.ssim(image, pixels),
         "l1": quality.l1(image, pixels),
-        "mse": mse(image, pixels),
+        "mse": mse(image, pixels, black=-1.0),
     }
     if setup.distance is not None and original is not None:
         network = setup.distance.network
@@ -114,7 +114,7 @@ def _rate(codec: Codec, pixels: Tensor) -> dict[str, Tensor]:
         files = [codec.encode(picture, q) for picture in pictures]
         images = torch.stack([codec.decode(data) for data in files])
         row[f"rate-{codec.key}-{q}-bytes"] = torch.tensor([float(len(data)) for data in files])
-        row[f"rate-{codec.key}-{q}-psnr"] = psnr(images, pixels, ceiling=PSNR_CEILING)
+        row[f"rate-{codec.key}-{q}-psnr"] = psnr(images, pixels, black=-1.0, ceiling=PSNR_CEILING)
     return row
 
 

@@ -155,7 +155,7 @@ def examples(images: ImageSet, size: int, setup: Setup, good: np.ndarray) -> Pic
         row = [(to_pil((pixels[b] + 1) / 2)[0], Path(images.items[index].name).name)]
         for r in results:
             shown = quality.as_shown(r.images[b : b + 1])
-            decibel = f"{float(psnr(shown, pixels[b : b + 1], ceiling=PSNR_CEILING)):.1f} dB"
+            decibel = f"{float(psnr(shown, pixels[b : b + 1], black=-1.0, ceiling=PSNR_CEILING)):.1f} dB"
             text = f"{int(r.tokens[b])} tokens, {decibel}" if r.point == OWN else decibel
             row.append((to_pil((r.images[b] + 1) / 2)[0], text))
         grid.append(row)

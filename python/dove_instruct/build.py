@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -46,7 +47,7 @@ def build(
         else:
             tokenizer = AutoTokenizer.from_pretrained(settings.tokenizer or settings.language_model)
             language_model = _language_model(settings, tokenizer)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise TrainingError(f"the language model or its tokenizer cannot be used: {reason}") from error
     if tokenizer.pad_token_id is None:

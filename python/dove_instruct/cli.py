@@ -7,7 +7,7 @@ from argparse import ArgumentParser, Namespace
 from typing import Any
 
 from dove_ext.cli.command import EXIT_OK, Command
-from dove_instruct.settings import Settings, make_settings
+from dove_instruct.settings import MODELS, Settings, make_settings
 from dove_train.recipe_options import add_recipe, recipe_values
 from dove_train.settings import TrainingError
 
@@ -62,7 +62,10 @@ def settings_of(args: Namespace) -> Settings:
     Raises:
         TrainingError: naming what is missing, unknown or out of range.
     """
-    return make_settings(recipe_values(args, Settings), str(args.recipe))
+    values = recipe_values(args, Settings)
+    if any(name in args and getattr(args, name) for name in MODELS):  # in place of the recipe's
+        values = {name: value for name, value in values.items() if name not in MODELS or name in args}
+    return make_settings(values, str(args.recipe))
 
 
 def run(args: Namespace) -> int:

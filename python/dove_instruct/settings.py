@@ -96,6 +96,10 @@ class Settings:
             raise TrainingError(f"a trained encoder cannot go with {other}; leave one out")
 
 
+MODELS = ("language_model", "text_config", "start_from")
+"""The settings of which one says which language model is trained."""
+
+
 def make_settings(values: dict[str, Any], source: str) -> Settings:
     """Settings from plain values, each checked.
 
@@ -105,10 +109,11 @@ def make_settings(values: dict[str, Any], source: str) -> Settings:
     settings = build_settings(Settings, values, source)
     if not settings.data:
         raise TrainingError(f"{source}: there is no data: give --data a file of conversations")
-    sources = [bool(settings.language_model), bool(settings.text_config), bool(settings.start_from)]
-    if sum(sources) != 1:
+    given = [name for name in MODELS if getattr(settings, name)]
+    if len(given) != 1:
         raise TrainingError(
-            f"{source}: give one of language_model (trained), text_config (a new one) and start_from"
+            f"{source}: give one of language_model (trained), text_config (a new one) and start_from, not "
+            f"{' and '.join(given) or 'none'}"
         )
     if settings.text_config and not settings.tokenizer:
         raise TrainingError(f"{source}: a new language model needs a tokenizer: give its folder")

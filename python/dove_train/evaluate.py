@@ -64,4 +64,4 @@ def _all_codes(model: VQGAN, pixels: Tensor) -> tuple[str, Tensor]:
 
 
 def _decibel(images: Tensor, originals: Tensor) -> Tensor:
-    return psnr(images.cpu(), originals, ceiling=PSNR_CEILING)
+    return psnr(images.cpu(), originals, black=-1.0, ceiling=PSNR_CEILING)

@@ -130,7 +130,7 @@ class Objective:
             else:
                 judged = loss
                 if self.promised_psnr is not None:  # as PSNR is measured: what is out of range is cut off
-                    judged = 4 * mse(outputs.reconstruction.detach(), pixels)
+                    judged = 4 * mse(outputs.reconstruction.detach(), pixels, black=-1.0)
                     if outputs.margin is not None:
                         judged = judged * 10 ** (outputs.margin / 10)
                 eos = sampled_eos_loss(outputs.p_eos, outputs.lengths, judged, threshold)

@@ -20,7 +20,7 @@ import torch
 from dove_data import DataError, Settings, local, tokenize, verify
 from dove_data.plan import alone, shard_path
 from dove_data.units import Job
-from dove_ext import DoveModel, DoveTokens, OutputError
+from dove_ext import DoveError, DoveModel, DoveTokens, OutputError
 from dove_ext.images.index import ImageIndex
 from tests.data.small import COUNT, contents, folder_of, settings_of, stop_after
 
@@ -199,6 +199,13 @@ def test_another_run_is_refused_by_what_differs(
     assert contents(folder) == contents(made)
     (model / "README.md").write_text("Not what a model is made of.")
     tokenize([pictures], folder, settings_of(model), workers=1)
+
+
+def test_a_plan_of_which_nothing_was_made_gives_way(model: Path, pictures: Path, tmp_path: Path) -> None:
+    settings = settings_of(model)
+    with pytest.raises(DoveError):
+        tokenize([pictures], tmp_path / "t", replace(settings, drop_empty=True), workers=1)
+    tokenize([pictures], tmp_path / "t", settings, workers=1)
 
 
 def test_other_folders_are_refused(made: Path, model: Path, pictures: Path, tmp_path: Path) -> None:

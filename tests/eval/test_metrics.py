@@ -52,12 +52,14 @@ def test_ssim_against_torchmetrics(pair: tuple[torch.Tensor, torch.Tensor]) -> N
 
 def test_pixel_errors_against_scikit_image(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
     metrics = pytest.importorskip("skimage.metrics")
-    rows = zip(psnr(*pair), mse(*pair), quality.l1(*pair), *map(unit, pair), strict=True)
+    rows = zip(
+        psnr(*pair, black=-1.0), mse(*pair, black=-1.0), quality.l1(*pair), *map(unit, pair), strict=True
+    )
     for decibel, squared, l1, a, b in rows:
         assert float(decibel) == pytest.approx(metrics.peak_signal_noise_ratio(a, b, data_range=1), abs=1e-3)
         assert float(squared) == pytest.approx(metrics.mean_squared_error(a, b), rel=1e-4)
         assert float(l1) == pytest.approx(np.abs(a - b).mean(), rel=1e-4)
-    assert psnr(pair[0], pair[0], ceiling=PSNR_CEILING).tolist() == [100.0] * len(pair[0])
+    assert psnr(pair[0], pair[0], black=-1.0, ceiling=PSNR_CEILING).tolist() == [100.0] * len(pair[0])
 
 
 def features(count: int, width: int) -> tuple[np.ndarray, np.ndarray]:

@@ -161,6 +161,7 @@ BAD_ARRAYS: list[tuple[Any, str]] = [
     (np.array([[[0.1, -INF, 0.2]]]), "the array holds NaN or infinite"),
     (torch.full((3, 4, 4), 200.0), r"values from 200 to 200; floats must lie in \[0, 1\]: divide by 255\?"),
     (torch.tensor([-1.0, 1.0]).expand(3, 4, 2), r"values from -1 to 1; .*: use \(x \+ 1\) / 2\?"),
+    (torch.tensor([-2.1, 2.6]).expand(3, 4, 2), r"values from -2.1 to 2.6; .*: undo their normalisation"),
     (torch.full((3, 4, 4), 1.2), r"values from 1.2 to 1.2; floats must lie in \[0, 1\]$"),
     (torch.zeros(4, 4, 4), r"of shape \[4, 4, 4\] has 4 channels instead of 3; convert it to RGB"),
     (torch.zeros(9, 8, 3), r"has 9 channels instead of 3; it looks channels-last: use .permute\(2, 0, 1\)"),

@@ -34,6 +34,18 @@ def test_recipes_can_be_read(name: str) -> None:
         assert made.hidden_size == 128 and made.max_position_embeddings == 512
 
 
+def test_another_language_model_takes_the_place_of_the_recipes(tmp_path: Path) -> None:
+    folder = RECIPE.parent
+    for name in ("vicuna-7b-dove", "small-vlm", "small-vlm-rotary"):
+        place = ("train", folder / f"{name}.yaml", "-o", tmp_path, "--data", "x")
+        new = cli.settings_of(parse(*place, "--text-config", "{model_type: llama}", "--tokenizer", "t"))
+        assert (new.language_model, new.text_config, new.start_from) == ("", {"model_type": "llama"}, "")
+        on = cli.settings_of(parse(*place, "--start-from", "model"))
+        assert (on.language_model, on.text_config, on.start_from) == ("", {}, "model")
+    with pytest.raises(TrainingError, match="start_from, not language_model and start_from"):
+        cli.settings_of(parse(*place, "--start-from", "model", "--language-model", "x"))
+
+
 def test_the_recipe_is_table_8() -> None:
     s = make_settings({**read_recipe(RECIPE), "data": ["x"]}, "recipe")
     assert (s.learning_rate, s.connector_learning_rate, s.weight_decay, s.clip) == (2e-5, 2e-4, 0.01, 1.0)

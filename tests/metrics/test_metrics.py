@@ -52,24 +52,32 @@ def pair(size: int = 64, batch: int = 2) -> tuple[Tensor, Tensor]:
 def test_psnr_of_known_errors() -> None:
     black = torch.full((3, 3, 4, 4), -1.0)
     off = black + torch.tensor([0.2, 0.02, 0.0]).reshape(3, 1, 1, 1)  # 0.1, 0.01 and nothing of the range
-    quality = psnr(off, black)
+    quality = psnr(off, black, black=-1.0)
     assert quality.dtype == torch.float32
     assert quality.tolist() == [pytest.approx(20, abs=1e-3), pytest.approx(40, abs=1e-3), math.inf]
-    assert psnr(off.double(), black).dtype == torch.float64
-    assert psnr(off.bfloat16(), black.bfloat16()).dtype == torch.float32
+    assert psnr(off.double(), black, black=-1.0).dtype == torch.float64
+    assert psnr(off.bfloat16(), black.bfloat16(), black=-1.0).dtype == torch.float32
+
+
+def test_pixels_of_other_scales_are_refused() -> None:
+    levels = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
+    with pytest.raises(TypeError, match=r"images must be floats of 0 to 1, got torch.uint8; divide by 255"):
+        psnr(torch.zeros(1, 3, 4, 4), levels, black=0)
+    with pytest.raises(TypeError, match="black"):
+        psnr(torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 4, 4))  # type: ignore[call-arg]
 
 
 def test_psnr_clamps_the_reconstruction() -> None:
     white = torch.ones(1, 3, 4, 4)
-    assert psnr(white * 5, white).item() == math.inf
-    assert psnr(-5 * white, white).item() == pytest.approx(0)
+    assert psnr(white * 5, white, black=-1.0).item() == math.inf
+    assert psnr(-5 * white, white, black=-1.0).item() == pytest.approx(0)
 
 
 def test_pixel_errors_of_images_from_0_to_1_and_with_a_ceiling() -> None:
     black = torch.zeros(2, 3, 4, 4)
     off = black + torch.tensor([0.1, 0.0]).reshape(2, 1, 1, 1)
     assert mse(off, black, black=0).tolist() == [pytest.approx(0.01), 0]
-    assert mse(off * 2 - 1, black * 2 - 1).tolist() == [pytest.approx(0.01), 0]
+    assert mse(off * 2 - 1, black * 2 - 1, black=-1.0).tolist() == [pytest.approx(0.01), 0]
     assert mse(off - 1, black, black=0).tolist() == [0, 0], "what is darker than black is black"
     assert psnr(off, black, black=0, ceiling=100).tolist() == [pytest.approx(20, abs=1e-3), 100]
     assert psnr(off, black, black=0, ceiling=15).tolist() == [15, 15]

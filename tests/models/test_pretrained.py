@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from dove_ext import CheckpointError, DoveConfig, DoveModel, OutputError, StackConfig, VQGANConfig
+from dove_ext import CheckpointError, DoveConfig, DoveError, DoveModel, OutputError, StackConfig, VQGANConfig
 from dove_ext.config import PRESETS
 from tests.models.micro import micro, photos
 
@@ -116,6 +117,19 @@ def test_weights_that_do_not_fit_the_dtype(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"'vqgan.quant_conv.bias' is not finite as torch.float16"):
         model.save_pretrained(tmp_path / "half", dtype=torch.float16)
     assert not (tmp_path / "half" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("how", "sentence"),
+    [
+        ({"dtype": "bfloat16"}, "dtype must be a floating dtype such as torch.float32, got 'bfloat16'"),
+        ({"device": "gpu"}, "device 'gpu' is unknown; use cpu, cuda or cuda:N"),
+        ({"device": "cuda:77"}, "device 'cuda:77' is not there: torch sees [0-9]* CUDA devices"),
+    ],
+)
+def test_what_a_model_cannot_be_loaded_as(saved: Path, how: dict[str, Any], sentence: str) -> None:
+    with pytest.raises((ValueError, DoveError), match=sentence):
+        DoveModel.from_pretrained(saved, **how)
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.complex64])

@@ -241,6 +241,7 @@ def test_a_prefix_that_does_not_fit(model: DoveModel) -> None:
         ([None, "x" * 300], "query 1 has 300 tokens, this model takes 12 at most; shorten it"),
         ("\ud800", "query is not valid Unicode text (surrogates not allowed); write it in UTF-8"),
         (["the dog"], "query has 1 rows for 2 images; give one row an image"),
+        (Query([1, 2]), "a query's values must be a tensor, got list"),  # type: ignore[arg-type]
         (
             [1, 2],
             "query must be a text, a list with a text or None for each image, or a `Query` of ids or "

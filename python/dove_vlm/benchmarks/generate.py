@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from dove_ext.errors import QueryError
 from dove_vlm.benchmarks.records import BenchmarkError, Record
@@ -24,12 +27,15 @@ def load(folder: str | os.PathLike[str], device: str = "cpu", dtype: str = "auto
     Raises:
         BenchmarkError: if there is no such model.
     """
+    from huggingface_hub import snapshot_download
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     try:
+        if not Path(folder).is_dir():  # without a network, transformers looks minutes for a processor's files
+            snapshot_download(str(folder), allow_patterns=["config.json"])
         processor = AutoProcessor.from_pretrained(folder)
         model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise BenchmarkError(
             f"{str(folder)!r} holds no vision-language model with its processor ({reason}); give a folder "

@@ -25,6 +25,7 @@ def test_wrong_input(bench: Any, tmp_path: Path) -> None:
         (["--device", "mps"], 2, "--device 'mps' cannot be measured"),
         (["--device", "cuda:99"], 1, "--device 'cuda:99' is not there"),
         (["--threads", "0"], 2, "'0' is not a whole number of at least 1"),
+        (["--weights", "vqgan=no/file"], 2, "there is no checkpoint 'no/file'"),
         (["--weights", "flextok=x"], 2, "'flextok=x' is not NAME=PATH with a NAME of dove-base, vqgan"),
         (["--quick", "--full"], 2, "not allowed with argument"),
         (["--only", "flextok"], 2, "of such a name there is none in VQGAN-256, dove-base-32"),

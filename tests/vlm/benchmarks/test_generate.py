@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,14 @@ def test_lengths_reach_the_encoder(folder: Path, tmp_path: Path) -> None:
 def test_a_folder_without_a_model(tmp_path: Path) -> None:
     with pytest.raises(BenchmarkError, match=r"holds no vision-language model with its processor \("):
         load(tmp_path)
+
+
+def test_a_cut_file(folder: Path, tmp_path: Path) -> None:
+    cut = shutil.copytree(folder, tmp_path / "cut")
+    weights = cut / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(BenchmarkError, match="holds no vision-language model with its processor"):
+        load(cut)
 
 
 def test_a_model_is_asked_as_it_was_trained() -> None:
