@@ -33,6 +33,7 @@ from dove_ext.images import tables
 from dove_ext.images.files import read_stream
 from dove_ext.images.index import ImageIndex
 from dove_ext.models.pretrained import fit_weights, load_config, read_all_weights
+from dove_ext.tokens.mapped import MappedTokens
 from dove_instruct.conversations import read_conversations
 from dove_instruct.settings import make_settings as make_instruct_settings
 from dove_train.settings import make_settings, read_recipe
@@ -120,7 +121,11 @@ def _without_length(file: bytes) -> bytes:
 def _tokens(data: bytes) -> None:
     """The first byte says whether what follows is the file or comes without its first length."""
     data = _with_length(data[1:]) if data[:1] == b"H" else data[1:]
-    tokens = DoveTokens.load(_file("tokens.safetensors", data))
+    path = _file("tokens.safetensors", data)
+    with _refusals():
+        for row in range(min(3, len(mapped := MappedTokens(path)))):
+            mapped[row]
+    tokens = DoveTokens.load(path)
     tokens.to_padded()
     again = _room() / "again.safetensors"
     tokens.save(again)
@@ -431,6 +436,9 @@ def _conversation_files() -> Iterator[bytes]:
 _HEADER = (
     '"shape":[',
     '"dtype":"F32"',
+    '"dtype":"U32"',
+    '"dtype":"I64"',
+    '"dtype":"F8_E4M3"',
     '"data_offsets":[0,4]',
     "__metadata__",
     "cu_seqlens",
