@@ -50,6 +50,7 @@ def build(
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise TrainingError(f"the language model or its tokenizer cannot be used: {reason}") from error
+    _check_ends(tokenizer)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     template = chat_template(settings.template, tokenizer.eos_token or "")
@@ -60,6 +61,21 @@ def build(
         )
     processor.image_processor.encoder = model.vision_tower
     return model, processor
+
+
+def _check_ends(tokenizer: Any) -> None:
+    """Refuse a tokenizer that ends every text: a prompt would end, too, and nothing is trained to follow.
+
+    Raises:
+        TrainingError: naming what it appends.
+    """
+    plain, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+    if whole[-1:] != plain[-1:]:
+        raise TrainingError(
+            f"the tokenizer appends {tokenizer.decode(whole[-1:])!r} to every text, so that no answer could "
+            "follow a question; turn that off (add_eos_token: false in its tokenizer_config.json, or its "
+            "post-processor), or take another"
+        )
 
 
 def _language_model(settings: Settings, tokenizer: Any) -> Any:

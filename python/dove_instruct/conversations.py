@@ -22,11 +22,13 @@ class Conversation:
     Attributes:
         name: what an error calls it.
         images: their paths, in the order of the placeholders.
+        files: these as the row names them, wherever they lie.
         turns: question and answer in turn; `PLACE` stands in a question where an image belongs.
     """
 
     name: str
     images: tuple[Path, ...]
+    files: tuple[str, ...]
     turns: tuple[tuple[str, str], ...]
 
 
@@ -57,7 +59,7 @@ def _values(path: Path) -> list[Any]:
     try:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".jsonl":
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
+            return [json.loads(line) for line in text.split("\n") if line.strip()]  # JSON has no other line
         values = json.loads(text)
     except OSError as error:
         raise TrainingError(
@@ -73,7 +75,7 @@ def _values(path: Path) -> list[Any]:
 def _row(values: Any, base: Path, name: str) -> Conversation:
     if not isinstance(values, dict):
         raise TrainingError(f"{name} is no JSON object; write one with question and answer, or conversations")
-    images = values.get("image", values.get("images")) or []
+    images = values.get("image") or values.get("images") or []
     images = [images] if isinstance(images, str) else images
     if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
         raise TrainingError(f"{name}: image must be a file's name, or a list of names")
@@ -85,7 +87,7 @@ def _row(values: Any, base: Path, name: str) -> Conversation:
         raise TrainingError(f"{name} has {places} {PLACE} for {len(images)} images; write it once for each")
     if any(PLACE in answer for _, answer in turns):
         raise TrainingError(f"{name} has {PLACE} in an answer; images belong into questions")
-    return Conversation(name, tuple(base / image for image in images), tuple(turns))
+    return Conversation(name, tuple(base / image for image in images), tuple(images), tuple(turns))
 
 
 def _turns(values: dict[str, Any], name: str) -> list[tuple[str, str]]:
@@ -113,7 +115,5 @@ def fingerprint(rows: list[Conversation]) -> str:
     """Of all texts and images' names, so that a run that goes on with other data says so."""
     digest = blake2b(digest_size=16)
     for row in rows:
-        digest.update(
-            repr((tuple(path.name for path in row.images), row.turns)).encode("utf-8", "surrogatepass")
-        )
+        digest.update(repr((row.files, row.turns)).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()

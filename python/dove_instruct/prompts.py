@@ -28,12 +28,16 @@ _TEXT = (
 
 
 def chat_template(template: str, eos: str) -> str:
-    """The same as a Jinja template, for `DoveLlavaProcessor`; the tokenizer adds its own beginning."""
+    """The same as a Jinja template, for `DoveLlavaProcessor`; the tokenizer adds its own beginning.
+
+    A system message takes the place of the template's own words.
+    """
     *words, gap = WORDING[template]
     system, user, assistant = map(repr, words)
     return (
-        f"{{{{ {system} }}}}{{% for m in messages %}}{{% if m.role == 'user' %}}"
-        f"{{{{ {user} }}}}{_TEXT}{{{{ {assistant} }}}}"
+        f"{{% if not messages or messages[0].role != 'system' %}}{{{{ {system} }}}}{{% endif %}}"
+        f"{{% for m in messages %}}{{% if m.role == 'user' %}}{{{{ {user} }}}}{_TEXT}{{{{ {assistant} }}}}"
+        f"{{% elif m.role == 'system' %}}{_TEXT}{{{{ {words[0][-1:] or chr(10)!r} }}}}"
         f"{{% else %}}{gap}{_TEXT}{eos}{{% endif %}}{{% endfor %}}"
     )
 

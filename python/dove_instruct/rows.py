@@ -60,14 +60,16 @@ class Rows:
         if self._order is None or self._order[0] != epoch:
             self._order = epoch, np.random.default_rng((self.seed, epoch)).permutation(count)
         for k in range(count):
-            row = self.conversations[int(self._order[1][(start + k) % count])]
+            number = int(self._order[1][(start + k) % count])
+            row = self.conversations[number]
             try:
                 seen = self.look(row, self._query(row))
                 counts = seen.get("num_image_tokens", [])
                 ids, labels = tokenize(row, counts, self.tokenizer, **self.how)
             except (ImageError, QueryError, LongRowError) as error:
                 reason = str(error)
-                self.skipped.add({row.name: reason})
+                # By number: files may lie elsewhere when a run goes on.
+                self.skipped.add({f"row {number} of all": reason})
                 continue
             return {"input_ids": torch.tensor(ids), "labels": torch.tensor(labels), **seen}
         raise TrainingError(f"none of the {count} rows can be used; the last: {reason}")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dove_ext.atomic import make_writable_folder
+from dove_ext.errors import DoveError
 from dove_ext.images.tiles import tile_limits
 from dove_ext.tokens import DoveTokens
 from dove_ext.tokens.lengths import LengthRule
@@ -23,7 +24,7 @@ from dove_instruct.build import build, set_trained
 from dove_instruct.conversations import Conversation, fingerprint, read_conversations
 from dove_instruct.rows import Rows
 from dove_instruct.settings import FREE, Settings
-from dove_instruct.token_cache import TokenCache
+from dove_instruct.token_cache import TokenCache, weights_digest
 from dove_train.checkpoints import clear_away, newest_checkpoint, require_same_run, write_checkpoint
 from dove_train.data import SkippedImages
 from dove_train.distributed import World, whole
@@ -67,6 +68,10 @@ class Run:
         self.model, self.processor = build(settings, vision)
         rates = set_trained(self.model, settings)
         self.names = [name for name, p in self.model.named_parameters() if p.requires_grad]
+        _check_rows(settings, self.model)
+        # Which are in no checkpoint: a run that goes on needs the same.
+        fixed = [(name, x) for name, x in self.model.state_dict().items() if name not in set(self.names)]
+        self.untrained = weights_digest(fixed).hex()
         self.model.to(world.device)
         self.encoder = self.model.vision_tower.dove
         if world.sharded:  # an encoder in shards could not run alone
@@ -136,7 +141,12 @@ class Run:
             return {}
         prepare = self.processor.image_processor
         if self.cache is not None:
-            return dict(prepare(self.cache(row.images, query), return_tensors="pt"))
+            try:
+                return dict(prepare(self.cache(row.images, query), return_tensors="pt"))
+            except DoveError:
+                raise
+            except (TypeError, ValueError) as error:  # of lengths that do not fit a picture's tiles
+                raise TrainingError(f"{row.name}: lengths cannot be used: {error}") from error
         # Counted with the weights of this step, one by one; the tower keeps as many.
         parts = [prepare([image], return_tensors="pt", return_pixel_values=True) for image in row.images]
         names = ("pixel_values", "num_image_tokens")
@@ -262,11 +272,23 @@ class Run:
         require_same_run(state, self.settings, self.settings.global_batch, where, free=FREE)
         if state["data"] != fingerprint(self.conversations):
             raise TrainingError(f"{where} was written with other data; give those, or another output (-o)")
+        if state["untrained"] != self.untrained:
+            raise TrainingError(
+                f"{where} was written with other weights of {' and '.join(self.fixed_parts())}, which this "
+                "run does not train; give those, or another output (-o)"
+            )
         self.step, self.skipped.reasons = state["step"], state["skipped"]
         self.load_weights(state["model"])
         load_optimizer(self.model, self.optimizer, state["optimizer"], self.world)
         self.report.resume_at(self.step)
         self.report.say(f"going on at step {self.step} of {self.settings.steps}")
+
+    def fixed_parts(self) -> list[str]:
+        """The settings whose weights are not trained, as a message calls them."""
+        s = self.settings
+        parts = [] if s.train_encoder else [f"encoder {s.start_from or s.encoder!r}"]
+        model = s.start_from or s.language_model
+        return parts + ([] if s.train_language_model else [f"language model {model!r}"])
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
         """Take the trained weights of a checkpoint."""
@@ -289,6 +311,7 @@ class Run:
             "settings": dataclasses.asdict(self.settings),
             "data": fingerprint(self.conversations),
             "global_batch": self.settings.global_batch,
+            "untrained": self.untrained,
             "skipped": self.skipped.reasons,
             "model": {name: weights[name] for name in self.names},
             "optimizer": optimizer_state(self.model, self.optimizer, self.world),
@@ -320,6 +343,25 @@ class Run:
             shutil.rmtree(place, ignore_errors=True)
             new.replace(place)
         self.world.wait()
+
+
+def _check_rows(settings: Settings, model: DoveLlavaForConditionalGeneration) -> None:
+    """Refuse rows that the language model cannot read.
+
+    Raises:
+        TrainingError: naming the setting.
+    """
+    if settings.packed and not model.takes_positions:
+        raise TrainingError(
+            f"{type(model.language_model).__name__} takes no position_ids, so packed rows would see one "
+            "another; leave packed out"
+        )
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if most is not None and settings.max_length > most:
+        raise TrainingError(
+            f"max_length is {settings.max_length}, the language model has {most} positions; set max_length: "
+            f"{most}, or less"
+        )
 
 
 def _seen(batch: dict[str, Any]) -> Tensor:

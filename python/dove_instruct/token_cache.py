@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dove_ext.errors import ImageError, TokensError
 from dove_ext.models.dove import DoveModel
 from dove_ext.tokens import DoveTokens
 from dove_train.settings import TrainingError
+
+
+def weights_digest(weights: Iterable[tuple[str, Tensor]], about: str = "") -> bytes:
+    """Of named weights, to the bit, and of what else is told."""
+    digest = blake2b(about.encode("utf-8", "surrogatepass"), digest_size=16)
+    for name, tensor in sorted(weights, key=lambda item: item[0]):
+        digest.update(name.encode())
+        values = tensor.detach().cpu().reshape(-1).contiguous()
+        digest.update(values.view(torch.uint8).numpy())
+    return digest.digest()
 
 
 class TokenCache:
@@ -27,12 +38,9 @@ class TokenCache:
 
     def __init__(self, folder: Path, dove: DoveModel, options: dict[str, Any], dtype: torch.dtype) -> None:
         self.folder, self.dove, self.options, self.dtype = folder, dove, options, dtype
-        digest = blake2b(repr((sorted(options.items()), dtype)).encode(), digest_size=16)
-        for name, tensor in sorted(dove.state_dict().items()):
-            digest.update(name.encode())
-            values = tensor.detach().cpu().reshape(-1).contiguous()
-            digest.update(values.view(torch.uint8).numpy().tobytes())
-        self._encoder = digest.digest()
+        file = "" if dove.tokenizer is None else dove.tokenizer.file
+        about = repr((sorted(options.items()), dtype, dove.config.to_json(), file))
+        self._encoder = weights_digest(dove.state_dict().items(), about)
 
     def path(self, image: Path, query: str | None) -> Path:
         """Where the tokens of an image lie.

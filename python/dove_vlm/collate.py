@@ -45,12 +45,15 @@ class DoveDataCollator:
             dict: tensors, with the names of `DoveLlavaForConditionalGeneration.forward`.
 
         Raises:
-            ValueError: if one prompt has tokens of images and another pictures.
+            ValueError: if one prompt has tokens of images and another pictures, or one is several rows.
         """
         names = ("input_ids", "labels") if self.packed else ("input_ids", "attention_mask", "labels")
         text = [{name: _row(one[name]) for name in names if name in one} for one in features]
+        learned = any("labels" in one for one in text)
+        if learned:  # transformers would learn the prompts without, or nothing at all
+            text = [{"labels": [LEARN_NOT] * len(one["input_ids"]), **one} for one in text]
         batch = dict(self._text(text, return_tensors="pt"))
-        if not any("labels" in one for one in text):
+        if not learned:
             batch.pop("labels", None)  # transformers would learn the prompt
         kinds = [name for name in ("image_tokens", "pixel_values") if any(name in one for one in features)]
         if len(kinds) == 2:
@@ -72,6 +75,11 @@ def _ends(one: Any) -> Tensor:
 
 
 def _row(values: Any) -> list[int]:
+    rows = values.tolist() if isinstance(values, Tensor) else values
+    if len(rows) > 1 and isinstance(rows[0], list):
+        raise ValueError(
+            f"one prompt's features are {len(rows)} rows; collate prompts that are processed singly"
+        )
     if isinstance(values, Tensor):
         return values.flatten().tolist()
     return list(values[0]) if len(values) == 1 and isinstance(values[0], list) else list(values)

@@ -230,6 +230,11 @@ class DoveImageProcessor(BaseImageProcessor):
                 f"{strange[0]} comes too late for images that are tokens already; encode them with it, or "
                 "pass the pictures"
             )
+        if rule and tokens.tiles is not None:
+            raise ValueError(
+                "max_tokens is a picture's, over all of its tiles, and comes too late for tiles that are "
+                "tokens already; encode them with it, or pass the pictures"
+            )
         return tokens.truncate(rule["max_tokens"]) if rule else tokens
 
     def _features(

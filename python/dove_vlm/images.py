@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from http.client import HTTPException
+from io import BytesIO
 from typing import Any
+from urllib.request import Request, urlopen
 
 import numpy as np
 from torch import Tensor
-from transformers.image_utils import load_image
 
+from dove_ext import __version__
+from dove_ext.errors import ImageError
+from dove_ext.images.files import read_stream
 from dove_ext.tokens import DoveTokens
 
 URLS = ("http://", "https://", "data:")
+TIMEOUT = 30  # seconds that a server may be silent
 
 
 def by_prompt(images: Any) -> list[list[Any]] | None:
@@ -31,7 +37,23 @@ def flat(images: Any) -> list[Any]:
     """All images in order, each one that `dove_ext.prepare_images` takes; those behind URLs are fetched."""
     rows = by_prompt(images)
     found = _listed(images) if rows is None else [image for row in rows for image in row]
-    return [load_image(x) if isinstance(x, str) and x.startswith(URLS) else x for x in found]
+    return [_fetched(x) if isinstance(x, str) and x.startswith(URLS) else x for x in found]
+
+
+def _fetched(url: str) -> Tensor:
+    """The picture behind a URL, read as a file is: uint8 [3, H, W].
+
+    Raises:
+        ImageError: if it cannot be had or read.
+    """
+    name = repr(url if len(url) < 100 else f"{url[:97]}...")
+    request = Request(url, headers={"User-Agent": f"dove_ext/{__version__}"})
+    try:
+        with urlopen(request, timeout=TIMEOUT) as answer:
+            data = answer.read()
+    except (OSError, ValueError, HTTPException) as error:
+        raise ImageError(f"{name} cannot be fetched: {getattr(error, 'reason', error)}") from error
+    return read_stream(BytesIO(data), name)
 
 
 def _listed(images: Any) -> list[Any]:

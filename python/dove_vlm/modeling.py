@@ -9,7 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    GenerationMixin,
+    LogitsProcessorList,
+    PreTrainedModel,
+    SuppressTokensLogitsProcessor,
+)
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from dove_ext.models.dove import DoveModel
@@ -26,6 +33,12 @@ def _restarts(position_ids: Tensor, kwargs: dict[str, Any]) -> bool:
     """Whether several prompts stand in a row that begins here; a GPU is waited for."""
     begins = kwargs.get("cache") is None and kwargs.get("past_key_values") is None
     return begins and position_ids.shape[-1] > 1 and bool((position_ids.diff() != 1).any())
+
+
+def _known(kwargs: dict[str, Any]) -> int:
+    """How many positions a cache that is passed to `generate` holds."""
+    cache = kwargs.get("cache") if kwargs.get("cache") is not None else kwargs.get("past_key_values")
+    return 0 if cache is None else int(cache.get_seq_length())
 
 
 class DoveLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -70,6 +83,11 @@ class DoveLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         # Not all take positions, or spare logits that nobody reads.
         self._text_arguments = set(inspect.signature(self.language_model.forward).parameters)
         self.post_init()
+
+    @property
+    def takes_positions(self) -> bool:
+        """Whether the language model reads `position_ids`, as packed rows need."""
+        return "position_ids" in self._text_arguments
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -265,9 +283,15 @@ class DoveLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             inputs_embeds = put_in_place(inputs_embeds, mask, features.pooler_output)
         elif self.training:
             inputs_embeds = inputs_embeds + self._no_image().to(inputs_embeds.dtype)
-        if position_ids is not None and "position_ids" in self._text_arguments:
+        packed = position_ids is not None and attention_mask is None and _restarts(position_ids, kwargs)
+        if packed and not self.takes_positions:
+            raise ValueError(
+                f"{type(self.language_model).__name__} takes no position_ids, so packed rows would see one "
+                "another; pad rows instead"
+            )
+        if position_ids is not None and self.takes_positions:
             kwargs["position_ids"] = position_ids
-            if attention_mask is None and _restarts(position_ids, kwargs):
+            if packed:
                 # With a cache transformers would let prompts of one row see one another.
                 if kwargs.get("use_cache"):
                     raise ValueError("packed rows have no cache; leave use_cache out, or pad rows instead")
@@ -320,8 +344,18 @@ class DoveLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             embeds = kwargs.get("inputs_embeds")
             mask = self._placeholders(input_ids if embeds is None else None, embeds)
             check_places(mask, [len(part) for part in features.pooler_output])
+            rows, known = list(features.pooler_output), _known(kwargs)
+            if embeds is None and known:  # images of earlier turns, whose placeholders do not pass again
+                columns = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)[mask]
+                new = (columns >= known).to(rows[0].device).split([len(part) for part in rows])
+                rows = [part[kept] for part, kept in zip(rows, new, strict=True)]
             # A new one for each call: transformers repeats its features in place for beams.
-            kwargs["mm_encoder_outputs"] = {
-                "image": PlacedFeatures(pooler_output=list(features.pooler_output))
-            }
+            kwargs["mm_encoder_outputs"] = {"image": PlacedFeatures(pooler_output=rows)}
+            # A placeholder that the model says itself would have no image.
+            kwargs["logits_processor"] = LogitsProcessorList(
+                [
+                    *(kwargs.get("logits_processor") or []),
+                    SuppressTokensLogitsProcessor([self.config.image_token_id], device=mask.device),
+                ]
+            )
         return super().generate(inputs, generation_config, **kwargs)

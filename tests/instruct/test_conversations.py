@@ -115,7 +115,7 @@ def test_answers_alone_are_learned(tmp_path: Path) -> None:
 
 def test_rows_begin_as_the_tokenizer_lets_texts_begin() -> None:
     """At an answer the processor writes the prompt: what it does not put in front must not be trained."""
-    row = Conversation("row", (), (("what is this ?", "a dog"),))
+    row = Conversation("row", (), (), (("what is this ?", "a dog"),))
     plain = tokenizer()  # it knows <s>, and puts it nowhere
     with_start = tokenizer()
     with_start.backend_tokenizer.post_processor = TemplateProcessing(
@@ -125,6 +125,31 @@ def test_rows_begin_as_the_tokenizer_lets_texts_begin() -> None:
     ids, labels = tokenize(row, [], plain, **how)
     assert tokenize(row, [], with_start, **how) == ([1, *ids], [LEARN_NOT, *labels])
     assert ids[0] == plain.convert_tokens_to_ids("what")
+
+
+def test_lines_and_names_as_json_has_them(tmp_path: Path) -> None:
+    rows = [
+        {"question": "one\u2028two\x85three", "answer": "yes"},
+        {"image": None, "images": ["a.png"], "question": "q", "answer": "no"},
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
+    first, second = read_conversations([path])
+    assert first.turns[0][0] == rows[0]["question"] and second.images == (tmp_path / "a.png",)
+    rows[1]["images"] = ["b/a.png"]
+    (tmp_path / "other.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert fingerprint([first, second]) != fingerprint(read_conversations([tmp_path / "other.jsonl"]))
+
+
+@pytest.mark.parametrize("template", ["vicuna", "plain"])
+def test_a_system_message_takes_the_place_of_the_templates(template: str) -> None:
+    made = processor()
+    made = type(made)(made.image_processor, pieces(), chat_template=chat_template(template, "</s>"))
+    user = {"role": "user", "content": "Hi"}
+    text = made.apply_chat_template([{"role": "system", "content": "Be brief."}, user])
+    plain = made.apply_chat_template([user])
+    assert text == (plain.replace(SYSTEM, "Be brief.") if template == "vicuna" else f"Be brief.\n{plain}")
+    assert "</s>" not in text
 
 
 def test_long_rows_lose_their_end_and_never_an_image(tmp_path: Path) -> None:

@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from dove_ext import save_image
+from dove_ext import DoveModel, save_image
+from dove_instruct.token_cache import TokenCache
 from dove_train.settings import TrainingError
-from tests.instruct.small import ROWS, log, run, write_files
-from tests.models.micro import asked
-from tests.vlm.small import images
+from tests.instruct.small import ROWS, TEXT_CONFIG, log, run, write_files
+from tests.models.micro import asked, linear
+from tests.vlm.small import images, tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +122,55 @@ def test_the_connector_alone(files: Path, tmp_path: Path) -> None:
     assert {n.split(".")[0] for n in before if not torch.equal(before[n], after[n])} == {
         "multi_modal_projector"
     }
+
+
+def test_weights_that_are_not_trained_may_not_change(tmp_path: Path) -> None:
+    files = write_files(tmp_path / "files")
+    run(files, tmp_path / "run", steps=2).train()
+    encoder = DoveModel.from_pretrained(files / "encoder")
+    with torch.no_grad():
+        encoder.generator.from_latent.weight.mul_(1.1)
+    encoder.save_pretrained(files / "encoder")
+    with pytest.raises(TrainingError, match=r"was written with other weights of encoder '.*', which this"):
+        run(files, tmp_path / "run", steps=2).train()
+
+
+def test_tokens_of_another_configuration_are_other_files(tmp_path: Path) -> None:
+    files = write_files(tmp_path / "files")
+    path = tmp_path / "p.png"
+    save_image(images(1)[0].float() / 255, path)
+    found = set()
+    for psnr in (20.0, 30.0):
+        model = linear(promised_psnr=psnr)
+        found.add(TokenCache(files, model, {}, torch.float32).path(path, None))
+    assert len(found) == 2
+
+
+def test_tokenizers_that_end_every_text_are_refused(tmp_path: Path) -> None:
+    files = write_files(tmp_path / "files")
+    ends = tokenizer()
+    ends.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    ends.save_pretrained(files / "tokenizer")
+    with pytest.raises(TrainingError, match="the tokenizer appends '</s>' to every text"):
+        run(files, tmp_path / "run")
+
+
+def test_rows_that_the_language_model_cannot_read_are_refused(files: Path, tmp_path: Path) -> None:
+    short = {**TEXT_CONFIG, "max_position_embeddings": 64}
+    with pytest.raises(TrainingError, match="max_length is 2048, the language model has 64 positions"):
+        run(files, tmp_path / "a", text_config=short)
+    bloom = {"model_type": "bloom", "hidden_size": 32, "n_layer": 1, "n_head": 2}
+    with pytest.raises(TrainingError, match="takes no position_ids, so packed rows would see one another"):
+        run(files, tmp_path / "b", text_config=bloom, packed=True)
+
+
+def test_lengths_that_tiles_cannot_have_are_one_sentence(files: Path, tmp_path: Path) -> None:
+    folder = write_files(tmp_path / "files")
+    save_image(torch.rand(3, 64, 96), folder / "0.png")
+    with pytest.raises(TrainingError, match="row 0: lengths cannot be used: num_tokens must be at least"):
+        run(folder, tmp_path / "run", tiles=6, lengths={"num_tokens": 3}, global_batch=6).train()
 
 
 def test_rates_of_table_8(files: Path, tmp_path: Path) -> None:

@@ -55,6 +55,32 @@ def test_they_are_those_of_the_whole_sequence() -> None:
     assert logits[:, -NEW - 1 : -1, : never[0]].argmax(-1).tolist() == out[:, -NEW:].tolist()
 
 
+def test_a_further_turn_with_a_cache() -> None:
+    """Pictures of earlier turns are in the cache; a new one stands where it belongs."""
+    vlm, made = model(), processor()
+    old, new, _ = images(3)
+    for first, second in ((old, new), (new, old)):
+        asked = made(images=[first], text=PROMPTS[0], return_tensors="pt")
+        said = vlm.generate(**asked, max_new_tokens=4, do_sample=False, return_dict_in_generate=True)
+        both = made(
+            images=[first, second], text=f"{PROMPTS[0]} and <image> what is it ?", return_tensors="pt"
+        )
+        more = both["input_ids"][:, asked["input_ids"].shape[1] :]
+        ids = torch.cat([said.sequences, more], 1)
+        turn = {**both, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        assert answers(vlm, turn, past_key_values=said.past_key_values) == answers(vlm, turn)
+
+
+def test_no_answer_holds_a_placeholder() -> None:
+    """It would have no image; without a cache it would even be looked for."""
+    vlm, made = model(), batch()
+    place = vlm.config.image_token_id
+    with torch.no_grad():
+        vlm.get_output_embeddings().weight[place] = 50 * vlm.get_output_embeddings().weight.mean(0)
+    for cached in (True, False):
+        assert place not in torch.tensor(answers(vlm, made, use_cache=cached))
+
+
 def test_beams_and_repeated_answers() -> None:
     vlm, made = model(), processor()
     together = vlm.generate(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from dove_ext import CheckpointError, QueryError
+from dove_ext import CheckpointError, ImageError, QueryError
 from dove_vlm import DoveImageProcessor, DoveVisionModel
 from tests.models.micro import asked, photos
-from tests.vlm.small import encoder, images
+from tests.vlm.small import encoder, images, processor
 
 
 def call(pictures: Any, **options: Any) -> Any:
@@ -75,6 +76,26 @@ def test_images_of_all_kinds(tmp_path: Path) -> None:
         assert torch.equal(call(kind)["image_tokens"], expected)
     both = call([np.stack([array, array])[0], picture])
     assert both["num_image_tokens"].tolist() == [len(expected)] * 2
+
+
+def test_a_picture_behind_a_url_is_read_as_a_file_is(tmp_path: Path) -> None:
+    """White where it is transparent, and of 16 bits the upper ones."""
+    made = processor().image_processor
+    glass = Image.new("RGBA", (32, 32), (255, 0, 0, 0))
+    glass.paste((0, 0, 255, 255), (8, 8, 24, 24))
+    deep = Image.fromarray(np.arange(1024, dtype=np.uint16).reshape(32, 32) * 60)
+    for number, picture in enumerate((glass, deep)):
+        path = tmp_path / f"{number}.png"
+        picture.save(path)
+        url = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+        ours, theirs = (made([x], num_tokens=9)["image_tokens"] for x in (url, str(path)))
+        assert torch.equal(ours, theirs)
+    for url, why in (
+        ("data:image/png;base64,QUJD", "image"),
+        ("http://127.0.0.1:9/", "cannot be fetched"),
+    ):
+        with pytest.raises(ImageError, match=why):
+            made([url])
 
 
 def test_all_of_a_picture_that_is_not_square_is_seen() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
+from dove_vlm import DoveDataCollator
 from tests.vlm.small import WORDS, batch, images, model, processor
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -62,6 +63,12 @@ def test_language_models(kind: str, tmp_path: Path) -> None:
     out = vlm.generate(**made, max_new_tokens=4, do_sample=False)[:, -4:]
     picture = processor()(images=images(1), text=["<s> what is this <image> ?"], return_tensors="pt")
     assert vlm.generate(**picture, max_new_tokens=4, do_sample=False)[0, -4:].tolist() == out[0].tolist()
+    rows = DoveDataCollator(processor().tokenizer, packed=True)([picture, picture])
+    if kind == "bloom":
+        with pytest.raises(ValueError, match="takes no position_ids, so packed rows would see one another"):
+            vlm(**rows)
+    else:
+        assert torch.allclose(vlm(**rows).logits[0], vlm(**picture).logits[0].repeat(2, 1), atol=1e-3)
     logits = vlm(**made).logits
     if kind == "gemma2":
         assert logits.abs().max() <= 3.0

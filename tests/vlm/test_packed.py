@@ -70,6 +70,26 @@ def test_labels_packed_and_padded() -> None:
     assert torch.allclose(vlm(**packed).loss, vlm(**padded).loss, atol=1e-4)
 
 
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_prompt_without_labels_is_not_learned(packed: bool) -> None:
+    made = processor()
+    made.tokenizer.padding_side = "right"
+    rows = single(made)[:2]
+    learned = {**rows[1], "labels": rows[1]["input_ids"].clone()}
+    for order in ([rows[0], learned], [learned, rows[0]]):
+        labels = DoveDataCollator(made.tokenizer, packed=packed)(order)["labels"]
+        # Of each packed prompt the first word is behind another one's.
+        assert int((labels != -100).sum()) == rows[1]["input_ids"].shape[1] - packed
+
+
+def test_several_rows_are_not_one_prompt() -> None:
+    made = processor()
+    rows = made(images=images(2), text=[PROMPTS[0]] * 2, padding=True, return_tensors="pt")
+    for packed in (True, False):
+        with pytest.raises(ValueError, match="one prompt's features are 2 rows"):
+            DoveDataCollator(made.tokenizer, packed=packed)([rows])
+
+
 def test_mixed_kinds_are_refused() -> None:
     made = processor()
     pixels = made(images=images(1), text=PROMPTS[0], return_tensors="pt", return_pixel_values=True)

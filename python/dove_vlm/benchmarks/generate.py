@@ -9,7 +9,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from dove_ext.errors import QueryError
+from dove_ext.errors import DoveError, QueryError
 from dove_vlm.benchmarks.records import BenchmarkError, Record
 from dove_vlm.benchmarks.registry import Benchmark
 
@@ -77,6 +77,8 @@ class Model:
                 f"this model's images have a fixed number of tokens, {self.num_tokens} cannot be asked for; "
                 "leave --num-tokens out"
             )
+        if getattr(self.processor.image_processor, "tiles", None) is not None:
+            return  # they are a picture's then, which is known with it
         most = encoder.config.num_tokens
         if not 1 <= self.num_tokens <= most:
             raise BenchmarkError(f"--num-tokens {self.num_tokens} is impossible: the model has 1 to {most}")
@@ -87,7 +89,16 @@ class Model:
         return sum(self.counted) / len(self.counted) if self.counted else None
 
     def prompt(self, text: str, images: int) -> str:
-        """A question as the model was trained to read it: in its chat template, if it has one."""
+        """A question as the model was trained to read it: in its chat template, if it has one.
+
+        Raises:
+            BenchmarkError: if the text holds the word that stands for an image.
+        """
+        if self.processor.image_token in text:
+            raise BenchmarkError(
+                f"the question {text[:60]!r} holds {self.processor.image_token}, which stands for an image; "
+                "write it otherwise"
+            )
         if self.processor.chat_template is None:
             return f"{self.processor.image_token}\n" * images + text + "\n"
         content = [{"type": "image"}] * images + [{"type": "text", "text": text}]
@@ -111,6 +122,9 @@ class Model:
             images: pictures of each.
             queries: what the tokens are to tell of (Q-DOVE): one for all images, or one an image.
             max_new_tokens: how long an answer may be.
+
+        Raises:
+            BenchmarkError: if a question cannot be put, or the language model has too few positions for it.
         """
         import torch
 
@@ -119,13 +133,25 @@ class Model:
         if any(images):
             wishes = {} if self.num_tokens is None else {"num_tokens": self.num_tokens}
             wishes |= {} if queries is None else {"query": queries}
-        inputs = self.processor(
-            images=[list(row) for row in images] if any(images) else None,
-            text=prompts,
-            padding=True,
-            return_tensors="pt",
-            **wishes,
-        )
+        try:
+            inputs = self.processor(
+                images=[list(row) for row in images] if any(images) else None,
+                text=prompts,
+                padding=True,
+                return_tensors="pt",
+                **wishes,
+            )
+        except DoveError:
+            raise
+        except ValueError as error:  # such as of a number of tokens that a picture's tiles cannot have
+            raise BenchmarkError(str(error)) from error
+        most = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        length = inputs["input_ids"].shape[1] + max_new_tokens
+        if most is not None and length > most:
+            raise BenchmarkError(
+                f"a question and its answer have {length} positions, the language model {most}; give images "
+                "fewer tokens (--num-tokens), or ask for a shorter answer"
+            )
         if "num_image_tokens" in inputs:
             self.counted += inputs["num_image_tokens"].tolist()
         inputs = inputs.to(self.model.device)
@@ -135,6 +161,16 @@ class Model:
             made[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
         )
         return [text.strip() for text in said]
+
+
+def check_questions(model: Model, benchmark: Benchmark, records: Sequence[Record]) -> None:
+    """Refuse, before the work, questions that cannot be put.
+
+    Raises:
+        BenchmarkError: naming the question.
+    """
+    for record in records:
+        model.prompt(benchmark.prompt(record), 0)
 
 
 def check_queries(model: Model, records: Sequence[Record]) -> None:

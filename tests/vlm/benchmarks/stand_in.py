@@ -23,6 +23,7 @@ class StandIn:
         self.tokenizer = SimpleNamespace(pad_token=None, eos_token="</s>", batch_decode=self._decode)
         encoder = SimpleNamespace(config=SimpleNamespace(num_tokens=slots), to=lambda device: None)
         self.image_processor = SimpleNamespace(**({} if slots is None else {"encoder": encoder}))
+        self.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(max_position_embeddings=2048))
         self.prompts: list[str] = []
 
     def __call__(self, images: Any, text: list[str], **options: Any) -> Inputs:

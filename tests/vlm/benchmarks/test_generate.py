@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 import dove_vlm
 from dove_vlm.benchmarks import BenchmarkError, Record, evaluate, find_benchmark, read_records
@@ -65,6 +66,20 @@ def test_a_cut_file(folder: Path, tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(BenchmarkError, match="holds no vision-language model with its processor"):
         load(cut)
+
+
+def test_what_cannot_be_asked(folder: Path) -> None:
+    processor, loaded = load(folder)
+    model = Model(processor, loaded)
+    with pytest.raises(BenchmarkError, match=r"the question 'what is <image> \?' holds <image>"):
+        model.answer(["what is <image> ?"], [[]])
+    loaded.config.get_text_config().max_position_embeddings = 8
+    with pytest.raises(BenchmarkError, match="have 20 positions, the language model 8"):
+        model.answer(["what is this ?"], [[]])
+    processor.image_processor.tiles = (1, 6)
+    wide = torch.zeros(3, 32, 64, dtype=torch.uint8)
+    with pytest.raises(BenchmarkError, match="num_tokens must be at least a token for each tile"):
+        Model(processor, loaded, 2).answer(["what is this ?"], [[wide]])
 
 
 def test_a_model_is_asked_as_it_was_trained() -> None:
