@@ -91,8 +91,15 @@ def main(arguments: list[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         parser.error(f"{error}; name JSON records that a benchmark wrote with --json")
     if not given:  # soak and train_kills time nothing
-        records = [record for record in records if "time_us" in record["rows"][0]]
-    print("\n".join(f"### {record['benchmark']}\n\n{section(record)}" for record in records))
+        timed = [(p, r) for p, r in zip(paths, records, strict=True) if "time_us" in r["rows"][0]]
+        paths, records = [p for p, _ in timed], [r for _, r in timed]
+    for path, record in zip(paths, records, strict=True):
+        try:
+            print(f"### {record['benchmark']}\n\n{section(record)}")
+        except (KeyError, TypeError):
+            parser.error(
+                f"{path} is no record of benchmarks.ops; `dove bench --report` shows those of dove bench"
+            )
     return 0
 
 

@@ -26,7 +26,7 @@ from dove_ext.memory import keep_freed_memory, let_idle_threads_sleep
 from ..record import machine
 from . import report
 from .run import evaluate, label
-from .trials import RECIPE, SYSTEMS, run_of, slug
+from .trials import RECIPE, SYSTEMS, identity, run_of, settings_of, slug, tokens_of
 
 
 def main() -> int:
@@ -82,10 +82,19 @@ def one(args: argparse.Namespace, out: Path, name: str, seed: int, rows: Sequenc
     places = {
         n: out / "results" / f"{slug(name)}-{slug(str(label(n)))}-{seed}.json" for n in SYSTEMS[name].tested
     }
+    settings = settings_of(args, seed, SYSTEMS[name])
+    tokens = tokens_of(args, SYSTEMS[name].tokens, settings) if SYSTEMS[name].tokens else None
+    of = identity(args, settings, tokens)
+    for place in places.values():
+        if place.exists() and json.loads(place.read_text(encoding="utf-8")).get("of") != of:
+            raise DoveError(
+                f"{str(place)!r} is of other settings, questions or encoders than this command's; give "
+                "another -o"
+            )
     if all(place.exists() for place in places.values()):
         return
     with run_of(args, name, seed) as run:
-        facts = {"system": name, "seed": seed, "steps": run.settings.steps, "machine": machine()}
+        facts = {"system": name, "seed": seed, "steps": run.settings.steps, "of": of, "machine": machine()}
         facts["parameters"] = sum(p.numel() for p in run.model.parameters())
         run.fit()
         for count, place in places.items():

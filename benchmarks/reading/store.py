@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dove_ext.errors import DoveError
+
 Made = Iterable[tuple[str, Tensor, int]]
 """Name of a picture (or of picture and question), its tokens [n, D], and its own length."""
 
@@ -38,11 +40,13 @@ class Store:
 
     Attributes:
         width: D.
+        made_of: what `write` was told of encoder and pictures.
     """
 
     def __init__(self, folder: Path) -> None:
         about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
         self.width: int = about["width"]
+        self.made_of: str = about.get("made_of", "")
         self._place = {name: i for i, name in enumerate(about["names"])}
         self._ends, self._own = np.load(folder / "ends.npy"), np.load(folder / "own.npy")
         self._tokens = np.memmap(folder / "tokens.f16", np.float16, "r").reshape(-1, self.width)
@@ -70,10 +74,19 @@ class Store:
         return torch.from_numpy(self._tokens[start : start + n].astype(np.float32))
 
 
-def write(folder: Path, made: Made) -> Store:
-    """Write tokens as float16; a folder that is there is kept."""
+def write(folder: Path, made: Made, made_of: str = "") -> Store:
+    """Write tokens as float16; a folder that is there is kept.
+
+    Raises:
+        DoveError: if it was made of something else than `made_of`, a digest of encoder and pictures.
+    """
     if folder.exists():
-        return Store(folder)
+        kept = Store(folder)
+        if kept.made_of != made_of:
+            raise DoveError(
+                f"the tokens in {str(folder)!r} are another encoder's, or of other pictures; give another -o"
+            )
+        return kept
     new = folder.with_name(folder.name + ".new")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
@@ -88,7 +101,8 @@ def write(folder: Path, made: Made) -> Store:
             names.append(name), own.append(length)
             ends.append(len(tokens) + (ends[-1] if ends else 0))
     np.save(new / "ends.npy", np.array(ends)), np.save(new / "own.npy", np.array(own))
-    (new / "about.json").write_text(json.dumps({"width": width, "names": names}), encoding="utf-8")
+    about = {"width": width, "names": names, "made_of": made_of}
+    (new / "about.json").write_text(json.dumps(about), encoding="utf-8")
     new.replace(folder)
     return Store(folder)
 

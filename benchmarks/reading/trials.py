@@ -6,13 +6,15 @@ import argparse
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from dove_ext.models.dove import DoveModel
 from dove_ext.models.vqgan import VQGAN
 from dove_instruct.settings import Settings, make_settings
+from dove_instruct.token_cache import weights_digest
 from dove_train.distributed import join
 from dove_train.settings import read_recipe
 
@@ -71,10 +73,17 @@ def settings_of(args: argparse.Namespace, seed: int, system: System) -> Settings
 def tokens_of(args: argparse.Namespace, what: str, settings: Settings) -> store.Store:
     """The store of a kind of tokens, made if it is not there."""
     folder = args.output / args.data.resolve().name / "tokens" / what
-    if folder.exists():
-        return store.Store(folder)
-    print(f"{folder}: tokens of all pictures", flush=True)
     root, fit = args.data, settings.fit
+    encoder: DoveModel | VQGAN | None = None
+    if what == "vqgan":
+        encoder = VQGAN.from_pretrained(args.vqgan).eval()
+    elif what != "patches":
+        encoder = DoveModel.from_pretrained("dove-tiny-q" if what == "q" else "dove-tiny").eval()
+    weights = {} if encoder is None else encoder.state_dict()
+    about = "" if encoder is None else encoder.config.to_json()
+    made_of = weights_digest(weights.items(), f"{about} {fit} {data_digest(root)}").hex()
+    if not folder.exists():
+        print(f"{folder}: tokens of all pictures", flush=True)
     asked = [
         (row["image"], turn["value"].replace("<image>\n", ""))
         for row in json.loads((root / "train.json").read_text(encoding="utf-8"))
@@ -84,15 +93,30 @@ def tokens_of(args: argparse.Namespace, what: str, settings: Settings) -> store.
     asked += [(row["image"], row["question"]) for row in map(json.loads, lines)]
     names = list(dict.fromkeys(image for image, _ in asked))
     made: store.Made
-    if what == "patches":
+    if encoder is None:
         made = systems.patches(SIDE, root, names, fit)
-    elif what == "vqgan":
-        made = systems.vqgan(VQGAN.from_pretrained(args.vqgan).eval(), SIDE, root, names, fit)
+    elif isinstance(encoder, VQGAN):
+        made = systems.vqgan(encoder, SIDE, root, names, fit)
     elif what == "q":
-        made = systems.asked(DoveModel.from_pretrained("dove-tiny-q").eval(), root, asked, fit)
+        made = systems.asked(encoder, root, asked, fit)
     else:
-        made = systems.dove(DoveModel.from_pretrained("dove-tiny").eval(), root, names, fit)
-    return store.write(folder, made)
+        made = systems.dove(encoder, root, names, fit)
+    return store.write(folder, made, made_of)
+
+
+def data_digest(root: Path) -> str:
+    """Of the questions in a folder; what `dove vlm questions` wrote names its pictures."""
+    texts = [(root / name).read_bytes() for name in ("train.json", "test.jsonl")]
+    return blake2b(b"\0".join(texts), digest_size=16).hexdigest()
+
+
+def identity(args: argparse.Namespace, settings: Settings, tokens: store.Store | None) -> str:
+    """Of all that decides a result but its system, seed and number of tokens, which its file's name tells."""
+    places = ("data", "images", "tokenizer", "cache", "encoder")  # what is read there is in the digests
+    values = {name: value for name, value in asdict(settings).items() if name not in (*places, "seed")}
+    made_of = None if tokens is None else tokens.made_of
+    about = repr((sorted(values.items()), args.limit, data_digest(args.data), made_of))
+    return blake2b(about.encode(), digest_size=16).hexdigest()
 
 
 def slug(name: str) -> str:

@@ -43,20 +43,20 @@ class Prefill(nn.Module):
         """Logits [B, 1, V] of image tokens [B, n, width]."""
         return self._read(tokens).logits
 
-    def first_words(self, tokens: Tensor | DoveTokens) -> tuple[list[int], int]:
-        """The word that follows each image and its text, and the bytes of all keys and values.
+    def first_words(self, tokens: Tensor | DoveTokens) -> tuple[list[int], int, list[int]]:
+        """The word that follows each image and its text, the bytes of all keys and values, and image tokens.
 
         Args:
             tokens: codes int64 [B, n]; or tokens of unequal numbers, which are read image by image, so that
                 nothing is padded.
         """
         if isinstance(tokens, Tensor):
-            return self._first(self.codes(tokens))
+            return *self._first(self.codes(tokens)), [tokens.shape[1]] * tokens.shape[0]
         words, size = [], 0
         for image in tokens:
             found, more = self._first(image.tokens[None])
             words, size = words + found, size + more
-        return words, size
+        return words, size, tokens.lengths.tolist()
 
     def _read(self, tokens: Tensor) -> Any:
         text = self.llama.get_input_embeddings()(self.text).expand(tokens.shape[0], -1, -1)

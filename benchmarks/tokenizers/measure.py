@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import os
 import platform
@@ -17,10 +18,11 @@ from typing import Any
 
 import torch
 
-from dove_ext import DoveTokens
+from dove_ext import _C, DoveTokens
 from dove_ext.errors import DoveError
 
 from .. import timing
+from ..commit import digest
 from ..record import commit, machine
 from . import build, flops, systems
 from .build import Call, System
@@ -61,7 +63,8 @@ def prepare(system: System, stage: str, batch: int, device: torch.device) -> tup
     if isinstance(result, DoveTokens):
         row["lengths"] = result.lengths.tolist()
     if stage == build.FIRST_WORD and result is not None:
-        row["cache_mib"] = result[1] / 2**20
+        _, memory, row["lengths"] = result
+        row["cache_mib"] = memory / 2**20
     return row, call
 
 
@@ -245,12 +248,14 @@ def record(
         only: starts of the names of the systems to be measured; none: all.
     """
     facts, head = machine_of(device), commit()
+    kernels = hashlib.sha256(Path(_C.__file__).read_bytes()).hexdigest()
     around = environment() if device.type == "cpu" else {}
     weights = {
         name: [str(Path(path).resolve()), Path(path).stat().st_mtime] for name, path in build.WEIGHTS.items()
     }
     identity = {
         "commit": head,
+        "sources": [digest(), kernels],  # of a tree with changes the commit says nothing
         "command": command,
         "machine": facts,
         "environment": around,

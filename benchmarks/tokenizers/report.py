@@ -17,7 +17,7 @@ from ..table import Table, with_range
 from ..timing import spread
 from . import plots
 from .bars import DEFAULT, Figures, Spread, evaluate
-from .build import EAGER, FIRST_WORD, OWN_LENGTHS, RELEASED
+from .build import EAGER, FIRST_WORD, RELEASED
 
 Row = dict[str, Any]
 FIELDS = {"group": str, "system": str, "way": str, "stage": str, "batch": int, "size": int}
@@ -64,6 +64,8 @@ def _what_is_wrong(record: Any) -> str:
         seconds = row.get("seconds", [1.0] if "missing" in row else None)
         if not isinstance(seconds, list) or not seconds or not all(_is_time(s) for s in seconds):
             return f"row {i} ({row['system']}) has no times"
+        if row["stage"] == FIRST_WORD and "seconds" in row and not {"lengths", "cache_mib"} <= set(row):
+            return f"row {i} ({row['system']}, {FIRST_WORD}) has no lengths and no memory"
     return ""
 
 
@@ -222,7 +224,7 @@ def first_word_table(record: Row) -> Table:
             continue
         way = RELEASED if "fp32" in row["way"] else EAGER  # like against like
         reference = figures.find("VQGAN-256", way, FIRST_WORD, row["batch"], group=row["group"])
-        tokens = row["tokens"] or statistics.mean(OWN_LENGTHS[i % 8] for i in range(row["batch"]))
+        tokens = statistics.mean(row["lengths"])
         rows.append(
             [row["system"], row["way"], f"{row['batch']}", f"{tokens:.0f}", _milliseconds(row),
              _range(figures.ratio(reference, row)), f"{row['cache_mib'] / row['batch']:.1f}"]

@@ -13,6 +13,7 @@ LEVEL = 0.95
 RESAMPLES = 1000
 AT_ONCE = 1 << 20  # values that `mean` draws at a time
 SEED = 0
+FEWEST = 10  # images; of fewer, percentiles cover far less than they say (of 5 normal values 82%)
 
 
 @dataclass(frozen=True)
@@ -45,14 +46,14 @@ def bootstrap(
 
     Args:
         statistic: of rows [n, ...]. A resample for which it is not finite is left out.
-        values: [n, ...]; one row has no interval.
+        values: [n, ...]; fewer than `FEWEST` rows have no interval.
         resamples: how many.
         seed: of the draws; fixed, so that a report can be repeated.
     """
     random = np.random.default_rng(seed)
     count = len(values)
     value = float(statistic(values))
-    if count < 2:
+    if count < FEWEST:
         return Estimate(value, None, None, count)
     # One resample at a time: memory stays at one copy of the values.
     draws = np.array([statistic(values[random.integers(count, size=count)]) for _ in range(resamples)])
@@ -72,7 +73,7 @@ def mean(values: np.ndarray, resamples: int = RESAMPLES, seed: int = SEED) -> Es
     """Mean of [n] with its percentile bootstrap interval: `bootstrap`'s, many resamples at a time."""
     random = np.random.default_rng(seed)
     count, value = len(values), float(values.mean())
-    if count < 2:
+    if count < FEWEST:
         return Estimate(value, None, None, count)
     many = max(1, AT_ONCE // count)
     parts = [min(many, resamples - done) for done in range(0, resamples, many)]

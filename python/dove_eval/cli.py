@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable
 from dataclasses import MISSING, Field, fields
@@ -95,7 +96,7 @@ def _length(text: str) -> float:
         value = float(text)
     except ValueError:
         value = 0.0
-    if not value >= 1:
+    if not 1 <= value < math.inf:
         raise ArgumentTypeError(f"{text!r} is not a number of at least 1")
     return value
 

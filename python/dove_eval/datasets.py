@@ -33,6 +33,7 @@ class ImageSet:
         stamp: changes when a file behind the set does.
         failed: names and reasons of images that could not be read so far.
         left_out: sentences about what was not taken besides what the rule of `dove_ext.images.find` names.
+        files: that the images lie in.
     """
 
     items: Sequence[Item]
@@ -40,6 +41,7 @@ class ImageSet:
     stamp: str
     failed: dict[str, str] = field(default_factory=dict)
     left_out: Sequence[str] = ()
+    files: frozenset[Path] = frozenset()
 
     def __len__(self) -> int:
         return len(self.items)
@@ -169,7 +171,29 @@ def find_images(paths: Sequence[str | Path]) -> ImageSet:
         if names[item.name] > 1:
             items[i] = replace(item, name=f"{item.name} ({names[item.name]})")
     source = ", ".join(escape(str(path)) for path in distinct)
-    return ImageSet(items, source, "\n".join(stamps), left_out=[escape(text) for text in left_out])
+    lie_in = {
+        file.resolve()
+        for path, part in zip(distinct, files, strict=True)
+        for file in part
+        if not str(path).startswith(TORCHVISION)  # whose root holds both of its parts
+    }
+    left_out = [escape(text) for text in left_out]
+    return ImageSet(items, source, "\n".join(stamps), left_out=left_out, files=frozenset(lie_in))
+
+
+def check_apart(train: ImageSet, test: ImageSet) -> None:
+    """Refuse a test on what is trained on.
+
+    Raises:
+        DatasetError: naming a file that is in both sets.
+    """
+    both = sorted(train.files & test.files)
+    if both:
+        more = f" and {len(both) - 1} more files" if len(both) > 1 else ""
+        raise DatasetError(
+            f"{str(both[0])!r}{more} would be trained on and tested on; give --labelled and --labelled-test "
+            "sets that have nothing in common"
+        )
 
 
 def with_test_set(train: ImageSet, test: ImageSet) -> ImageSet:

@@ -43,8 +43,8 @@ def measure(
     def compute(indices: list[int], pixels: Tensor) -> dict[str, Tensor]:
         asked = [questions.asked[i] for i in indices]
         masks = torch.stack([question.mask(size) for question in asked])
-        pictures = list(dict.fromkeys(question.picture for question in asked))
-        at = [pictures.index(question.picture) for question in asked]
+        pictures = list(dict.fromkeys(question.number for question in asked))
+        at = [pictures.index(question.number) for question in asked]
         first = [at.index(n) for n in range(len(pictures))]
         seen = dove.prefix((pixels[first] + 1) / 2)
         row = {"cover": masks.mean((1, 2))}
@@ -143,7 +143,7 @@ def _figures(
     chosen = [question for question, wanted in zip(asked, part, strict=True) if wanted]
     out: dict[str, Any] = {
         "queries": len(chosen),
-        "pictures": len({question.picture for question in chosen}),
+        "pictures": len({question.number for question in chosen}),
     }
     if not chosen:
         return out

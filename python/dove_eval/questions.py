@@ -58,12 +58,14 @@ class Question:
     """A query about a picture.
 
     Attributes:
+        number: which picture of its set; names may repeat.
         picture: its name.
         query: a text.
         boxes: float32 [n, 4], x0, y0, x1, y1 of what is asked for, as fractions of the squashed picture.
         other: a query about something else in this picture; None where nothing else is known of it.
     """
 
+    number: int
     picture: str
     query: str
     boxes: Tensor
@@ -153,7 +155,8 @@ def of_shards(
             for other in turn
             if not torch.equal(other.boxes, region.boxes) and other.query and readable(other.query)
         )
-        question = Question(region.name, region.query, region.boxes, next(others, None))
+        first = min([i, *beside])
+        question = Question(first, region.name, region.query, region.boxes, next(others, None))
         name = escape(f"{Path(region.name).name}: {region.query}")
         kept.append((question, Item(name, region.open)))
     notes = [*regions.report()[1:], *readable.notes(regions.source)]
@@ -187,7 +190,7 @@ def of_mosaics(paths: Sequence[str | Path], count: int, model: DoveModel, limit:
             if readable(mosaic.query):
                 other = next((text for text, _ in mosaic.others if readable(text)), None)
                 name = f"mosaic {position}"
-                question = Question(name, mosaic.query, mosaic.boxes, other)
+                question = Question(position, name, mosaic.query, mosaic.boxes, other)
                 kept.append((question, Item(f"{name}: {mosaic.query}", partial(_pixels, mosaics, position))))
     except ImageError as error:
         raise DatasetError(str(error)) from error

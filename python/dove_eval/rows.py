@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import torch
 from torch import Tensor, nn
 
 from dove_eval.datasets import ImageSet
 from dove_eval.sources import DatasetError
+from dove_ext._info import __version__
 from dove_ext.atomic import atomic_write, make_writable_folder
 from dove_ext.errors import OutputError
 from dove_ext.images import Fit
@@ -50,14 +52,20 @@ class Rows:
     def __init__(self, folder: Path, images: ImageSet) -> None:
         self.folder, self.images = folder, images
         self.done = 0
-        self.bad: list[int] = []
+        self.bad: list[int] = []  # without values
+        self.unreadable: list[int] = []  # of these, what could not be read
         self._columns: dict[str, np.ndarray] = {}
         if (folder / STATE).is_file():
-            state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-            self.done, self.bad = state["done"], state["bad"]
-            images.failed.update(state["failed"])
-            for name in state["columns"]:
-                self._columns[name] = np.lib.format.open_memmap(folder / f"{name}.npy", mode="r+")
+            try:
+                state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+                self.done, self.bad, self.unreadable = (state[k] for k in ("done", "bad", "unreadable"))
+                for name in state["columns"]:
+                    self._columns[name] = np.lib.format.open_memmap(folder / f"{name}.npy", mode="r+")
+                images.failed.update(state["failed"])
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise DatasetError(
+                    f"the rows in {str(folder)!r} are damaged ({type(error).__name__}); remove that folder"
+                ) from error
 
     @property
     def names(self) -> list[str]:
@@ -85,7 +93,14 @@ class Rows:
         An image with a value that is not finite is left out like one that cannot be read: it would make every
         mean NaN.
         """
+        self.add(list(range(self.done, self.done + count)), good, values)
+        self.done += count
+
+    def add(self, indices: list[int], good: list[int], values: Values) -> None:
+        """Rows of the images `indices`, see `append`."""
         odd: dict[int, str] = {}
+        for index in good:
+            self.images.failed.pop(self.images.items[index].name, None)
         for name, tensor in values.items():
             array = tensor.detach().float().cpu().numpy()
             if name not in self._columns:
@@ -99,8 +114,8 @@ class Rows:
             self.images.failed[image] = (
                 f"{image!r} gives NaN or infinity in {name!r}; check the weights, or try --dtype float32"
             )
-        self.bad += sorted(set(range(self.done, self.done + count)) - set(good).difference(odd))
-        self.done += count
+        self.bad = sorted({*self.bad, *indices} - set(good).difference(odd))
+        self.unreadable = sorted({*self.unreadable, *indices} - set(good))
 
     def _create(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """A column with its place on the disk: without it, a full disk would kill the process at some row."""
@@ -119,7 +134,10 @@ class Rows:
         """Make what was appended survive the process."""
         for column in self._columns.values():
             column.flush()  # type: ignore[attr-defined]
-        state = {"done": self.done, "bad": self.bad, "columns": self.names, "failed": self.images.failed}
+        state = {
+            "done": self.done, "bad": self.bad, "unreadable": self.unreadable, "columns": self.names,
+            "failed": self.images.failed,
+        }  # fmt: skip
         with atomic_write(self.folder / STATE) as temporary:
             temporary.write_text(json.dumps(state), encoding="utf-8")
 
@@ -163,7 +181,8 @@ def fill(
         DatasetError: if no image can be used.
         OutputError: if the disk is full.
     """
-    key = json.dumps([FORMAT, name, identity, images.digest, size, fit], sort_keys=True)
+    made_by = [FORMAT, __version__, PIL.__version__]
+    key = json.dumps([made_by, name, identity, images.digest, size, fit], sort_keys=True)
     folder = output / "rows" / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     make_writable_folder(folder)
     rows = Rows(folder, images)
@@ -171,6 +190,9 @@ def fill(
     with progress(len(images), name) as bar, torch.no_grad():
         bar.update(rows.done)
         try:
+            for index in tuple(rows.unreadable):  # which may be readable now
+                good, pixels = images.read([index], size, fit)
+                rows.add([index], good, {} if pixels is None else compute(good, pixels))
             while rows.done < len(images):
                 indices = list(range(rows.done, min(rows.done + batch_size, len(images))))
                 good, pixels = images.read(indices, size, fit)

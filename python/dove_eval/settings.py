@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import Field, dataclass, field, fields
@@ -252,5 +253,6 @@ def _check(item: Field[Any], value: Any, measurement: str) -> None:
     numbers = value if isinstance(value, tuple) else (value,)
     for number in numbers:
         least = 0 if item.name == "null_query" else 1
-        if isinstance(number, int | float) and not isinstance(number, bool) and not number >= least:
+        counts = isinstance(number, int | float) and not isinstance(number, bool)
+        if counts and not least <= number < math.inf:
             raise EvaluationError(f"{option(item)} must be at least {least}, got {number}")

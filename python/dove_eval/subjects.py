@@ -11,7 +11,7 @@ import torch
 
 from dove_eval import backbones, questions
 from dove_eval.backbones import Distance, Features
-from dove_eval.datasets import ImageSet, find_images, with_test_set
+from dove_eval.datasets import ImageSet, check_apart, find_images, with_test_set
 from dove_eval.questions import Questions
 from dove_eval.settings import ASKED, ONE_MODEL, QUALITY, EvalSettings
 from dove_eval.systems import Dove, Vqgan
@@ -117,7 +117,9 @@ def _labelled(settings: EvalSettings) -> ImageSet | None:
         return None
     images = find_images(settings.labelled)
     if settings.labelled_test:
-        images = with_test_set(images, find_images(settings.labelled_test))
+        test = find_images(settings.labelled_test)
+        check_apart(images, test)
+        images = with_test_set(images, test)
     return images.labelled().limit_per_class(settings.per_class)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,13 @@ class TokenCache:
 
     def __init__(self, folder: Path, dove: DoveModel, options: dict[str, Any], dtype: torch.dtype) -> None:
         self.folder, self.dove, self.options, self.dtype = folder, dove, options, dtype
+
+    @cached_property
+    def _encoder(self) -> bytes:
+        dove = self.dove
         file = "" if dove.tokenizer is None else dove.tokenizer.file
-        about = repr((sorted(options.items()), dtype, dove.config.to_json(), file))
-        self._encoder = weights_digest(dove.state_dict().items(), about)
+        about = repr((sorted(self.options.items()), self.dtype, dove.config.to_json(), file))
+        return weights_digest(dove.state_dict().items(), about)
 
     def path(self, image: Path, query: str | None) -> Path:
         """Where the tokens of an image lie.

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dove_eval.datasets import find_images, with_test_set
+from dove_eval.datasets import check_apart, find_images, with_test_set
 from dove_eval.sources import DatasetError
 from dove_ext.errors import DoveWarning
 
@@ -99,6 +99,19 @@ def test_classes_of_the_test_must_be_known_from_training(tmp_path: Path) -> None
     with pytest.raises(DatasetError, match=r"no training image of .*test.npz has the class '0', '1' of its"):
         with_test_set(train, test).labelled()
     assert len(with_test_set(train, train).labelled()) == 4
+
+
+def test_what_is_trained_on_is_not_tested_on(tmp_path: Path) -> None:
+    for name in ("train/a", "train/b", "test/a", "test/b"):
+        (tmp_path / name).mkdir(parents=True)
+        picture(1).save(tmp_path / name / "1.png")
+    whole, train, test = (find_images([path]) for path in (tmp_path, tmp_path / "train", tmp_path / "test"))
+    check_apart(train, test)
+    with pytest.raises(DatasetError, match=r"'.*test/a/1.png' and 1 more files would be trained on"):
+        check_apart(whole, test)
+    file = npz(tmp_path / "train.npz", [0, 1])
+    with pytest.raises(DatasetError, match=r"train.npz' would be trained on and tested on; give --labelled"):
+        check_apart(find_images([file]), find_images([file]))
 
 
 def test_a_split_for_some_images_only_is_refused(tmp_path: Path) -> None:

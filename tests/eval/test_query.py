@@ -145,6 +145,31 @@ def test_photographs(report: dict[str, Any], place: Path) -> None:
         assert null != query and query != given and right != wrong
 
 
+def test_pictures_of_one_name_are_two(place: Path, tmp_path: Path) -> None:
+    """Tar files joined end to end may name their members alike."""
+    apart = shard(tmp_path / "apart.tar", [NOTES[0], NOTES[0]])
+    with tarfile.open(apart) as tar:
+        content = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+    parts = []
+    for i in range(2):
+        stream = io.BytesIO()
+        with tarfile.open(fileobj=stream, mode="w") as tar:
+            for suffix in ("png", "json"):
+                member = tarfile.TarInfo(f"same.{suffix}")
+                member.size = len(content[f"{i}.{suffix}"])
+                tar.addfile(member, io.BytesIO(content[f"{i}.{suffix}"]))
+        parts.append(stream.getvalue())
+    (tmp_path / "joined.tar").write_bytes(b"".join(parts))
+    found = []
+    for name in ("apart", "joined"):
+        settings = EvalSettings(
+            measurement="query", model=place / "pointing", data=tmp_path / f"{name}.tar",
+            output=tmp_path / name, query_counts=(12,), batch_size=4,
+        )  # fmt: skip
+        found.append(write_report(settings).json()["results"]["query"]["photographs"])
+    assert found[0]["pictures"] == 2 and found[0] == found[1]
+
+
 def test_own_lengths_and_where(report: dict[str, Any], place: Path) -> None:
     model, result = DoveModel.from_pretrained(place / "pointing"), report["results"]["query"]["photographs"]
     shown = questions.read([place / "boxes.tar"], needed=True).pictures

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ import torch
 from dove_eval.datasets import ImageSet, find_images
 from dove_eval.rows import Rows, fill, weights_digest
 from dove_eval.sources import DatasetError
-from dove_ext.errors import OutputError
+from dove_ext.errors import ImageError, OutputError
 
 
 @pytest.fixture
@@ -82,6 +84,36 @@ def test_unreadable_images_are_left_out(tmp_path: Path) -> None:
     fresh = find_images([tmp_path])
     assert run(fresh, tmp_path / "out", Compute(calls=0), batch_size=2).bad == [2]
     assert list(fresh.failed) == ["2.png"], "a run that goes on knows what failed before"
+
+
+def test_an_image_that_can_be_read_now_is_taken(tmp_path: Path) -> None:
+    from PIL import Image
+
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for i in range(3):
+        Image.new("RGB", (8, 8), (50 * i,) * 3).save(pictures / f"{i}.png")
+    images = find_images([pictures])
+    whole, items = list(images.items), list(images.items)
+
+    def fails() -> Any:
+        raise ImageError("'1.png' cannot be read: Permission denied")
+
+    items[1] = replace(items[1], open=fails)
+    out = tmp_path / "out"
+    assert run(replace(images, items=items), out, Compute()).bad == [1]
+    later = replace(images, items=whole, failed={})
+    again = Compute()
+    rows = run(later, out, again)
+    assert rows.bad == [] and later.failed == {} and again.seen == 1
+    assert rows.values("mean") == pytest.approx([v / 127.5 - 1 for v in (0, 50, 100)], abs=1e-6)
+
+
+def test_damaged_rows_are_named(images: ImageSet, tmp_path: Path) -> None:
+    rows = run(images, tmp_path, Compute())
+    (rows.folder / "state.json").write_text("")
+    with pytest.raises(DatasetError, match=r"the rows in '.*' are damaged \(JSONDecodeError\); remove that"):
+        run(images, tmp_path, Compute())
 
 
 def test_nothing_readable(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from benchmarks.reading import __main__ as program
 from benchmarks.reading import report, speed, store, systems, trials
 from benchmarks.reading.run import ReadingRun, evaluate
+from dove_ext.errors import DoveError
 from dove_ext.models.dove import DoveModel
 from dove_instruct.question_data import write_questions
 from dove_instruct.settings import Settings, make_settings
@@ -46,7 +47,8 @@ def made(data: Path) -> store.Made:
 def settings(data: Path, **changes: Any) -> Settings:
     values = {
         "text_config": SHAPE, "tokenizer": str(data / "tokenizer"), "data": [str(data / "train.json")],
-        "template": "plain", "steps": 4, "global_batch": 4, "batch_size": 2, "bf16": False, "device": "cpu",
+        "template": "plain", "max_length": 128, "steps": 4, "global_batch": 4, "batch_size": 2, "bf16": False,
+        "device": "cpu",
         "checkpoint_every": 2, "warmup_steps": 1, "learning_rate": 1e-2, "connector_learning_rate": 1e-2,
     }  # fmt: skip
     return make_settings({**values, **changes}, "recipe")
@@ -76,6 +78,8 @@ def test_a_store_gives_back_what_was_written(data: Path, tmp_path: Path) -> None
         yield
 
     assert store.write(tmp_path / "store", fails()).width == WIDTH
+    with pytest.raises(DoveError, match="are another encoder's, or of other pictures; give another -o"):
+        store.write(tmp_path / "store", fails(), "other weights")
 
 
 def test_a_run_that_was_stopped_goes_on(data: Path, tmp_path: Path) -> None:
@@ -157,7 +161,8 @@ def test_patches_are_the_picture(data: Path) -> None:
 def test_the_command_measures_once_and_writes_a_table(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = {"text_config": SHAPE, "template": "plain", "fit": "squash", "bf16": False, "global_batch": 2}
+    recipe = {"text_config": SHAPE, "max_length": 128, "template": "plain", "fit": "squash", "bf16": False}
+    recipe["global_batch"] = 2
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
     monkeypatch.setattr(trials, "SIDE", 32)
     for module in (program, speed):
@@ -208,6 +213,10 @@ def test_the_command_measures_once_and_writes_a_table(
     assert speed.main([*options, "--steps", "2"]) == 1
     assert "'dove-tiny, own lengths'" in capsys.readouterr().err
 
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--steps", "2"])
+    assert program.main() == 1
+    assert "is of other settings, questions or encoders than this command's" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", sys.argv[:-2])
     monkeypatch.setattr(ReadingRun, "fit", lambda _: pytest.fail("it was measured already"))
     assert program.main() == 0
     assert capsys.readouterr().out == table[table.index("| tokens of") :]

@@ -216,9 +216,9 @@ def test_first_words_of_unequal_images_are_those_of_each_alone() -> None:
     cu_seqlens = torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
     tokens = DoveTokens(torch.randn(9, 4), cu_seqlens, 8)
     with torch.no_grad():
-        words, size = reader.first_words(tokens)
+        words, size, counts = reader.first_words(tokens)
         alone = [reader(image.tokens[None]).argmax().item() for image in tokens]
-    assert words == alone
+    assert words == alone and counts == [3, 1, 5]
     # Keys and values of two layers, one head of 8 values of 4 bytes, for 9 tokens and three texts.
     assert size == 2 * 2 * 8 * 4 * (9 + 3 * llm.TEXT_TOKENS)
 
@@ -233,8 +233,8 @@ def test_from_files_to_the_first_word(monkeypatch: pytest.MonkeyPatch) -> None:
         return torch.randint(llm.CODES, (len(paths), 7))
 
     call = build.first_word(systems.REFERENCE, 3, CPU, encode)()
-    words, size = call()
+    words, size, counts = call()
     build.language_model.cache_clear()
-    assert len(words) == 3 and size == 3 * 2 * 2 * 8 * 4 * (7 + llm.TEXT_TOKENS)
+    assert len(words) == 3 and counts == [7, 7, 7] and size == 3 * 2 * 2 * 8 * 4 * (7 + llm.TEXT_TOKENS)
     expected = build.pictures(3).float() / 127.5 - 1
     assert (torch.stack(seen) - expected).abs().mean() < 0.1  # JPEG
