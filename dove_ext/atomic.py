@@ -136,7 +136,7 @@ def _identity(path: str | os.PathLike[str]) -> tuple[int, int] | None:
 
 def _target(path: str | os.PathLike[str]) -> Path:
     """Follow links, and refuse what a rename must not replace: folders, devices, pipes."""
-    target = Path(path).resolve()
+    target = Path(os.path.realpath(path))  # Path.resolve raises where links lead in a circle
     try:
         mode = target.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):

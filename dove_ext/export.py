@@ -177,6 +177,14 @@ def export(
     folder = make_writable_folder(Path(folder))
     training = model.training
     model.eval()
+    try:
+        _export(model, folder, parts, to, rule)
+    finally:
+        model.train(training)
+    return [folder / (part + SUFFIXES[to]) for part in parts]
+
+
+def _export(model: DoveModel, folder: Path, parts: Sequence[str], to: Format, rule: LengthRule) -> None:
     with tempfile.TemporaryDirectory(dir=folder) as place:
         about: dict[str, Any] = {
             "dove_ext": __version__,
@@ -191,8 +199,6 @@ def export(
         (Path(place) / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         for file in sorted(Path(place).iterdir()):
             file.replace(folder / file.name)
-    model.train(training)
-    return [folder / (part + SUFFIXES[to]) for part in parts]
 
 
 def _traced(model: DoveModel, part: str, rule: LengthRule) -> ExportedProgram:

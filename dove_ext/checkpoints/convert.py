@@ -124,8 +124,13 @@ def check_output(output: str | Path) -> None:
         OutputError: naming the folder.
     """
     folder = Path(output)
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return  # `save_pretrained` makes it, or says why it cannot
+    try:
+        if not folder.is_dir() or not any(folder.iterdir()):
+            return  # `save_pretrained` makes it, or says why it cannot
+    except OSError as error:
+        raise OutputError(
+            f"{str(output)!r} cannot be looked into: {error.strerror}; choose another"
+        ) from error
     try:
         load_config(folder, DoveConfig)
     except CheckpointError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 import re
 from collections.abc import Iterable, Mapping
@@ -73,7 +74,7 @@ def read_foreign(path: str | Path) -> ForeignWeights:
             holds no tensors.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112 (pathlib's raises where a folder may not be entered)
         raise CheckpointError(f"{path} is a folder; give the weights file in it")
     try:
         with path.open("rb") as file:
@@ -92,7 +93,10 @@ def read_foreign(path: str | Path) -> ForeignWeights:
         raise CheckpointError(f"{path} {kind}; was the download complete?")
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
-    tensors = dict(_tensors(content))
+    try:
+        tensors = dict(_tensors(content))
+    except RecursionError as error:
+        raise CheckpointError(f"{path} holds dictionaries within one another without end") from error
     if not tensors:
         raise CheckpointError(f"{path} holds no tensors; give the file with the model's weights")
     return ForeignWeights(path, digest.hexdigest(), tensors)

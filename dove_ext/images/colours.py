@@ -41,6 +41,12 @@ def stored_form(picture: Image.Image) -> str:
     return form if isinstance(form, str) else ""
 
 
+def _is_clear(picture: Image.Image) -> bool:
+    """Whether colours of a palette are transparent: a file's, or of what was made from an RGBA image."""
+    palette = picture.palette
+    return "transparency" in picture.info or (palette is not None and palette.mode.startswith("RGBA"))
+
+
 def to_rgb(picture: Image.Image, name: str, stored: str = "") -> Image.Image:
     """A loaded picture as RGB: transparency over white, deep greys scaled to 8 bits rather than clipped.
 
@@ -70,7 +76,7 @@ def to_rgb(picture: Image.Image, name: str, stored: str = "") -> Image.Image:
         raise ImageError(
             f"{name} holds floats, whose range is not known; pass an array of floats in [0, 1] instead"
         )
-    elif mode in ("LA", "La", "PA", "RGBA", "RGBa") or (mode == "P" and "transparency" in picture.info):
+    elif mode in ("LA", "La", "PA", "RGBA", "RGBa") or (mode == "P" and _is_clear(picture)):
         layer = picture.convert("LA" if mode == "La" else "RGBA").convert("RGBA")
         white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
         rgb = Image.alpha_composite(white, layer).convert("RGB")

@@ -36,6 +36,11 @@ _SUFFIXES = tuple(IMAGE_SUFFIXES)
 _REMEDY = "give image folders, tar shards or pictures"
 
 
+def _absolute(path: Path) -> str:
+    """What a path is known by: without "..", links as they are named."""
+    return os.path.abspath(path)  # noqa: PTH100 (which keeps "..")
+
+
 class Found(NamedTuple):
     """One picture.
 
@@ -96,7 +101,7 @@ class Search:
         # Absolute paths. Of pictures only those given by name: a set of all would outgrow the index.
         self._folders: dict[str, bool] = {}  # and whether there were pictures in that walk
         self._files: set[str] = set()
-        self._given = {str(path.absolute()) for path in paths}
+        self._given = {_absolute(path) for path in paths}
 
     def __iter__(self) -> Iterator[Found]:
         for root, path in enumerate(self._paths):
@@ -142,10 +147,10 @@ class Search:
                     if level is not None:
                         levels.append(level)
                         break
-                    pictures += self._folders.get(str((folder / name).absolute()), False)
+                    pictures += self._folders.get(_absolute(folder / name), False)
                 elif is_picture(name):
                     pictures += 1
-                    if not self._files or str((folder / name).absolute()) not in self._files:
+                    if not self._files or _absolute(folder / name) not in self._files:
                         yield Found(root, str(folder), inside, name)
                 elif name.lower().endswith(".tar"):
                     shards.append((folder / name, f"{inside}{name}/"))
@@ -163,7 +168,7 @@ class Search:
             (shards if pictures else [], ".tar file"),
             (tables if beside else [], ".parquet file"),
         ):
-            count = sum(str(path.absolute()) not in self._given for path, _ in others)
+            count = sum(_absolute(path) not in self._given for path, _ in others)
             self._leave_out(count, kind, top, f"it has {beside}; name shards that are to be read")
         if not pictures:
             for shard, inside in shards or tables:
@@ -183,7 +188,7 @@ class Search:
             identity = (status.st_dev, status.st_ino)
             if any(level.identity == identity for level in above):
                 return None
-            absolute = str(folder.absolute())
+            absolute = _absolute(folder)
             if absolute in self._folders:
                 return None
             with os.scandir(folder) as entries:
@@ -222,11 +227,11 @@ class Search:
 
     def _is_new(self, path: Path) -> bool:
         """Whether a file was not taken yet, by its own name or with its folder."""
-        absolute = path.absolute()
-        known = str(absolute) in self._files
+        absolute = _absolute(path)
+        known = absolute in self._files
         if is_picture(path.name):
-            known = known or str(absolute.parent) in self._folders
-        self._files.add(str(absolute))
+            known = known or str(Path(absolute).parent) in self._folders
+        self._files.add(absolute)
         return not known
 
     def _leave_out(self, count: int, kind: str, folder: Path, why: str) -> None:

@@ -124,7 +124,7 @@ class _Cursor:
         return self._batch.column(0)[row - self._first].as_py()
 
 
-_cursors: dict[tuple[int, str, str], _Cursor] = {}  # of this process, the newest last
+_cursors: dict[tuple[Any, ...], _Cursor] = {}  # of this process, the newest last
 _MOST_CURSORS = 4
 _lock = threading.Lock()
 
@@ -135,8 +135,9 @@ def read_cell(table: Path, row: int, column: str) -> Any:
     Raises:
         ImageError: as `list_rows`.
     """
-    place = (os.getpid(), str(table), column)
     with _lock, _speaking(table):
+        file = table.stat()  # another file may lie there by now
+        place = (os.getpid(), file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns, column)
         cursor = _cursors.pop(place, None) or _Cursor(table, column)
         value = cursor.value(row)
         _cursors[place] = cursor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
@@ -49,9 +50,10 @@ def find_model(name_or_path: str | Path, revision: str | None = None) -> Path:
         check_shipped(name, folder)
         return folder
     path = Path(name_or_path)
-    if path.is_dir():
+    # os.path's, which say no where pathlib's raise: of folders that may not be entered, and names too long.
+    if os.path.isdir(path):  # noqa: PTH112
         return path
-    if path.exists():
+    if os.path.exists(path):  # noqa: PTH110
         raise CheckpointError(f"{name} is a file; give the model's folder, with {CONFIG} and {WEIGHTS} in it")
     if name in PRESETS:
         check_shipped(name, _place(name))  # whose weights are gone
@@ -97,12 +99,14 @@ def load_config(folder: Path, kind: type[Config]) -> Config:
         CheckpointError: if it is missing, damaged or of another kind.
     """
     path = folder / CONFIG
-    if not path.is_file():
+    if not os.path.isfile(path):  # noqa: PTH113
         raise CheckpointError(f"{folder} holds no {CONFIG}; it is not a dove model's folder")
     try:
         return kind.from_json(path.read_text(encoding="utf-8"), str(path))
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{path} is not text; the model folder is damaged") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}; check its permissions") from error
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -111,7 +115,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: if it is missing, truncated or not safetensors.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):  # noqa: PTH113
         raise CheckpointError(f"{path} is missing; the model folder is incomplete")
     try:
         return load_file(path)

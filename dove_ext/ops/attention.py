@@ -33,7 +33,8 @@ def attention(
     p = Nk - Nq + i, so a block of new queries against a longer key/value cache needs no further argument. It
     sees key j if j <= p or j < prefix. Where all queries of a sequence see every key and are more than these
     (prefix >= Nk, Nq > Nk), query i stands at position i: the keys are those of the first positions. A query
-    that sees no key gives zeros. Softmax and sums are float32; the score matrix is never stored.
+    that sees no key gives zeros. Softmax and sums are float32; the score matrix is never stored. Scores
+    of more than some 1e9, scale included, may give NaN.
 
     Args:
         q: [B, Nq, H, D], or packed [Tq, H, D]; float32 or bfloat16, on CUDA float16 too. Any strides:
@@ -233,6 +234,7 @@ def _fake(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     q, k, v, *tensors, prefix, scale = inputs
+    ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(q, k, v, *output, *tensors)
     ctx.prefix, ctx.scale = prefix, scale
 

@@ -215,10 +215,19 @@ def _plain(
     return _empty(x, weight.shape[0]).copy_(out)
 
 
+def _no_gradient(*_: object) -> None:
+    raise RuntimeError(
+        "conv3x3: the compiled kernel is for inference, it has no gradient; use F.conv2d for training, or "
+        "call dove_ext.set_backend('torch') before the forward pass"
+    )
+
+
 register(
     "conv3x3(Tensor x, Tensor weight, Tensor? packed, Tensor bias, Tensor? norm_weight, Tensor? norm_bias, "
     "int groups, float eps, bool silu, Tensor? residual) -> Tensor",
     cpu=_cpu,
     fake=_fake,
     reference=_plain,
+    setup_context=lambda ctx, inputs, output: None,
+    backward=_no_gradient,
 )

@@ -91,10 +91,12 @@ def _empty_like(x: Tensor) -> Tensor:
 def _pixel_rows(x: Tensor) -> tuple[Tensor, int, int]:
     """`x` itself or a channels-last copy, with the strides between images and between neighbouring pixels."""
     rows = x.permute(0, *range(2, x.dim()), 1)
-    collapses = x.dim() == 3 or x.shape[2] == 1 or rows.stride(1) == rows.shape[2] * rows.stride(2)
+    # A stride along one element says nothing: it may be any number, also of what calls itself contiguous.
+    column = x.dim() == 4 and x.shape[3] == 1
+    collapses = x.dim() == 3 or 1 in x.shape[2:] or rows.stride(1) == rows.shape[2] * rows.stride(2)
     if not collapses or (x.shape[1] > 1 and rows.stride(-1) != 1):
         rows = rows.contiguous()
-    return rows, rows.stride(0), rows.stride(-2)
+    return rows, rows.stride(0), rows.stride(-3 if column else -2)
 
 
 def _parameters(

@@ -129,6 +129,11 @@ def _dense(x: Tensor) -> Tensor:
 
 def _pack(device: str, padded: Tensor, cu_seqlens: Tensor, total: int) -> Tensor:
     cu_seqlens = _check_cu_seqlens("pack", device, cu_seqlens, total)
+    if padded.dim() != 3 or cu_seqlens.numel() != padded.shape[0] + 1:
+        raise RuntimeError(
+            f"dove::pack: padded must be [B, L, D] with cu_seqlens [B + 1], got {list(padded.shape)} and "
+            f"{list(cu_seqlens.shape)}"
+        )
     padded = _dense(padded)
     return _move(
         f"{device}_pack", padded, padded.new_empty(total, padded.shape[2]), padded, cu_seqlens, total

@@ -18,7 +18,6 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -114,8 +113,9 @@ def open_file(path: str | os.PathLike[str]) -> Iterator[Any]:
         TokensError: if it is missing, unreadable or damaged.
     """
     name = repr(str(path))
-    if not Path(path).is_file():
-        kind = "is not a file" if Path(path).exists() else "does not exist"
+    # os.path's, which say no where pathlib's raise: of folders that may not be entered, and names too long.
+    if not os.path.isfile(path):  # noqa: PTH113
+        kind = "is not a file" if os.path.exists(path) else "does not exist"  # noqa: PTH110
         raise TokensError(f"{name} {kind}; give a file written by DoveTokens.save or `dove encode`")
     try:
         with safe_open(path, framework="pt") as file:

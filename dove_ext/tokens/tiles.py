@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from dove_ext.errors import TokensError
@@ -145,8 +146,14 @@ class Tiles:
         """
         if not -len(self.pictures) <= picture < len(self.pictures):
             raise IndexError(f"there is no picture {picture} among {len(self.pictures)}")
-        wanted = picture % len(self.pictures)
-        return [row for row, place in enumerate(self.places) if place.picture == wanted]
+        return list(self._rows[picture])
+
+    @cached_property
+    def _rows(self) -> list[list[int]]:
+        rows: list[list[int]] = [[] for _ in self.pictures]
+        for row, place in enumerate(self.places):
+            rows[place.picture].append(row)
+        return rows
 
     def sums(self, lengths: Sequence[int]) -> list[int]:
         """Of each picture the sum over its tiles of what each image of the tokens has."""

@@ -32,6 +32,8 @@ def _make(
             larger = torch.full((batch, height + 2, width + 3, count + 5), float("nan"), dtype=dtype)
             larger[:, 1:-1, 2:-1, 3 : 3 + count] = values.permute(0, 2, 3, 1)
             return larger.permute(0, 3, 1, 2)[:, 3 : 3 + count, 1:-1, 2:-1]
+        if layout == "column":  # of width 1, whose stride then means nothing
+            return values.as_strided(values.shape, (*values.stride()[:3], 1))
         return values
 
     def vector(count: int, around: float) -> torch.Tensor:
@@ -67,6 +69,7 @@ _ROWS: dict[str, Inputs] = {
     "large_mean": {"shape": (1, 64, 20, 20), "offset": 300.0},
     "contiguous": {"shape": (2, 64, 6, 5), "layout": "contiguous"},
     "slice": {"shape": (2, 64, 6, 5), "layout": "slice"},
+    "column": {"shape": (2, 64, 9, 1), "layout": "column"},
 }
 
 # Winograd's sums err about five times what direct float32 sums of the same values do, which are of size one.

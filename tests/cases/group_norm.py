@@ -34,6 +34,8 @@ def _make(
             wide = torch.full((shape[0], *shape[2:], channels + 5), float("nan"), dtype=dtype)
             wide[..., 3 : 3 + channels] = values.permute(0, *range(2, len(shape)), 1)
             return wide.permute(0, -1, *range(1, len(shape) - 1))[:, 3 : 3 + channels]
+        if layout == "column":  # of width 1, whose stride then means nothing
+            return values.as_strided(values.shape, (*values.stride()[:3], 1))
         return values
 
     inputs: Inputs = {
@@ -68,6 +70,7 @@ _ROWS: dict[str, Inputs] = {
     "huge_mean": {"shape": (1, 64, 64, 64), "groups": 32, "offset": -30000.0, "silu": False},
     "contiguous": {"shape": (2, 64, 6, 5), "groups": 32, "layout": "contiguous"},
     "slice": {"shape": (2, 40, 6, 5), "groups": 8, "layout": "slice"},
+    "column": {"shape": (2, 64, 9, 1), "groups": 32, "layout": "column"},
     "large_eps": {"shape": (2, 64, 6, 5), "groups": 32, "eps": 0.5},
 }
 _RESIDUAL = (
@@ -81,6 +84,7 @@ _RESIDUAL = (
     "large_mean",
     "contiguous",
     "slice",
+    "column",
 )
 # Row: the deviation of the bias. A large one makes the channels of a group differ more than their pixels do.
 _X_BIAS = {

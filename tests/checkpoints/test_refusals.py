@@ -177,3 +177,11 @@ def test_unknown_files_are_described_and_never_guessed(base: Path, tmp_path: Pat
 def test_nested_dictionaries_are_joined(tmp_path: Path) -> None:
     torch.save({"ema": {"encoder": {"w": torch.zeros(2)}}, "step": 4}, tmp_path / "alit.pt")
     assert list(read_foreign(tmp_path / "alit.pt").tensors) == ["ema.encoder.w"]
+
+
+def test_a_dictionary_that_holds_itself_is_refused(base: Path, tmp_path: Path) -> None:
+    content: dict[str, Any] = {"weight": torch.zeros(2)}
+    content["self"] = content
+    torch.save(content, tmp_path / "circle.pt")
+    words = "circle.pt holds dictionaries within one another without end"
+    assert words in refusal(vqgan=tmp_path / "circle.pt", base=base)

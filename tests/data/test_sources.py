@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import tarfile
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from dove_data import DataError, TokenDataset, tokenize, verify
 from dove_data.plan import shard_path
@@ -89,6 +91,26 @@ def test_columns_that_do_not_fit(
     with pytest.raises((ImageError, DataError), match=message):
         tokenize([source], tmp_path / "t", settings_of(model, **options), workers=1)
     assert not (tmp_path / "t").exists()
+
+
+def test_a_parquet_file_that_was_rewritten_is_read_anew(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    path = tmp_path / "a.parquet"
+
+    def write(shade: int) -> None:
+        stream = io.BytesIO()
+        Image.new("RGB", (8, 8), (shade,) * 3).save(stream, "png")
+        parquet.write_table(pyarrow.table({"image": [stream.getvalue()] * 3}), path)
+
+    for shade in (10, 200):
+        write(shade)
+        assert int(ImageIndex([path]).read(1).max()) == shade
+    index = ImageIndex([path])
+    path.unlink()
+    with pytest.raises(ImageError, match=r"a.parquet' cannot be read: No such file"):
+        index.read(0)
 
 
 def test_damaged_parquet_is_named(model: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from dove_ext import CheckpointError, DoveModel
 from dove_ext.atomic import atomic_write, check_writable_file, make_writable_folder
 from dove_ext.errors import ImageError, OutputError, TokensError
 from dove_ext.images import prepare_images, read_image, save_image, to_pil
@@ -406,3 +407,14 @@ def test_written_file_has_the_usual_mode_and_follows_links(tmp_path: Path) -> No
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "target").read_text() == "new"
     assert (tmp_path / "target").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_links_in_a_circle_and_names_that_are_too_long(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(OutputError, match=r"cannot write '.*loop'"), atomic_write(tmp_path / "loop"):
+        pass
+    long = "x" * 300
+    with pytest.raises(TokensError, match="does not exist"):
+        DoveTokens.load(tmp_path / long)
+    with pytest.raises(CheckpointError, match="there is no model at"):
+        DoveModel.from_pretrained(tmp_path / long)

@@ -232,3 +232,11 @@ def test_other_jpeg_2000(mode: str) -> None:
     stream = io.BytesIO()
     picture.save(stream, "JPEG2000", irreversible=False)
     assert read(stream.getvalue())[:, 0].tolist() == [[0, 100, 200, 255]] * 3
+
+
+def test_a_palette_with_alpha_lies_over_white() -> None:
+    clear = Image.new("RGBA", (8, 8), (200, 0, 0, 0))
+    clear.paste((0, 0, 255, 255), (0, 0, 4, 8))
+    made = clear.quantize(4)
+    assert made.mode == "P" and made.palette is not None and made.palette.mode == "RGBA" and not made.info
+    assert torch.equal(pil_to_tensor(made), pil_to_tensor(clear))

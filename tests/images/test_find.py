@@ -71,6 +71,7 @@ def test_what_is_named_twice_is_taken_once(tmp_path: Path) -> None:
     assert short_names(a / "b", tmp_path / "a", tmp_path) == ["b/2.png", "a/1.png"], "the last adds nothing"
     shard = pack(tmp_path / "s.tar", "3.png")
     assert len(ImageIndex([shard, shard])) == 1
+    assert len(ImageIndex([a, a / "b" / ".." / ".." / "a", a / "b" / ".." / "1.png"])) == 2
 
 
 def test_what_else_is_left_out_is_counted(tmp_path: Path) -> None:

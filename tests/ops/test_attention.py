@@ -194,6 +194,12 @@ def test_all_slots_against_packed_keys_equal_the_padded_form(dtype: torch.dtype)
         assert torch.equal(ours, theirs)
 
 
+def test_the_sums_of_the_softmax_have_no_gradient() -> None:
+    q, k, v = (torch.randn(1, 4, 1, 16).requires_grad_() for _ in range(3))
+    out, lse = torch.ops.dove.attention(q, k, v, None, None, None, None, 0, 1.0)
+    assert out.requires_grad and not lse.requires_grad
+
+
 def test_a_small_workspace_is_refused() -> None:
     args = _C.AttentionArgs()
     args.batch, args.heads, args.head_dim, args.len_q, args.len_k = 1, 1, 64, 8, 8

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
-from dove_ext import _C
+from dove_ext import _C, ops
 
 HUGE = 1 << 62
 
@@ -36,3 +37,14 @@ def test_shapes_that_group_norm_has_no_workspace_for(fields: dict[str, int]) -> 
 def test_sizes_that_no_memory_has(op: str, args: Any, fields: dict[str, Any]) -> None:
     with pytest.raises(RuntimeError, match="shape"):
         getattr(_C, f"cpu_{op}")(args(**fields))
+
+
+def test_pack_takes_an_end_for_each_image() -> None:
+    """Of another number the kernel would read, or write, past what is there."""
+    rows = torch.randn(4, 4, 64)
+    ends = torch.arange(0, 17, 4, dtype=torch.int32)
+    for padded, cu_seqlens in ((rows, ends[:2]), (rows[:2], ends), (rows[None], ends[:2])):
+        with pytest.raises(
+            RuntimeError, match=r"pack: padded must be \[B, L, D\] with cu_seqlens \[B \+ 1\]"
+        ):
+            ops.pack(padded, cu_seqlens)

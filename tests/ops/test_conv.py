@@ -91,6 +91,14 @@ def test_foreign_packed_weights_are_refused(change: Any) -> None:
         ops.conv3x3(**given, packed=change(ops.pack_conv3x3(given["weight"])))
 
 
+def test_a_gradient_is_refused() -> None:
+    given = inputs()
+    given["weight"].requires_grad_()
+    out = ops.conv3x3(**given)
+    with pytest.raises(RuntimeError, match="conv3x3: the compiled kernel is for inference, it has no"):
+        out.sum().backward()
+
+
 def test_residual_of_another_dtype_is_refused() -> None:
     with pytest.raises(TypeError, match=r"residual must be torch\.float32"):
         ops.conv3x3(**inputs() | {"residual": inputs()["residual"].bfloat16()})
