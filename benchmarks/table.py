@@ -87,13 +87,12 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments).records
     paths = given or sorted(RESULTS.glob("*-cpu.json"))
     try:
-        records = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+        records = [(path, json.loads(path.read_text(encoding="utf-8"))) for path in paths]
     except (OSError, ValueError) as error:
         parser.error(f"{error}; name JSON records that a benchmark wrote with --json")
     if not given:  # soak and train_kills time nothing
-        timed = [(p, r) for p, r in zip(paths, records, strict=True) if "time_us" in r["rows"][0]]
-        paths, records = [p for p, _ in timed], [r for _, r in timed]
-    for path, record in zip(paths, records, strict=True):
+        records = [(path, record) for path, record in records if "time_us" in record["rows"][0]]
+    for path, record in records:
         try:
             print(f"### {record['benchmark']}\n\n{section(record)}")
         except (KeyError, TypeError):

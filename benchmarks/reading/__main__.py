@@ -26,7 +26,7 @@ from dove_ext.memory import keep_freed_memory, let_idle_threads_sleep
 from ..record import machine
 from . import report
 from .run import evaluate, label
-from .trials import RECIPE, SYSTEMS, identity, run_of, settings_of, slug, tokens_of
+from .trials import RECIPE, SYSTEMS, identity, run_of, settings_of, slug, source_of
 
 
 def main() -> int:
@@ -83,8 +83,8 @@ def one(args: argparse.Namespace, out: Path, name: str, seed: int, rows: Sequenc
         n: out / "results" / f"{slug(name)}-{slug(str(label(n)))}-{seed}.json" for n in SYSTEMS[name].tested
     }
     settings = settings_of(args, seed, SYSTEMS[name])
-    tokens = tokens_of(args, SYSTEMS[name].tokens, settings) if SYSTEMS[name].tokens else None
-    of = identity(args, settings, tokens)
+    source = source_of(args, SYSTEMS[name].tokens, settings.fit)
+    of = identity(args, settings, source)
     for place in places.values():
         if place.exists() and json.loads(place.read_text(encoding="utf-8")).get("of") != of:
             raise DoveError(
@@ -93,7 +93,7 @@ def one(args: argparse.Namespace, out: Path, name: str, seed: int, rows: Sequenc
             )
     if all(place.exists() for place in places.values()):
         return
-    with run_of(args, name, seed) as run:
+    with run_of(args, name, settings, source) as run:
         facts = {"system": name, "seed": seed, "steps": run.settings.steps, "of": of, "machine": machine()}
         facts["parameters"] = sum(p.numel() for p in run.model.parameters())
         run.fit()

@@ -31,7 +31,7 @@ from ..record import Record, arguments
 from . import systems, trials
 from .run import ReadingRun
 from .store import AtLeast, Count
-from .trials import RECIPE, SYSTEMS, run_of, settings_of, slug
+from .trials import RECIPE, SYSTEMS, run_of, settings_of, slug, source_of
 
 OURS = "dove-tiny, own lengths"
 
@@ -119,7 +119,7 @@ def trained(args: argparse.Namespace, name: str) -> ReadingRun | None:
     folder = args.output / args.data.resolve().name / "runs" / f"{slug(name)}-0" / "checkpoints"
     if not (folder / f"step-{settings.steps:07d}.pt").exists() or (name == "vqgan" and not args.vqgan):
         return None
-    with run_of(args, name, 0) as run:
+    with run_of(args, name, settings, source_of(args, SYSTEMS[name].tokens, settings.fit)) as run:
         run.fit()
     run.model.eval()
     return run

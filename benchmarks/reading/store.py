@@ -74,19 +74,28 @@ class Store:
         return torch.from_numpy(self._tokens[start : start + n].astype(np.float32))
 
 
+def opened(folder: Path, made_of: str) -> Store:
+    """A store that is there.
+
+    Raises:
+        DoveError: if it was made of something else than `made_of`.
+    """
+    kept = Store(folder)
+    if kept.made_of != made_of:
+        raise DoveError(
+            f"the tokens in {str(folder)!r} are another encoder's, or of other pictures; give another -o"
+        )
+    return kept
+
+
 def write(folder: Path, made: Made, made_of: str = "") -> Store:
     """Write tokens as float16; a folder that is there is kept.
 
     Raises:
-        DoveError: if it was made of something else than `made_of`, a digest of encoder and pictures.
+        DoveError: as `opened`; `made_of` is a digest of encoder and pictures.
     """
     if folder.exists():
-        kept = Store(folder)
-        if kept.made_of != made_of:
-            raise DoveError(
-                f"the tokens in {str(folder)!r} are another encoder's, or of other pictures; give another -o"
-            )
-        return kept
+        return opened(folder, made_of)
     new = folder.with_name(folder.name + ".new")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)

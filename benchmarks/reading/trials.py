@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from dove_ext.models.dove import DoveModel
+from dove_ext.models.pretrained import weights_digest
 from dove_ext.models.vqgan import VQGAN
 from dove_instruct.settings import Settings, make_settings
-from dove_instruct.token_cache import weights_digest
 from dove_train.distributed import join
 from dove_train.settings import read_recipe
 
@@ -70,20 +70,42 @@ def settings_of(args: argparse.Namespace, seed: int, system: System) -> Settings
     return make_settings(values, str(args.recipe))
 
 
-def tokens_of(args: argparse.Namespace, what: str, settings: Settings) -> store.Store:
-    """The store of a kind of tokens, made if it is not there."""
-    folder = args.output / args.data.resolve().name / "tokens" / what
-    root, fit = args.data, settings.fit
+@dataclass(frozen=True)
+class Source:
+    """What tokens are made of.
+
+    Attributes:
+        encoder: None: patches.
+        digest: of its weights, the questions, and how pictures become square.
+    """
+
+    encoder: DoveModel | VQGAN | None
+    digest: str
+
+
+def source_of(args: argparse.Namespace, what: str, fit: str) -> Source:
+    """Of a kind of tokens."""
     encoder: DoveModel | VQGAN | None = None
     if what == "vqgan":
         encoder = VQGAN.from_pretrained(args.vqgan).eval()
-    elif what != "patches":
+    elif what in ("dove", "q"):
         encoder = DoveModel.from_pretrained("dove-tiny-q" if what == "q" else "dove-tiny").eval()
-    weights = {} if encoder is None else encoder.state_dict()
-    about = "" if encoder is None else encoder.config.to_json()
-    made_of = weights_digest(weights.items(), f"{about} {fit} {data_digest(root)}").hex()
-    if not folder.exists():
-        print(f"{folder}: tokens of all pictures", flush=True)
+    about = [what, fit, data_digest(args.data)]
+    if encoder is not None:
+        about += [encoder.config.to_json(), weights_digest(encoder.state_dict())]
+    return Source(encoder, blake2b(repr(about).encode(), digest_size=16).hexdigest())
+
+
+def tokens_of(args: argparse.Namespace, what: str, fit: str, source: Source) -> store.Store:
+    """The store of a kind of tokens, made if it is not there."""
+    folder, root, encoder = (
+        args.output / args.data.resolve().name / "tokens" / what,
+        args.data,
+        source.encoder,
+    )
+    if folder.exists():
+        return store.opened(folder, source.digest)
+    print(f"{folder}: tokens of all pictures", flush=True)
     asked = [
         (row["image"], turn["value"].replace("<image>\n", ""))
         for row in json.loads((root / "train.json").read_text(encoding="utf-8"))
@@ -101,7 +123,7 @@ def tokens_of(args: argparse.Namespace, what: str, settings: Settings) -> store.
         made = systems.asked(encoder, root, asked, fit)
     else:
         made = systems.dove(encoder, root, names, fit)
-    return store.write(folder, made, made_of)
+    return store.write(folder, made, source.digest)
 
 
 def data_digest(root: Path) -> str:
@@ -110,12 +132,11 @@ def data_digest(root: Path) -> str:
     return blake2b(b"\0".join(texts), digest_size=16).hexdigest()
 
 
-def identity(args: argparse.Namespace, settings: Settings, tokens: store.Store | None) -> str:
+def identity(args: argparse.Namespace, settings: Settings, source: Source) -> str:
     """Of all that decides a result but its system, seed and number of tokens, which its file's name tells."""
     places = ("data", "images", "tokenizer", "cache", "encoder")  # what is read there is in the digests
     values = {name: value for name, value in asdict(settings).items() if name not in (*places, "seed")}
-    made_of = None if tokens is None else tokens.made_of
-    about = repr((sorted(values.items()), args.limit, data_digest(args.data), made_of))
+    about = repr((sorted(values.items()), args.limit, source.digest))
     return blake2b(about.encode(), digest_size=16).hexdigest()
 
 
@@ -125,17 +146,16 @@ def slug(name: str) -> str:
 
 
 @contextmanager
-def run_of(args: argparse.Namespace, name: str, seed: int) -> Iterator[ReadingRun]:
+def run_of(args: argparse.Namespace, name: str, settings: Settings, source: Source) -> Iterator[ReadingRun]:
     """The training of a system, which goes on where it stopped."""
     system = SYSTEMS[name]
-    settings = settings_of(args, seed, system)
     with join("cpu", "ddp") as world:
         yield ReadingRun(
             settings,
-            args.output / args.data.resolve().name / "runs" / f"{slug(name)}-{seed}",
+            args.output / args.data.resolve().name / "runs" / f"{slug(name)}-{settings.seed}",
             world,
             root=args.data,
-            store=tokens_of(args, system.tokens, settings) if system.tokens else None,
+            store=tokens_of(args, system.tokens, settings.fit, source) if system.tokens else None,
             counts=system.trained,
             asked=system.tokens == "q",
         )

@@ -83,16 +83,17 @@ class Bar:
     at_least: bool = True
 
 
+def _encoders(f: Figures, tokens: int, peer: str, way: str | None) -> tuple[Any, Any]:
+    """A peer's row and ours, of encodes that took turns."""
+    return f.find(peer, way, group=TOGETHER), f.find(f"dove-base-{tokens}", None, group=TOGETHER)
+
+
 def _faster(tokens: int, peer: str, way: str | None) -> Callable[[Figures], Spread | None]:
-    return lambda f: f.ratio(
-        f.find(peer, way, group=TOGETHER), f.find(f"dove-base-{tokens}", None, group=TOGETHER)
-    )
+    return lambda f: f.ratio(*_encoders(f, tokens, peer, way))
 
 
 def _time_of(tokens: int, peer: str) -> Callable[[Figures], Spread | None]:
-    return lambda f: f.ratio(
-        f.find(f"dove-base-{tokens}", None, group=TOGETHER), f.find(peer, None, group=TOGETHER)
-    )
+    return lambda f: f.ratio(*reversed(_encoders(f, tokens, peer, None)))
 
 
 def _generator(tokens: int, way: str) -> Callable[[Figures], Spread | None]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -387,6 +388,17 @@ def fit_weights(model: Pretrained, weights: dict[str, Tensor], source: str) -> N
     if foreign:
         raise CheckpointError(f"{source} holds {foreign[0]!r}, which this model has no place for")
     model.check_weights(weights, source)
+
+
+def weights_digest(weights: Mapping[str, Tensor]) -> str:
+    """Identifies named weights (hexadecimal SHA-256 over names, dtypes, shapes and bytes)."""
+    hasher = sha256()
+    for name, tensor in weights.items():
+        hasher.update(f"{name}{tensor.dtype}{list(tensor.shape)}".encode())
+        flat = tensor.detach().cpu().contiguous().flatten()
+        if flat.numel():
+            hasher.update(flat.view(torch.uint8).numpy().data)
+    return hasher.hexdigest()
 
 
 def require_indices(name: str, weights: dict[str, Tensor], count: int, source: str) -> Tensor:

@@ -42,9 +42,7 @@ class MappedTokens:
                 raise TokensError(f"{self._name} is not valid: it has {len(count)} {what} for {rows} images")
         self._rows = [[row] for row in range(rows)]
         if tiles is not None:
-            self._rows = [[] for _ in tiles.pictures]
-            for row, place in enumerate(tiles.places):
-                self._rows[place.picture].append(row)
+            self._rows = [tiles.rows(picture) for picture in range(len(tiles.pictures))]
         self.names: tuple[str, ...] | None = names
         if tiles is not None and names is not None:
             self.names = tuple(names[rows[0]] for rows in self._rows)

@@ -135,14 +135,13 @@ def begin(folder: Path, plan: dict[str, Any]) -> None:
     """
     if (folder / PLAN).exists():
         differences = _differences(read_plan(folder), plan)
-        made = [path.name for path in folder.iterdir() if path.name != PLAN and path.name[0] != "."]
-        if differences and made:
+        if not differences:
+            return
+        if any(path.name != PLAN and path.name[0] != "." for path in folder.iterdir()):
             raise DataError(
                 f"{str(folder)!r} was begun otherwise: {'; '.join(differences)}; ask for what it was begun "
                 "with, or choose another folder"
             )
-        if not differences:
-            return
     with atomic_write(folder / PLAN) as temporary:
         temporary.write_text(json.dumps(plan, indent=2), encoding="utf-8")
 

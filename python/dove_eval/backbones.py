@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dove_eval.rows import weights_digest
 from dove_eval.settings import DISTANCES
 from dove_eval.shift_tolerant import st_lpips
 from dove_ext.errors import CheckpointError
 from dove_ext.metrics import perceptual_distance
 from dove_ext.metrics.distance import FeatureDistance
 from dove_ext.metrics.mobilenet import MobileNetDistance
+from dove_ext.models.pretrained import weights_digest
 
 SHIFT_TOLERANT = {"st-lpips": "alex", "st-lpips-vgg": "vgg"}
 
@@ -98,7 +98,7 @@ def load(
     network = mobilenet if network is None else network
     distance = None
     if network is not None:
-        distance = Distance(DISTANCES[name or "mobilenet"], network, weights_digest(network))
+        distance = Distance(DISTANCES[name or "mobilenet"], network, weights_digest(network.state_dict()))
     if inception_file is not None:
         return distance, inception(inception_file)
     if mobilenet is None:
@@ -106,7 +106,7 @@ def load(
     features = Features(
         "Frechet distance (MobileNetV2)",
         mobilenet.features,
-        weights_digest(mobilenet),
+        weights_digest(mobilenet.state_dict()),
         "not FID: the 1280 features of torchvision's ImageNet MobileNetV2 after its last average pooling",
     )
     return distance, features

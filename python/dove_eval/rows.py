@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import PIL
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dove_eval.datasets import ImageSet
 from dove_eval.sources import DatasetError
@@ -33,17 +33,6 @@ Values = Mapping[str, Tensor]  # column -> [B] or [B, W]
 SAVE_SECONDS = 10.0  # the work that a killed process loses at most, besides its batch
 STATE = "state.json"
 FORMAT = 1  # raised when a change makes the same settings give other numbers
-
-
-def weights_digest(model: nn.Module) -> str:
-    """Identifies a model's weights (hexadecimal sha256 over names, shapes and bytes)."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name}{tensor.dtype}{list(tensor.shape)}".encode())
-        flat = tensor.detach().cpu().contiguous().flatten()
-        if flat.numel():
-            digest.update(flat.view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 class Rows:

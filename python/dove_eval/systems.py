@@ -18,10 +18,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dove_eval.rows import weights_digest
 from dove_ext.images.files import pil_to_tensor, to_pil
 from dove_ext.metrics import OWN, at_lengths, own_lengths
 from dove_ext.models.dove import DoveModel
+from dove_ext.models.pretrained import weights_digest
 from dove_ext.models.vqgan import VQGAN, Stream
 
 BYTES_PER_VALUE = 2  # a token is kept as float16: D values of two bytes
@@ -70,7 +70,7 @@ class Dove:
         self.name = model.config.name
         asked = "" if query is None else str(query.tolist())
         self.identity = [
-            weights_digest(model),
+            weights_digest(model.state_dict()),
             asked,
             str(model.dtype),
             model.device.type,
@@ -156,7 +156,11 @@ class Vqgan:
 
     def __init__(self, vqgan: VQGAN, image_size: int, name: str, key: str = "vqgan") -> None:
         self.vqgan, self.key, self.name = vqgan.eval(), key, name
-        self.identity = [weights_digest(vqgan), next(vqgan.parameters()).device.type, vqgan.config.to_json()]
+        self.identity = [
+            weights_digest(vqgan.state_dict()),
+            next(vqgan.parameters()).device.type,
+            vqgan.config.to_json(),
+        ]
         self.positions = (image_size // vqgan.config.downsampling) ** 2
 
     @property

@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from dove_ext.atomic import make_writable_folder
 from dove_ext.errors import DoveError
 from dove_ext.images.tiles import tile_limits
+from dove_ext.models.pretrained import weights_digest
 from dove_ext.tokens import DoveTokens
 from dove_ext.tokens.lengths import LengthRule
 from dove_instruct.build import build, set_trained
 from dove_instruct.conversations import Conversation, fingerprint, read_conversations
 from dove_instruct.rows import Rows
 from dove_instruct.settings import FREE, Settings
-from dove_instruct.token_cache import TokenCache, weights_digest
+from dove_instruct.token_cache import TokenCache
 from dove_train.checkpoints import clear_away, newest_checkpoint, require_same_run, write_checkpoint
 from dove_train.data import SkippedImages
 from dove_train.distributed import World, whole
@@ -70,8 +71,9 @@ class Run:
         self.names = [name for name, p in self.model.named_parameters() if p.requires_grad]
         _check_rows(settings, self.model)
         # Which are in no checkpoint: a run that goes on needs the same.
-        fixed = [(name, x) for name, x in self.model.state_dict().items() if name not in set(self.names)]
-        self.untrained = weights_digest(fixed).hex()
+        trained = set(self.names)
+        weights = self.model.state_dict().items()
+        self.untrained = weights_digest({name: x for name, x in weights if name not in trained})
         self.model.to(world.device)
         self.encoder = self.model.vision_tower.dove
         if world.sharded:  # an encoder in shards could not run alone

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from dove_ext.errors import ImageError, TokensError
 from dove_ext.models.dove import DoveModel
+from dove_ext.models.pretrained import weights_digest
 from dove_ext.tokens import DoveTokens
 from dove_train.settings import TrainingError
-
-
-def weights_digest(weights: Iterable[tuple[str, Tensor]], about: str = "") -> bytes:
-    """Of named weights, to the bit, and of what else is told."""
-    digest = blake2b(about.encode("utf-8", "surrogatepass"), digest_size=16)
-    for name, tensor in sorted(weights, key=lambda item: item[0]):
-        digest.update(name.encode())
-        values = tensor.detach().cpu().reshape(-1).contiguous()
-        digest.update(values.view(torch.uint8).numpy())
-    return digest.digest()
 
 
 class TokenCache:
@@ -44,8 +34,9 @@ class TokenCache:
     def _encoder(self) -> bytes:
         dove = self.dove
         file = "" if dove.tokenizer is None else dove.tokenizer.file
-        about = repr((sorted(self.options.items()), self.dtype, dove.config.to_json(), file))
-        return weights_digest(dove.state_dict().items(), about)
+        weights = weights_digest(dove.state_dict())
+        about = repr((sorted(self.options.items()), self.dtype, dove.config.to_json(), file, weights))
+        return blake2b(about.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
     def path(self, image: Path, query: str | None) -> Path:
         """Where the tokens of an image lie.

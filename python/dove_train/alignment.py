@@ -14,12 +14,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dove_train.distributed import whole
+from dove_train.length_sampling import sample_numbers
 from dove_train.teachers import Teacher
 
 STATISTICS_IMAGES = 256  # enough for a mean and a deviation of each feature
@@ -167,12 +167,8 @@ class TokenReader(nn.Module):
 
 
 def draw_views(seed: int, first: int, count: int) -> Tensor:
-    """Five numbers in [0, 1) for each of the samples `first`, `first` + 1, ... of a run: float64 [count, 5].
-
-    They depend on the seed and a sample's place in the run alone, as its length does.
-    """
-    rows = [np.random.default_rng((seed, 5, first + row)).random(5) for row in range(count)]
-    return torch.from_numpy(np.stack(rows))
+    """Five `sample_numbers` for each of the samples `first`, ... of a run: float64 [count, 5]."""
+    return torch.from_numpy(sample_numbers(seed, 5, first, count, 5))
 
 
 def _scale(image: Tensor, side: int) -> Tensor:

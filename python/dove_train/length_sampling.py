@@ -13,6 +13,16 @@ DEFAULT_TARGET = 90.0  # tokens, of 256
 THRESHOLD_RATE = 0.02  # the largest share by which a step moves the sampled rule's threshold
 
 
+def sample_numbers(seed: int, stream: int, first: int, count: int, *shape: int) -> np.ndarray:
+    """Numbers in [0, 1) for the samples `first`, `first` + 1, ... of a run: float64 [count, *shape].
+
+    They depend on the seed, the stream and a sample's place in the run alone, so they are the same for any
+    number of processes and after a resumption.
+    """
+    rows = [np.random.default_rng((seed, stream, first + row)).random(shape) for row in range(count)]
+    return np.stack(rows) if rows else np.empty((0, *shape))
+
+
 def sample_lengths(seed: int, first: int, count: int, slots: int, full_share: float) -> Tensor:
     """A length for each of the samples `first`, `first` + 1, ... of a run: int32 [count].
 
@@ -20,9 +30,7 @@ def sample_lengths(seed: int, first: int, count: int, slots: int, full_share: fl
     place in the run alone, so it is the same for any number of processes and after a resumption.
     """
     lengths = np.empty(count, dtype=np.int32)
-    for row in range(count):
-        random = np.random.default_rng((seed, 2, first + row))
-        full, uniform = random.random(2)
+    for row, (full, uniform) in enumerate(sample_numbers(seed, 2, first, count, 2)):
         lengths[row] = slots if full < full_share else min(int((slots + 1) ** uniform), slots)
     return torch.from_numpy(lengths)
 

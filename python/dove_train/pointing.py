@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,6 +23,7 @@ from dove_ext.models.backbone import Backbone, Convolution
 from dove_ext.models.query import Query
 from dove_ext.models.relevance import RelevanceMap
 from dove_ext.models.text import QueryTokenizer
+from dove_train.length_sampling import sample_numbers
 from dove_train.region_losses import Boxes, outside
 
 WEIGHTS_NAME = "efficientnet-lite2-9656183e.pth"
@@ -170,12 +170,8 @@ class ClassEvidence(nn.Module):
 
 
 def draw_classes(seed: int, first: int, count: int) -> Tensor:
-    """What `ClassEvidence` draws for the samples `first`, ... of a run: float64 [count, ASKED, 3].
-
-    Numbers in [0, 1), which depend on the seed and a sample's place in the run alone, as its length does.
-    """
-    rows = [np.random.default_rng((seed, 6, first + row)).random((ASKED, 3)) for row in range(count)]
-    return torch.from_numpy(np.stack(rows))
+    """What `ClassEvidence` draws for the samples `first`, ... of a run: float64 [count, ASKED, 3]."""
+    return torch.from_numpy(sample_numbers(seed, 6, first, count, ASKED, 3))
 
 
 class Pointed(NamedTuple):

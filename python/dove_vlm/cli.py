@@ -94,14 +94,15 @@ def run(args: Namespace) -> int:
 
 
 def _ask(args: Namespace, split: str, records: list[Record]) -> Iterator[Result]:
-    from dove_vlm.benchmarks.generate import Model, answerer, check_queries, check_questions, load
+    from dove_vlm.benchmarks.generate import Model, answerer, check_queries, load
 
     benchmark = find_benchmark(args.benchmark)
     processor, loaded = load(args.model, args.device, args.dtype)
     lengths = list(dict.fromkeys(args.num_tokens))
     # All at once: a length that is impossible shows before the work.
     models = [Model(processor, loaded, None if n == OWN else int(n)) for n in lengths]
-    check_questions(models[0], benchmark, records)
+    for record in records:  # before the work
+        models[0].check(benchmark.prompt(record))
     if args.query == QUESTION:
         check_queries(models[0], records)
     for length, model in zip(lengths, models, strict=True):

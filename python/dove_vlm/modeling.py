@@ -31,14 +31,13 @@ from dove_vlm.vision import DoveVisionModel, keep_weights
 
 def _restarts(position_ids: Tensor, kwargs: dict[str, Any]) -> bool:
     """Whether several prompts stand in a row that begins here; a GPU is waited for."""
-    begins = kwargs.get("cache") is None and kwargs.get("past_key_values") is None
-    return begins and position_ids.shape[-1] > 1 and bool((position_ids.diff() != 1).any())
+    return _cache(kwargs) is None and position_ids.shape[-1] > 1 and bool((position_ids.diff() != 1).any())
 
 
-def _known(kwargs: dict[str, Any]) -> int:
-    """How many positions a cache that is passed to `generate` holds."""
-    cache = kwargs.get("cache") if kwargs.get("cache") is not None else kwargs.get("past_key_values")
-    return 0 if cache is None else int(cache.get_seq_length())
+def _cache(kwargs: dict[str, Any]) -> Any:
+    """The cache of keys and values that is passed on, by the name of any transformers; None: none is."""
+    cache = kwargs.get("cache")
+    return kwargs.get("past_key_values") if cache is None else cache
 
 
 class DoveLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -344,7 +343,8 @@ class DoveLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             embeds = kwargs.get("inputs_embeds")
             mask = self._placeholders(input_ids if embeds is None else None, embeds)
             check_places(mask, [len(part) for part in features.pooler_output])
-            rows, known = list(features.pooler_output), _known(kwargs)
+            rows, cache = list(features.pooler_output), _cache(kwargs)
+            known = 0 if cache is None else int(cache.get_seq_length())
             if embeds is None and known:  # images of earlier turns, whose placeholders do not pass again
                 columns = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)[mask]
                 new = (columns >= known).to(rows[0].device).split([len(part) for part in rows])

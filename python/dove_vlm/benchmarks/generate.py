@@ -88,17 +88,25 @@ class Model:
         """Tokens an image on average; None before the first image."""
         return sum(self.counted) / len(self.counted) if self.counted else None
 
-    def prompt(self, text: str, images: int) -> str:
-        """A question as the model was trained to read it: in its chat template, if it has one.
+    def check(self, text: str) -> None:
+        """Refuse a question that cannot be put.
 
         Raises:
-            BenchmarkError: if the text holds the word that stands for an image.
+            BenchmarkError: if it holds the word that stands for an image.
         """
         if self.processor.image_token in text:
             raise BenchmarkError(
                 f"the question {text[:60]!r} holds {self.processor.image_token}, which stands for an image; "
                 "write it otherwise"
             )
+
+    def prompt(self, text: str, images: int) -> str:
+        """A question as the model was trained to read it: in its chat template, if it has one.
+
+        Raises:
+            BenchmarkError: as `check`.
+        """
+        self.check(text)
         if self.processor.chat_template is None:
             return f"{self.processor.image_token}\n" * images + text + "\n"
         content = [{"type": "image"}] * images + [{"type": "text", "text": text}]
@@ -161,16 +169,6 @@ class Model:
             made[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
         )
         return [text.strip() for text in said]
-
-
-def check_questions(model: Model, benchmark: Benchmark, records: Sequence[Record]) -> None:
-    """Refuse, before the work, questions that cannot be put.
-
-    Raises:
-        BenchmarkError: naming the question.
-    """
-    for record in records:
-        model.prompt(benchmark.prompt(record), 0)
 
 
 def check_queries(model: Model, records: Sequence[Record]) -> None:
